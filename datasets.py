@@ -1,0 +1,323 @@
+"""Data sets: load and check the slices of a folder; weak and strong views; loaders.
+
+A slice flows: file → float32 → ROI → percentile window → uint8 (kept in memory once) → crop → recorded
+geometry → weak / strong view → tensor. `slices` does the part up to uint8.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing albumentations asks the network for a newer version
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from slices import (
+    IMAGE_SUFFIXES, MASK_SUFFIXES, PARTS, ROI, Slice, crop_roi, cut_window, list_files, make_split, pair_files,
+    percentile_window, read_image, read_mask, split_problems,
+)
+from utils import InputError, read_json, run_command_line
+
+IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
+
+
+# --- loading --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Data:
+    """Preprocessed slices by role. `unlabelled` never holds a validation or test slice."""
+
+    train: list[Slice]
+    val: list[Slice]
+    test: list[Slice]
+    unlabelled: list[Slice]
+
+
+def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_fraction: float = 0.18,
+              fold: int = 0, labels: int = 0, seed: int = 0, roi: tuple[int, int, int, int] | None = ROI,
+              percentiles: tuple[float, float] = (1.0, 99.5), mask_foreground: str = "auto",
+              max_unlabelled: int = 0) -> Data:
+    """Read a data folder once; everything later works on what this returns.
+
+    Parameters
+    ----------
+    root : Path
+        Folder with `labeled/Original_images`, `labeled/Original_masks` and, where there is one, `unlabeled`.
+    split, val_fraction, test_fraction, fold, seed
+        As in `make_split`.
+    labels : int
+        Training slices that keep their label, evenly spaced (0: all). The others join the unlabelled.
+    roi : (row, end row, column, end column) or None
+        Crop of the unlabelled scans [px].
+    max_unlabelled : int
+        Unlabelled scans to read, evenly spaced (0: all).
+
+    Raises
+    ------
+    InputError
+        For whatever cannot be read, paired or split. Where nothing is unlabelled, the training images serve.
+    """
+    root = Path(root)
+    images, masks = list_files(root / IMAGES), list_files(root / MASKS, MASK_SUFFIXES)
+    if not images:
+        raise InputError(f"{root / IMAGES}: no .tif slice found; put the labelled slices there")
+    pairs, problems = pair_files(images, masks)
+    if problems:
+        raise InputError(problems[0])
+    labelled = {image.stem: load_slice(image, mask, percentiles, mask_foreground) for image, mask in pairs.items()}
+    scans = list_files(root / UNLABELLED)
+    scans = evenly_spaced(scans, max_unlabelled or len(scans))
+    parts = make_split(root, list(labelled), split, val_fraction, test_fraction, fold, seed, [p.stem for p in scans])
+    train, val, test = ([labelled[stem] for stem in parts[part]] for part in PARTS)
+    kept = evenly_spaced(train, labels or len(train))
+    unlabelled = [Slice(s.path, s.image) for s in train if s not in kept]
+    held_back = {s.image.tobytes(): s.stem for s in [*val, *test]}
+    for path in scans:
+        image = percentile_window(crop_roi(read_image(path), roi, str(path)), percentiles, str(path))
+        if image.tobytes() in held_back:
+            raise InputError(f"{path}: has the pixels of {held_back[image.tobytes()]}, a validation or test slice; "
+                             "remove it from the unlabelled")
+        unlabelled.append(Slice(path, image))
+    return Data(kept, val, test, unlabelled or [Slice(s.path, s.image) for s in kept])
+
+
+def load_slice(image_path: Path, mask_path: Path, percentiles: tuple[float, float], foreground: str) -> Slice:
+    """One labelled slice, windowed and binarised."""
+    image = percentile_window(read_image(image_path), percentiles, str(image_path))
+    mask = read_mask(mask_path, foreground)
+    if mask.shape != image.shape:
+        raise InputError(f"{mask_path}: is {mask.shape[0]}×{mask.shape[1]} px, its image {image_path.name} "
+                         f"{image.shape[0]}×{image.shape[1]}; they must be of one size")
+    return Slice(image_path, image, mask)
+
+
+def evenly_spaced(items: list, count: int) -> list:
+    """`count` of `items` in their order, first and last included; all where there are not more."""
+    if count >= len(items):
+        return list(items)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
+
+
+def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foreground: str = "auto") -> list[str]:
+    """Every problem of a data folder, one line each, by file; an empty list when there is none."""
+    root = Path(root)
+    images, masks = list_files(root / IMAGES), list_files(root / MASKS, MASK_SUFFIXES)
+    scans, problems = list_files(root / UNLABELLED), []
+    for folder, suffixes in ((IMAGES, IMAGE_SUFFIXES), (MASKS, MASK_SUFFIXES), (UNLABELLED, IMAGE_SUFFIXES)):
+        for path in sorted((root / folder).glob("*")):
+            if path not in images + masks + scans and not path.name.startswith("."):
+                problems.append(f"{path}: is not read; only {', '.join(suffixes)} are")
+    if not images:
+        problems.append(f"{root / IMAGES}: no .tif slice found; put the labelled slices there")
+    for files in (images, masks, scans):
+        for path in files:
+            twins = [p.name for p in files if p.stem == path.stem and p != path]
+            if twins and path.name < min(twins):
+                problems.append(f"{path}: same stem as {', '.join(twins)}; keep one of them")
+    shapes, contents = {}, {}
+    for path in [*images, *scans]:
+        try:
+            image = read_image(path)
+            shapes[path] = image.shape
+            windowed = percentile_window(crop_roi(image, roi, str(path)) if path in scans else image, name=str(path))
+            contents.setdefault(windowed.tobytes(), []).append(path)
+        except InputError as error:
+            problems.append(str(error))
+    pairs, unpaired = pair_files(images, masks)
+    partner = {mask: image for image, mask in pairs.items()}
+    for path in masks:
+        try:
+            mask = read_mask(path, foreground)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if mask.min() == mask.max():
+            problems.append(f"{path}: mask is {'full' if mask.max() else 'empty'}; right if the slice really is so, "
+                            "else paint it again")
+        image_shape = shapes.get(partner.get(path), mask.shape)
+        if mask.shape != image_shape:
+            problems.append(f"{path}: is {mask.shape[0]}×{mask.shape[1]} px, its image {partner[path].name} "
+                            f"{image_shape[0]}×{image_shape[1]}; they must be of one size")
+    for same in contents.values():
+        if len(same) > 1:
+            problems.append(f"{same[0]}: same pixels as {', '.join(p.name for p in same[1:])}; keep one of them")
+    split = root / "splits" / "split.json"
+    if split.exists():
+        try:
+            found = split_problems(read_json(split), [p.stem for p in images], [p.stem for p in scans])
+            problems += [f"{split}: {line}" for line in found]
+        except InputError as error:
+            problems.append(str(error))
+    return problems + unpaired
+
+
+# --- weak and strong views: all that depends on albumentations (2.0.8) stands between here and `Views` -----------
+# Its random state repeats in every epoch when workers are used, so each draw seeds it anew; crops and padding
+# do not replay, so they are done in NumPy around it.
+
+def build_geometry(flip_p: float, vertical_flip_p: float, rotation: float) -> A.ReplayCompose:
+    """Flips and a rotation by up to ±`rotation` degrees; mirrored at the border, masks nearest neighbour."""
+    return A.ReplayCompose([
+        A.HorizontalFlip(p=flip_p),
+        A.VerticalFlip(p=vertical_flip_p),
+        A.Rotate(limit=(-rotation, rotation), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101,
+                 mask_interpolation=cv2.INTER_NEAREST, p=1.0),
+    ])
+
+
+def build_intensity(blur_p: float, blur_limit: int) -> A.Compose:
+    """The strong perturbation: Gaussian or motion blur with a kernel of up to `blur_limit` pixels."""
+    return A.Compose([A.OneOf([A.GaussianBlur(blur_limit=(3, blur_limit), p=1.0),
+                               A.MotionBlur(blur_limit=(3, blur_limit), p=1.0)], p=blur_p)])
+
+
+def two_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, intensity: A.Compose,
+              seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weak view, strong view and mask in one geometry, which is recorded once and replayed.
+
+    Parameters
+    ----------
+    image, mask : (H, W) uint8 ndarrays
+    seed : int
+        The same seed gives the same views.
+
+    Returns
+    -------
+    weak, strong, mask : (H, W) uint8 ndarrays
+    """
+    geometry.set_random_seed(seed)
+    intensity.set_random_seed(seed)
+    recorded = geometry(image=image)
+    replayed = A.ReplayCompose.replay(recorded["replay"], image=image, mask=mask)
+    return recorded["image"], intensity(image=replayed["image"])["image"], replayed["mask"]
+
+
+def crop_corner(mask: np.ndarray | None, size: int, shape: tuple[int, int],
+                rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column of a crop's corner: around a foreground pixel of `mask` with jitter, else anywhere.
+
+    The crop lies inside the image, and contains the chosen pixel; along a side shorter than `size` it is centred.
+    """
+    foreground = np.flatnonzero(mask) if mask is not None else np.empty(0, int)
+    corner = []
+    pixel = np.unravel_index(rng.choice(foreground), shape) if foreground.size else None
+    for axis, length in enumerate(shape):
+        if length <= size:
+            corner.append((length - size) // 2)
+        elif pixel is None:
+            corner.append(int(rng.integers(0, length - size + 1)))
+        else:
+            jitter = int(rng.integers(-size // 4, size // 4 + 1))
+            corner.append(int(np.clip(pixel[axis] - size // 2 + jitter, 0, length - size)))
+    return corner[0], corner[1]
+
+
+class Views(Dataset):
+    """Weak view, strong view and mask of a random crop of slice `index`: `views[index, seed]`.
+
+    Crops of labelled slices are foreground-aware. The window that is turned is larger than the patch, so its
+    corners come from the image; only beyond the image's own border are pixels mirrored.
+
+    Each item is a dict of (1, P, P) float32 tensors `weak`, `strong` (in [0, 1]) and `mask` (0 or 1; all 0 for
+    an unlabelled slice).
+    """
+
+    def __init__(self, slices: list[Slice], patch_size: int = 256, flip_p: float = 0.5, vertical_flip_p: float = 0.2,
+                 rotation: float = 10.0, blur_p: float = 0.5, blur_limit: int = 7, foreground_crop: bool = True):
+        self.slices, self.patch_size, self.foreground_crop = slices, patch_size, foreground_crop
+        angle = math.radians(rotation)
+        self.margin = math.ceil(patch_size * (math.cos(angle) + math.sin(angle) - 1) / 2) + 1 if rotation else 0
+        self.geometry = build_geometry(flip_p, vertical_flip_p, rotation)
+        self.intensity = build_intensity(blur_p, blur_limit)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        index, seed = key
+        s = self.slices[index]
+        guide = s.mask if self.foreground_crop else None
+        top, left = crop_corner(guide, self.patch_size, s.image.shape, np.random.default_rng(seed))
+        top, left, size = top - self.margin, left - self.margin, self.patch_size + 2 * self.margin
+        image = cut_window(s.image, top, left, size)
+        mask = np.zeros_like(image) if s.mask is None else cut_window(s.mask, top, left, size)
+        inner = slice(self.margin, self.margin + self.patch_size)
+        weak, strong, mask = (v[inner, inner] for v in two_views(image, mask, self.geometry, self.intensity, seed))
+        return {"weak": to_tensor(weak), "strong": to_tensor(strong), "mask": to_tensor(mask * np.uint8(255))}
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W) uint8 → (1, H, W) float32 in [0, 1]: what `A.Normalize(mean=0, std=1, max_pixel_value=255)` gives."""
+    return torch.from_numpy(np.ascontiguousarray(image))[None].float() / 255
+
+
+class Draws(Sampler):
+    """Endless (index, seed) pairs: one shuffled pass over `count` slices after another, from draw `start` on.
+
+    A draw depends on `seed` and its number alone, never on workers or what was drawn before.
+    """
+
+    def __init__(self, count: int, seed: list[int], start: int = 0):
+        self.count, self.seed, self.start = count, seed, start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for number in itertools.count(self.start):
+            turn, position = divmod(number, self.count)
+            if position == 0 or number == self.start:
+                order = np.random.default_rng([*self.seed, 0, turn]).permutation(self.count)
+            yield int(order[position]), int(np.random.SeedSequence([*self.seed, 1, number]).generate_state(1)[0])
+
+
+def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
+                pin_memory: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless iterator over batches of `views`, the first of them batch number `start`."""
+    draws = Draws(len(views.slices), seed, start * batch_size)
+    context = "fork" if num_workers and sys.platform == "linux" else None  # forked workers share the slices
+    return iter(DataLoader(views, batch_size, sampler=draws, num_workers=num_workers, pin_memory=pin_memory,
+                           multiprocessing_context=context, worker_init_fn=_one_cv2_thread))
+
+
+def _one_cv2_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)  # else every worker starts as many threads as there are cores
+
+
+# --- command line ---------------------------------------------------------------------------------------------
+
+def parse_roi(text: str) -> tuple[int, int, int, int] | None:
+    """`370,1138,200,968` or `none`."""
+    if text.lower() == "none":
+        return None
+    try:
+        r0, r1, c0, c1 = (int(n) for n in text.split(","))
+    except ValueError:
+        raise InputError(f"--roi {text}: expected row,end row,column,end column, or none") from None
+    if not (0 <= r0 < r1 and 0 <= c0 < c1):
+        raise InputError(f"--roi {text}: each end must be larger than its start, and no number negative")
+    return r0, r1, c0, c1
+
+
+def main() -> int:
+    """`python datasets.py check DIR`: 0 when nothing is wrong, 1 with one line per problem, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(description="Check a data folder; every problem is one line.")
+    parser.add_argument("command", choices=["check"])
+    parser.add_argument("folder", type=Path, help="data/NAME")
+    parser.add_argument("--roi", default=",".join(map(str, ROI)),
+                        help="row,end row,column,end column of the unlabelled scans [px], or none (%(default)s)")
+    parser.add_argument("--mask-foreground", default="auto", choices=["auto", "dark", "bright"],
+                        help="which side of a mask's threshold is foreground (%(default)s)")
+    arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        raise InputError(f"{arguments.folder}: no such folder")
+    problems = check_data(arguments.folder, parse_roi(arguments.roi), arguments.mask_foreground)
+    print("\n".join(problems) or f"{arguments.folder}: no problem found")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    run_command_line(main)

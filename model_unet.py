@@ -1,0 +1,120 @@
+"""The U-Net: 2-D, one grey channel in, one foreground logit out.
+
+Ronneberger, Fischer & Brox, "U-Net", 2015, arXiv:1505.04597, with zero padding instead of valid
+convolutions (output and input have the same size), InstanceNorm (Ulyanov et al., arXiv:1607.08022) instead of
+none, and bilinear upsampling instead of transposed convolution.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ENCODER_BLOCKS = ("down1", "down2", "down3", "down4", "bottleneck")  # from fine to coarse; any may be frozen
+STRIDE = 16  # four poolings: height and width of an input are multiples of this
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3×3 convolutions, each followed by InstanceNorm and ReLU. (B, Cin, H, W) → (B, Cout, H, W).
+
+    The convolutions have no bias: InstanceNorm subtracts the mean of each channel and with it any bias.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class UNet(nn.Module):
+    """U-Net with channels 1, 2, 4, 8, 16 × `base_channels` from the finest to the coarsest level.
+
+    With `base_channels=64` it has 31.45 M parameters and needs 120.9 GFLOP for one 256×256 image. A last
+    DoubleConv at full resolution (`refine`) sharpens outlines before the 1×1 head.
+
+    Parameters
+    ----------
+    base_channels : int
+        Channels at full resolution. Cost grows with its square.
+
+    Raises
+    ------
+    ValueError
+        In `forward`, when height or width is not a multiple of 16 or is 16 (InstanceNorm at the coarsest
+        level needs more than one pixel).
+    """
+
+    def __init__(self, base_channels: int = 64):
+        super().__init__()
+        c = base_channels
+        self.down1 = DoubleConv(1, c)
+        self.down2 = DoubleConv(c, 2 * c)
+        self.down3 = DoubleConv(2 * c, 4 * c)
+        self.down4 = DoubleConv(4 * c, 8 * c)
+        self.bottleneck = DoubleConv(8 * c, 16 * c)
+        self.up4 = DoubleConv(16 * c + 8 * c, 8 * c)
+        self.up3 = DoubleConv(8 * c + 4 * c, 4 * c)
+        self.up2 = DoubleConv(4 * c + 2 * c, 2 * c)
+        self.up1 = DoubleConv(2 * c + c, c)
+        self.refine = DoubleConv(c, c)
+        self.head = nn.Conv2d(c, 1, 1)
+
+    @classmethod
+    def from_weights(cls, weights: dict[str, torch.Tensor]) -> "UNet":
+        """Model in eval mode from a state dict; its width is read off the first convolution.
+
+        Raises
+        ------
+        ValueError
+            When the weights are not those of this network.
+        """
+        try:
+            model = cls(len(weights["down1.0.weight"]))
+            model.load_state_dict(weights)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"not the weights of this U-Net: {str(error).splitlines()[0]}") from None
+        return model.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits."""
+        height, width = x.shape[-2:]
+        if height % STRIDE or width % STRIDE or height * width <= STRIDE * STRIDE:
+            raise ValueError(f"input is {height}×{width}; sides must be multiples of {STRIDE}, and not both {STRIDE}")
+        x1 = self.down1(x)                              # (B,  c, H, W)
+        x2 = self.down2(F.max_pool2d(x1, 2))            # (B, 2c, H/2, W/2)
+        x3 = self.down3(F.max_pool2d(x2, 2))            # (B, 4c, H/4, W/4)
+        x4 = self.down4(F.max_pool2d(x3, 2))            # (B, 8c, H/8, W/8)
+        x5 = self.bottleneck(F.max_pool2d(x4, 2))       # (B, 16c, H/16, W/16)
+        y = self.up4(_upsample_and_concatenate(x5, x4))  # (B, 8c, H/8, W/8)
+        y = self.up3(_upsample_and_concatenate(y, x3))   # (B, 4c, H/4, W/4)
+        y = self.up2(_upsample_and_concatenate(y, x2))   # (B, 2c, H/2, W/2)
+        y = self.up1(_upsample_and_concatenate(y, x1))   # (B,  c, H, W)
+        return self.head(self.refine(y))                # (B, 1, H, W)
+
+
+def _upsample_and_concatenate(coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """(B, C1, H/2, W/2) and (B, C2, H, W) → (B, C1 + C2, H, W)."""
+    fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    return torch.cat([skip, fine], dim=1)
+
+
+def freeze(model: UNet, blocks: tuple[str, ...]) -> None:
+    """Freeze encoder blocks in place: no gradients, and `eval()` for good.
+
+    `model.train()` would put a frozen block back into training mode, so its `train` is made to stay in `eval`.
+    Build the optimizer from parameters with `requires_grad` afterwards: weight decay moves frozen ones too.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not in `ENCODER_BLOCKS`.
+    """
+    for name in blocks:
+        if name not in ENCODER_BLOCKS:
+            raise ValueError(f"no encoder block {name!r}; choose from {', '.join(ENCODER_BLOCKS)}")
+        block = getattr(model, name).eval().requires_grad_(False)
+        block.train = lambda mode=True, block=block: block

@@ -1,0 +1,348 @@
+"""Seeding, device, sliding-window prediction, overlap metrics, run folders, CSV logs and checkpoints."""
+
+import csv
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. One line: which file or setting, what was found, the cure."""
+
+
+def run_command_line(main: Callable[[], int | None]) -> None:
+    """Run `main` and exit: its status, 2 with one line for an `InputError`, 130 for Ctrl-C."""
+    try:
+        status = main() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        status = 130
+    raise SystemExit(status)
+
+
+# --- seeding and device ---------------------------------------------------------------------------------------
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that still draw from it
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto`: CUDA, else Apple MPS, else CPU; anything else as torch names it (`cpu`, `cuda:1`).
+
+    Raises
+    ------
+    InputError
+        When the named device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or mps") from None
+    return device
+
+
+# --- sliding windows ------------------------------------------------------------------------------------------
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """First pixel of each window along one axis; the last window ends exactly at the edge.
+
+    Parameters
+    ----------
+    length, window : int
+        Pixels of the axis and of the window; `length` ≥ `window`.
+    overlap : float in [0, 1)
+        Shared fraction of neighbouring windows.
+    """
+    stride = max(1, int(window * (1 - overlap)))
+    return [*range(0, length - window, stride), length - window]
+
+
+def gaussian_window(size: int) -> np.ndarray:
+    """(size, size) float32 weights, 1 in the centre, Gaussian with σ = size/8, never below 1e-3.
+
+    Smooth weights hide the seams between windows, whose borders see less context: Isensee et al., nnU-Net,
+    Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
+    """
+    x = np.arange(size) - (size - 1) / 2
+    profile = np.exp(-0.5 * (x / (size / 8)) ** 2)
+    weights = np.outer(profile, profile)
+    return np.maximum(weights / weights.max(), 1e-3).astype(np.float32)
+
+
+@torch.inference_mode()
+def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False) -> np.ndarray:
+    """Foreground probability of equally sized square images.
+
+    Parameters
+    ----------
+    model : module
+        (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
+    batch : (B, P, P) uint8 ndarray
+    tta : bool
+        Average over the eight flips and quarter turns of a square (test-time augmentation).
+
+    Returns
+    -------
+    (B, P, P) float32 ndarray
+    """
+    x = torch.from_numpy(np.ascontiguousarray(batch)).to(device)[:, None].float() / 255    # (B, 1, P, P)
+    if not tta:
+        return model(x).float().sigmoid()[:, 0].cpu().numpy()
+    total = torch.zeros_like(x)
+    for turns in range(4):
+        for flip in (False, True):
+            view = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
+            back = torch.rot90(model(view).float().sigmoid(), -turns, (-2, -1))
+            total += back.flip(-1) if flip else back
+    return (total / 8)[:, 0].cpu().numpy()
+
+
+def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,
+                  overlap: float = 0.5, batch_size: int = 4, tta: bool = False) -> np.ndarray:
+    """Foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
+
+    InstanceNorm makes a prediction depend on the whole window, so windows have the size used in training. The
+    last window of a row or column ends at the edge; an image smaller than a window is mirrored at its edges.
+
+    Parameters
+    ----------
+    model : module
+        As in `probability_of`.
+    image : (H, W) uint8 ndarray
+    patch_size, overlap, batch_size : int, float, int
+        Window side [px], shared fraction of neighbouring windows, windows per forward pass.
+    tta : bool
+        As in `probability_of`.
+
+    Returns
+    -------
+    (H, W) float32 ndarray in [0, 1]
+    """
+    height, width = image.shape
+    missing = [max(0, patch_size - length) for length in image.shape]
+    pad_top, pad_left = missing[0] // 2, missing[1] // 2
+    padded = np.pad(image, ((pad_top, missing[0] - pad_top), (pad_left, missing[1] - pad_left)), mode="reflect")
+    corners = [(top, left) for top in window_starts(padded.shape[0], patch_size, overlap)
+               for left in window_starts(padded.shape[1], patch_size, overlap)]
+    weights = gaussian_window(patch_size)
+    total, weight = np.zeros(padded.shape, np.float32), np.zeros(padded.shape, np.float32)
+    for first in range(0, len(corners), batch_size):
+        some = corners[first:first + batch_size]
+        windows = np.stack([padded[t:t + patch_size, l:l + patch_size] for t, l in some])
+        for (t, l), probability in zip(some, probability_of(model, windows, device, tta), strict=True):
+            total[t:t + patch_size, l:l + patch_size] += weights * probability
+            weight[t:t + patch_size, l:l + patch_size] += weights
+    return (total / weight)[pad_top:pad_top + height, pad_left:pad_left + width]
+
+
+# --- overlap metrics ------------------------------------------------------------------------------------------
+
+def overlap_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice, IoU, precision and recall of one binary image.
+
+    Dice = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN): Taha & Hanbury, 2015,
+    doi:10.1186/s12880-015-0068-x. An empty prediction of an empty truth scores 1 in all four; otherwise a
+    ratio without a denominator (precision of an empty prediction, say) is 0. `losses` follows the same rule.
+
+    Parameters
+    ----------
+    prediction, truth : (H, W) bool or 0/1 ndarray
+
+    Raises
+    ------
+    InputError
+        When the shapes differ.
+    """
+    if prediction.shape != truth.shape:
+        raise InputError(f"prediction is {prediction.shape} px, truth {truth.shape}; they must be of one size")
+    prediction, truth = prediction.astype(bool), truth.astype(bool)
+    tp = int(np.count_nonzero(prediction & truth))
+    fp = int(np.count_nonzero(prediction)) - tp
+    fn = int(np.count_nonzero(truth)) - tp
+    if tp + fp + fn == 0:
+        return {"dice": 1.0, "iou": 1.0, "precision": 1.0, "recall": 1.0}
+    return {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn),
+            "precision": tp / max(1, tp + fp), "recall": tp / max(1, tp + fn)}
+
+
+# --- run folder, CSV log, checkpoints -------------------------------------------------------------------------
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` as indented JSON, atomically."""
+    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays by name into one compressed file, atomically."""
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, NumPy would append .npz to it
+            np.savez_compressed(file, **arrays)
+    write_atomically(path, write)
+
+
+def environment(device: torch.device) -> dict:
+    """Date, versions, device, git state and command line of this process, to be stored beside results."""
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        except FileNotFoundError:  # git is not installed
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    packages = ("torch", "torchvision", "albumentations", "opencv-python-headless", "scikit-image", "numpy", "tifffile")
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": commit, "git_dirty": None if changes is None else bool(changes),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, free: tuple[str, ...] = ()) -> None:
+    """Create a run folder with `config.json` and `environment.json`, or go on in an existing one.
+
+    Parameters
+    ----------
+    folder : Path
+    settings : dict
+        What makes the results; JSON-serialisable.
+    resume : bool
+        Whether a folder that holds a run may be continued.
+    free : tuple of str
+        Settings that may differ on resuming because they do not change results.
+
+    Raises
+    ------
+    InputError
+        When the folder holds a run and `resume` is off, or the run there was made with other settings.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        if not resume:
+            raise InputError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --run")
+        stored = read_json(path)
+        changed = [f"{k} was {stored.get(k)!r}, now {settings.get(k)!r}" for k in sorted({*stored, *settings})
+                   if k not in free and stored.get(k) != settings.get(k)]
+        if changed:
+            raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
+    else:
+        write_json(path, settings)
+    write_json(folder / "environment.json", environment(device))
+
+
+def read_json(path: Path) -> dict:
+    """Content of a JSON file that holds an object.
+
+    Raises
+    ------
+    InputError
+        When it is missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected an object {{…}}")
+    return content
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Append one row to a CSV file, header first where the file is new. Flushed when it returns."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def keep_rows(path: Path, count: int) -> None:
+    """Drop all but the header and the first `count` rows of a CSV file: what a resumed phase has not done yet."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if count == 0:
+            path.unlink()
+        else:
+            write_atomically(path, lambda p: p.write_text("".join(lines[:count + 1]), encoding="utf-8"))
+
+
+def save_checkpoint(path: Path, model: torch.nn.Module, about: dict) -> None:
+    """Write the weights of `model` as safetensors, with `about` (JSON-serialisable) in the header, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": json.dumps(about)})))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights and `about` of a file that `save_checkpoint` wrote. No code in the file is ever run.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, not safetensors, or was not written by `save_checkpoint`.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - not iterable
+    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a checkpoint of this project ({error}); give a .safetensors file "
+                         "from checkpoints/") from None
+
+
+def save_state(path: Path, stateful: dict, epoch: int, best: dict, seconds: float) -> None:
+    """Write all that a phase needs to go on after `epoch` epochs, atomically."""
+    state = {name: part.state_dict() for name, part in stateful.items()}
+    write_atomically(path, lambda p: torch.save({"state": state, "epoch": epoch, "best": best, "seconds": seconds}, p))
+
+
+def restore_state(path: Path, stateful: dict, device: torch.device) -> tuple[int, dict, float]:
+    """Load what `save_state` wrote into `stateful`: finished epochs, best scores, seconds; 0, {}, 0 without a file."""
+    if not path.exists():
+        return 0, {}, 0.0
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        for name, part in stateful.items():
+            part.load_state_dict(saved["state"][name])
+    except Exception as error:  # noqa: BLE001 - zip, pickle and shape errors alike mean: this state cannot be used
+        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]}); "
+                         "delete it to start this phase again") from None
+    return saved["epoch"], saved["best"], saved["seconds"]
