@@ -27,7 +27,7 @@ SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slic
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
 DEPTH = LABELLED * SPACING
 PIXEL_SIZE_UM = 0.022
-MATRIX, CONTRAST, NOISE = 1.9e-4, 3.0e-5, 2.5e-5    # grey values of the matrix; particle − matrix; noise σ
+MATRIX, CONTRAST, NOISE = 1.9e-4, 2.6e-5, 2.5e-5    # grey values of the matrix; particle − matrix; noise σ
 PAINT_DARK, PAINT_BRIGHT = -1.5e-4, 3.5e-4          # what the annotator filled particles and bright needles with
 DRIFT = (1.0, 0.9, 0.8)                             # contrast at the three points in time
 

@@ -117,7 +117,7 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     summary = {"threshold": threshold, "control": control, "otsu": {"sigma": sigma, "bright": bright}}
     for kind, table in tables.items():
         write_atomically(folder / f"test_{kind}.csv", lambda path, t=table: t.to_csv(path, index=False))
-        rivals = [m for m in models if m != control] if control in models else []
+        rivals = [m for m in models if m != control] if control in models and test else []
         summary[kind] = {"methods": summarise(table), "paired": [compare(table, m, control) for m in rivals]}
     write_json(folder / "summary.json", summary)
     arrays = {f"{method}_{i}": np.rint(255 * probability).astype(np.uint8)
@@ -137,9 +137,9 @@ def slice_table(predictions: dict[str, list[np.ndarray]], truths: list[np.ndarra
     ----------
     predictions : dict of method name to list of (H, W) bool ndarrays, in the order of `truths`
     """
-    return pd.DataFrame([{"method": method, "stem": stem, **slice_metrics(mask, truth)}
-                         for method, masks in predictions.items()
-                         for stem, mask, truth in zip(stems, masks, truths, strict=True)])
+    rows = [{"method": method, "stem": stem, **slice_metrics(mask, truth)} for method, masks in predictions.items()
+            for stem, mask, truth in zip(stems, masks, truths, strict=True)]
+    return pd.DataFrame(rows, columns=["method", "stem", *METRICS, "fraction_predicted", "fraction_truth"])
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> dict[str, float | None]:
@@ -179,6 +179,16 @@ def compare(table: pd.DataFrame, method: str, control: str, metric: str = "dice"
                                       rng=np.random.default_rng(seed))
         result["p"] = float(test.pvalue)
     return result
+
+
+def describe(comparison: dict) -> str:
+    """A comparison in words, with a verdict only where the interval excludes zero."""
+    text = f"{comparison['method']}: {comparison['mean']:+.3f} {comparison['metric']} against {comparison['control']}"
+    if comparison["low"] is None:
+        return f"{text}; one slice, no interval"
+    verdict = "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "no clear difference"
+    return f"{text} (95 % interval {comparison['low']:+.3f} to {comparison['high']:+.3f}, " \
+           f"p = {comparison['p']:.3f}, {comparison['slices']} slices): {verdict}"
 
 
 # --- particles ------------------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]
 
 
 def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float]) -> Figure:
-    """A slice as stored, as the network sees it, and with its mask; below, where the percentile window lies."""
-    figure, axes = new_figure(1, 3, 3.9)
+    """A slice as stored, as the network sees it, and with its mask."""
+    figure, axes = new_figure(1, 3, 4.1)
     shown = show(axes[0, 0], raw, "as stored: full grey range")
-    bar = figure.colorbar(shown, ax=axes[0, 0], shrink=0.85, pad=0.02)
+    bar = figure.colorbar(shown, ax=axes[0, 0], location="bottom", shrink=0.8, pad=0.02, aspect=30)
     bar.formatter.set_powerlimits((-2, 3))
     show(axes[0, 1], image, f"percentile window {percentiles[0]:g} … {percentiles[1]:g} %, 8 bit")
     show(axes[0, 2], tint(image, mask, (0.9, 0.6, 0.0)), f"mask (orange): {100 * mask.mean():.1f} % foreground")
@@ -71,17 +71,20 @@ def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles
 def draw_views(samples: dict[str, np.ndarray]) -> Figure:
     """Crops of labelled and unlabelled slices: weak view, strong view, their difference, and the mask.
 
+    Of each kind two: one whose strong view was blurred and one where chance left it as it is, where there are both.
+
     Parameters
     ----------
     samples : dict
         `labelled_weak`, `labelled_strong`, `labelled_mask` and the same for `unlabelled`: (N, P, P) uint8.
     """
-    count = min(3, len(samples["labelled_weak"]))
-    figure, axes = new_figure(2 * count, 4, 4.6 * count)
+    figure, axes = new_figure(4, 4, 9.2)
     for k, kind in enumerate(("labelled", "unlabelled")):
-        for i in range(count):
-            weak, strong, mask = (samples[f"{kind}_{name}"][i] for name in ("weak", "strong", "mask"))
-            row = axes[k * count + i]
+        blurred = (samples[f"{kind}_weak"] != samples[f"{kind}_strong"]).any(axis=(1, 2))
+        order = np.concatenate([np.flatnonzero(blurred)[:1], np.flatnonzero(~blurred), np.flatnonzero(blurred)[1:]])
+        for i, chosen in enumerate(order[:2]):
+            weak, strong, mask = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong", "mask"))
+            row = axes[2 * k + i]
             difference = strong.astype(float) - weak
             show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
             show(row[1], strong, "strong view" if i == 0 else "")
@@ -106,29 +109,31 @@ def draw_curves(logs: dict[str, pd.DataFrame]) -> Figure:
         a run has; a panel without data says so.
     """
     colours = {"supervised": SKY, "supervised continued": BLUE, "Mean Teacher": ORANGE}
-    panels = (("loss_sup", "supervised loss", "-"), ("val_dice", "validation Dice (centre patches)", "-"),
-              ("loss_consistency", "consistency loss", "-"), ("lr", "learning rate", "-"))
+    panels = (("loss_sup", "supervised loss"), ("val_dice", "validation Dice (centre patches)"),
+              ("loss_consistency", "consistency loss"), ("lr", "learning rate"))
     figure, axes = new_figure(2, 2, 5.6)
-    for panel, (column, label, line) in zip(axes.flat, panels, strict=True):
+    for panel, (column, label) in zip(axes.flat, panels, strict=True):
         for name, log in logs.items():
             if column in log and log[column].notna().any():
-                panel.plot(log["epoch"], log[column], line, color=colours.get(name, "k"), label=name, lw=1.4)
+                panel.plot(log["epoch"], log[column], color=colours.get(name, "k"), label=name, lw=1.4)
         if column == "val_dice":
             for log in (log for log in logs.values() if "teacher_val_dice" in log):
                 panel.plot(log["epoch"], log["teacher_val_dice"], "-", color=RED, label="Mean Teacher, teacher", lw=1.4)
         if not panel.lines:
             write_inside(panel, "not recorded")
         elif column != "loss_consistency":
-            panel.legend(fontsize=8)
+            panel.legend(fontsize=8, frameon=False)
         panel.set(xlabel="epoch of the phase", ylabel=label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1, 1].set_yscale("log")
+    axes[1, 1].set_ylim(bottom=0)
+    axes[1, 1].ticklabel_format(axis="y", scilimits=(0, 0))
     for log in (log for log in logs.values() if "lam" in log):
         weight = axes[1, 0].twinx()
         weight.plot(log["epoch"], log["lam"], "--", color=PURPLE, lw=1.4)
         weight.set(ylim=(0, 1.05 * max(1e-6, log["lam"].max())))
         weight.set_ylabel("weight λ (dashed)", color=PURPLE)
         weight.spines["right"].set_visible(True)
+        weight.spines["top"].set_visible(False)
     return figure
 
 
@@ -167,13 +172,13 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
 
 def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np.ndarray], stem: str) -> Figure:
     """One full slice: image, truth, and the errors of every method side by side (FP red, FN cyan)."""
-    columns = 3
+    columns = 4
     rows = -(-(2 + len(predictions)) // columns)
-    figure, axes = new_figure(rows, columns, 3.4 * rows)
+    figure, axes = new_figure(rows, columns, 2.65 * rows)
     show(axes.flat[0], image, stem)
     show(axes.flat[1], truth, "truth")
     for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
-        show(panel, error_map(image, truth, prediction), f"{method}: Dice {dice_of(prediction, truth):.3f}")
+        show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
     for panel in axes.flat[2 + len(predictions):]:
         panel.set_axis_off()
     figure.suptitle("false positives red, false negatives cyan", fontsize=9)
@@ -218,7 +223,7 @@ def draw_sizes(diameters: dict[str, np.ndarray], unit: str) -> Figure:
                    label=f"{name}: {len(values)} particles, median {np.median(values):.3g} {unit}")
     panel.axhline(0.5, color="0.85", lw=0.8, zorder=0)
     panel.set(xlabel=f"equivalent diameter in the slice [{unit}]", ylabel="fraction of particles below", ylim=(0, 1.02))
-    panel.legend(fontsize=8, loc="lower right")
+    panel.legend(fontsize=8, loc="lower right", frameon=False)
     return figure
 
 

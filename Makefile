@@ -1,0 +1,56 @@
+# make run [DATA=data/NAME] [RUN=NAME]   set up, run the notebook end to end (demo data where none is given)
+# make test | lint | lab | notebook      set up, then run the tests, the linter, JupyterLab, or refresh the committed notebook
+SHELL := bash
+PYTHON ?= python3
+DATA ?= data/demo
+RUN ?= $(notdir $(patsubst %/,%,$(DATA)))
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+BIN := .venv/bin
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, \
+found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 …")'
+NOTEBOOK := main_freezelayers.ipynb
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: run test lint lab notebook lock clean
+.DELETE_ON_ERROR:
+
+run: .venv/run
+	mkdir -p runs/$(RUN)
+	$(BIN)/papermill $(NOTEBOOK) runs/$(RUN)/notebook.ipynb -p DATA $(DATA) -p RUN $(RUN) --log-output --no-progress-bar
+	@echo "notebook: runs/$(RUN)/notebook.ipynb   figures: runs/$(RUN)/figures   weights: checkpoints/$(RUN)"
+
+test: .venv/test
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: .venv/test
+	$(BIN)/ruff check .
+
+lab: .venv/run
+	$(BIN)/jupyter lab $(NOTEBOOK)
+
+notebook: .venv/run
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 $(NOTEBOOK)
+
+lock: $(UV)
+	$(UV) pip compile -q --universal --generate-hashes pyproject.toml -o requirements.txt
+	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+
+.venv/run: requirements.txt | .venv/bin/python $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.txt
+	touch $@
+
+.venv/test: requirements-dev.txt | .venv/bin/python $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-dev.txt
+	touch $@
+
+.venv/bin/python: | $(UV)
+	@$(CHECK_PYTHON)
+	$(UV) venv -q --allow-existing --python $(PYTHON) .venv
+
+.uv/bin/uv:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install -q --disable-pip-version-check uv
+
+clean:
+	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .coverage
