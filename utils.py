@@ -80,7 +80,7 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def gaussian_window(size: int) -> np.ndarray:
-    """(size, size) float32 weights, 1 in the centre, Gaussian with σ = size/8, never below 1e-3.
+    """(size, size) float32 weights: a Gaussian with σ = size/8 around the centre, never below 1e-3.
 
     Smooth weights hide the seams between windows, whose borders see less context: Isensee et al., nnU-Net,
     Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
@@ -88,7 +88,7 @@ def gaussian_window(size: int) -> np.ndarray:
     x = np.arange(size) - (size - 1) / 2
     profile = np.exp(-0.5 * (x / (size / 8)) ** 2)
     weights = np.outer(profile, profile)
-    return np.maximum(weights / weights.max(), 1e-3).astype(np.float32)
+    return np.maximum(weights, 1e-3).astype(np.float32)
 
 
 @torch.inference_mode()

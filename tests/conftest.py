@@ -1,0 +1,89 @@
+"""Small data sets that are made on the spot, and a way to call the command lines."""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALE = 1e-4  # physical grey values, as real tomograms have them
+
+
+def disc_slice(index: int, size: tuple[int, int] = (64, 64)) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values float32 and truth uint8 of a noisy slice with three brighter discs."""
+    rng = np.random.default_rng([7, index])
+    truth = np.zeros(size, np.uint8)
+    for _ in range(3):
+        centre = tuple(int(c) for c in rng.integers(6, min(size) - 6, 2))
+        cv2.circle(truth, centre, int(rng.integers(4, 8)), 1, -1)
+    image = SCALE * (2 + 1.2 * truth + 0.3 * rng.standard_normal(size))
+    return image.astype(np.float32), truth
+
+
+def write_data(root: Path, count: int = 8, scans: int = 3, size: tuple[int, int] = (64, 64)) -> Path:
+    """A data folder with painted masks, and unlabelled scans 16 pixels larger than the slices."""
+    for folder in ("labeled/Original_images", "labeled/Original_masks", "unlabeled"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image, truth = disc_slice(i, size)
+        tifffile.imwrite(root / "labeled/Original_images" / f"s_{i:02d}.tif", image)
+        painted = np.where(truth == 1, np.float32(-SCALE), image)
+        tifffile.imwrite(root / "labeled/Original_masks" / f"s_mask_{i:02d}.tif", painted)
+    for i in range(scans):
+        image, _ = disc_slice(100 + i, (size[0] + 16, size[1] + 16))
+        tifffile.imwrite(root / "unlabeled" / f"scan_{i}.tif", (image * 1e8).astype(np.uint16))
+    return root
+
+
+@pytest.fixture
+def data_folder(tmp_path) -> Path:
+    return write_data(tmp_path / "data" / "discs")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty current folder, so that runs/ and checkpoints/ land there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call `python MODULE.py ARGUMENTS…` in this process: (exit status, standard output, standard error)."""
+    def call(module: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{module}.py", *map(str, arguments)])
+        code = importlib.import_module("utils").run_command_line
+        with pytest.raises(SystemExit) as stop:
+            code(importlib.import_module(module).main)
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+    return call
+
+
+TINY = {"base_channels": 2, "patch_size": 32, "sup_epochs": 3, "ssl_epochs": 3, "steps_per_epoch": 2, "batch_size": 2,
+        "plateau_patience": 0, "ramp_epochs": 2, "blur_p": 1.0, "roi": (8, 72, 8, 72), "split": "blocks",
+        "val_fraction": 0.25, "test_fraction": 0.25, "device": "cpu", "num_workers": 0}
+
+
+def as_options(settings: dict) -> list[str]:
+    """Config fields as command-line options."""
+    options = []
+    for name, value in settings.items():
+        text = "none" if value in (None, ()) else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        options.append(f"--{name.replace('_', '-')}={text}")
+    return options
+
+
+def write_split(root: Path, **parts: list[str]) -> Path:
+    path = root / "splits" / "split.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(parts))
+    return path

@@ -1,0 +1,275 @@
+import re
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import datasets
+from conftest import disc_slice, write_data, write_split
+from datasets import IMAGES, MASKS, UNLABELLED
+from slices import Path, Slice, percentile_window
+from utils import InputError
+
+ROI = (8, 72, 8, 72)
+
+
+def labelled(count: int = 4, size: tuple[int, int] = (96, 80)) -> list[Slice]:
+    made = [disc_slice(i, size) for i in range(count)]
+    return [Slice(Path(f"s{i}.tif"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
+
+
+# --- loading --------------------------------------------------------------------------------------------------
+
+def test_slices_are_held_once_as_bytes_and_epochs_leave_the_disk_alone(data_folder, monkeypatch):
+    data = datasets.load_data(data_folder, "blocks", 0.25, 0.25, roi=ROI)
+    assert [len(part) for part in vars(data).values()] == [4, 2, 2, 3]
+    assert all(s.image.dtype == np.uint8 and s.image.shape == (64, 64) for part in vars(data).values() for s in part)
+    assert all(s.mask is None for s in data.unlabelled)
+    views = [datasets.Views(data.train, 32), datasets.Views(data.train, 32, rotation=0)]
+    assert views[0].slices[0] is views[1].slices[0] is data.train[0]
+    for reader in ("imread", "TiffFile"):
+        monkeypatch.setattr(tifffile, reader, lambda *a, **k: pytest.fail("an epoch touched the disk"))
+    loader = datasets.make_loader(views[0], 2, [0])
+    assert next(loader)["weak"].shape == (2, 1, 32, 32)
+
+
+def test_fewer_labels_make_the_rest_unlabelled(data_folder):
+    data = datasets.load_data(data_folder, "blocks", 0.25, 0.25, labels=2, roi=ROI, max_unlabelled=2)
+    assert [s.stem for s in data.train] == ["s_02", "s_05"]
+    assert [s.stem for s in data.unlabelled] == ["s_03", "s_04", "scan_0", "scan_2"]
+
+
+def test_without_unlabelled_scans_the_training_images_serve(tmp_path):
+    data = datasets.load_data(write_data(tmp_path / "d", scans=0), roi=None)
+    assert [s.stem for s in data.unlabelled] == [s.stem for s in data.train]
+    assert all(s.mask is None for s in data.unlabelled)
+
+
+def test_one_slice_is_enough_to_train(tmp_path):
+    data = datasets.load_data(write_data(tmp_path / "d", count=1, scans=0), roi=None)
+    assert [len(part) for part in vars(data).values()] == [1, 0, 0, 1]
+
+
+def test_errors_name_the_file(data_folder):
+    tifffile.imwrite(data_folder / IMAGES / "s_00.tif", np.zeros((5, 6), np.uint8) + np.arange(6, dtype=np.uint8))
+    with pytest.raises(InputError, match=r"s_mask_00.tif: is 64×64 px, its image s_00.tif 5×6"):
+        datasets.load_data(data_folder, roi=ROI)
+    with pytest.raises(InputError, match=r"no .tif slice found"):
+        datasets.load_data(data_folder / "nowhere")
+
+
+def test_a_test_slice_among_the_unlabelled_is_refused_by_its_pixels(data_folder):
+    image = tifffile.imread(data_folder / IMAGES / "s_00.tif")
+    tifffile.imwrite(data_folder / UNLABELLED / "renamed.tif", image)
+    with pytest.raises(InputError, match=r"renamed.tif: has the pixels of s_00"):
+        datasets.load_data(data_folder, "blocks", 0.25, 0.25, roi=ROI)
+
+
+# --- views ----------------------------------------------------------------------------------------------------
+
+def test_tensor_is_what_normalize_gives():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6)).astype(np.uint8)
+    expected = datasets.A.Normalize(mean=0, std=1, max_pixel_value=255)(image=image)["image"]
+    np.testing.assert_allclose(datasets.to_tensor(image)[0].numpy(), expected, atol=1e-7)
+
+
+def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():
+    plain = datasets.Views(labelled(), 48, blur_p=0.0)
+    blurred = datasets.Views(labelled(), 48, blur_p=1.0)
+    for seed in range(30):
+        same, other = plain[seed % 4, seed], blurred[seed % 4, seed]
+        assert torch.equal(same["weak"], same["strong"])
+        assert torch.equal(same["weak"], other["weak"])
+        assert torch.equal(same["mask"], other["mask"])
+        assert not torch.equal(other["weak"], other["strong"])
+
+
+def test_blur_has_its_probability():
+    views = datasets.Views(labelled(), 48, blur_p=0.5)
+    changed = [not torch.equal(v["weak"], v["strong"]) for v in (views[0, seed] for seed in range(200))]
+    assert 70 < sum(changed) < 130
+
+
+def test_mask_follows_the_image_exactly():
+    """The image is the mask itself. Bilinear against nearest neighbour at the same point: the nearest pixel has at
+    least a quarter of the weight, so a mask pixel that moved by even one pixel would break the bounds."""
+    rng = np.random.default_rng(0)
+    masks = [(cv2.GaussianBlur(rng.random((96, 96)), (0, 0), 2) > 0.5).astype(np.uint8) for _ in range(3)]
+    turned = datasets.Views([Slice(Path("m"), m * np.uint8(255), m) for m in masks], 64, blur_p=0.0)
+    flipped = datasets.Views(turned.slices, 64, rotation=0.0, blur_p=0.0)
+    for seed in range(60):
+        item = turned[seed % 3, seed]
+        assert item["weak"][item["mask"] == 1].min() > 0.2
+        assert item["weak"][item["mask"] == 0].max() < 0.8
+        item = flipped[seed % 3, seed]
+        assert torch.equal(item["weak"], item["mask"])
+
+
+def test_geometry_is_recorded_and_replayed():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    geometry = datasets.build_geometry(0.5, 0.2, 10.0)
+    geometry.set_random_seed(3)
+    recorded = geometry(image=image)
+    again = datasets.A.ReplayCompose.replay(recorded["replay"], image=image)["image"]
+    np.testing.assert_array_equal(recorded["image"], again)
+    assert not np.array_equal(recorded["image"], image)
+
+
+def test_flips_have_their_probabilities():
+    image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+    views = datasets.Views([Slice(Path("a"), image)], 32, rotation=0.0, blur_p=0.0)
+    seen = [(views[0, seed]["weak"][0] * 255).round().byte().numpy() for seed in range(400)]
+    horizontal = sum(np.array_equal(v, image[:, ::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
+    vertical = sum(np.array_equal(v, image[::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
+    assert 160 < horizontal < 240  # p = 0.5
+    assert 50 < vertical < 115     # p = 0.2
+
+
+def epoch_of(num_workers: int, seed: int = 0, start: int = 0, batches: int = 4) -> torch.Tensor:
+    loader = datasets.make_loader(datasets.Views(labelled(), 32), 2, [seed], start, num_workers)
+    return torch.stack([torch.cat([batch["weak"], batch["strong"], batch["mask"]]) for batch, _ in
+                        zip(loader, range(batches), strict=False)])
+
+
+def test_epochs_differ_and_a_seed_gives_them_again_with_and_without_workers():
+    two = epoch_of(num_workers=2, batches=4)        # two passes over four slices, two slices a batch
+    assert not torch.equal(two[:2], two[2:])
+    assert len({tuple(view.flatten().tolist()) for view in two[:, :2].flatten(0, 1)}) == 8  # every weak view is new
+    assert torch.equal(two, epoch_of(num_workers=2))
+    assert torch.equal(two, epoch_of(num_workers=0))
+    assert not torch.equal(two, epoch_of(num_workers=2, seed=1))
+    assert torch.equal(two[2:], epoch_of(num_workers=0, start=2, batches=2))  # going on at batch 2
+
+
+def test_draws_pass_over_every_slice():
+    draws = iter(datasets.Draws(5, [0]))
+    passes = [[next(draws)[0] for _ in range(5)] for _ in range(4)]
+    assert all(sorted(p) == [0, 1, 2, 3, 4] for p in passes)
+    assert len({tuple(p) for p in passes}) > 1
+
+
+def test_foreground_aware_crops_contain_foreground_and_fall_back_without_it():
+    mask = np.zeros((300, 200), np.uint8)
+    mask[0, 0] = mask[299, 120] = mask[150, 199] = 1
+    for seed in range(300):
+        top, left = datasets.crop_corner(mask, 64, mask.shape, np.random.default_rng(seed))
+        assert mask[top:top + 64, left:left + 64].any()
+        assert 0 <= top <= 300 - 64
+        assert 0 <= left <= 200 - 64
+    for guide in (None, np.zeros_like(mask)):
+        corners = [datasets.crop_corner(guide, 64, mask.shape, np.random.default_rng(s)) for s in range(300)]
+        assert np.ptp([c[0] for c in corners]) > 200  # anywhere
+    assert datasets.crop_corner(None, 64, (40, 64), np.random.default_rng(0)) == (-12, 0)
+
+
+def test_crops_of_labelled_slices_hold_more_foreground_than_random_ones():
+    def foreground(aware):
+        views = datasets.Views(labelled(8, (256, 256)), 32, foreground_crop=aware)
+        return np.mean([views[i % 8, i]["mask"].any() for i in range(160)])
+    assert foreground(True) > 0.99 > foreground(False) + 0.3
+
+
+def test_slices_smaller_than_a_patch_are_mirrored():
+    item = datasets.Views(labelled(1, (20, 30)), 64)[0, 0]
+    assert item["weak"].shape == (1, 64, 64)
+    assert item["weak"].std() > 0.05
+    assert item["mask"].any()
+
+
+# --- check ----------------------------------------------------------------------------------------------------
+
+def test_a_sound_folder_has_no_problem(data_folder, command):
+    write_split(data_folder, train=["s_00", "s_01"], val=["s_02"], test=["s_03"])
+    assert datasets.check_data(data_folder, ROI) == []
+    code, out, _ = command("datasets", "check", data_folder, "--roi", "8,72,8,72")
+    assert (code, out) == (0, f"{data_folder}: no problem found\n")
+
+
+def image(root, i=0):
+    return root / IMAGES / f"s_{i:02d}.tif"
+
+
+def mask(root, i=0):
+    return root / MASKS / f"s_mask_{i:02d}.tif"
+
+
+def rewrite(path, change):
+    tifffile.imwrite(path, change(tifffile.imread(path)))
+
+
+def with_value(value):
+    def change(array):
+        array[3, 4] = value
+        return array
+    return change
+
+
+def copy(source, target):
+    target.write_bytes(source.read_bytes())
+
+
+FAULTS = {
+    "missing mask": (lambda r: mask(r).unlink(), "s_00.tif: no mask"),
+    "mask without image": (lambda r: image(r).unlink(), "s_mask_00.tif: no image"),
+    "two masks for one image": (lambda r: copy(mask(r), r / MASKS / "other_000.tif"), "s_00.tif: 2 masks fit"),
+    "one mask for two images": (lambda r: copy(image(r, 1), r / IMAGES / "t_0.tif"), "s_mask_00.tif: fits 2 images"),
+    "size mismatch": (lambda r: rewrite(mask(r), lambda a: a[:-1]), "s_mask_00.tif: is 63×64 px, its image"),
+    "zero bytes": (lambda r: image(r).write_bytes(b""), "s_00.tif: cannot be read"),
+    "truncated": (lambda r: image(r).write_bytes(image(r).read_bytes()[:9000]), "s_00.tif: cannot be read"),
+    "truncated header": (lambda r: image(r).write_bytes(image(r).read_bytes()[:6]), "s_00.tif: cannot be read"),
+    "text file": (lambda r: image(r).write_text("not a picture"), "s_00.tif: cannot be read"),
+    "truncated mask": (lambda r: mask(r).write_bytes(mask(r).read_bytes()[:9000]), "s_mask_00.tif: cannot be read"),
+    "NaN": (lambda r: rewrite(image(r), with_value(np.nan)), "s_00.tif: 1 of 4096 pixels are NaN"),
+    "infinite": (lambda r: rewrite(image(r), with_value(np.inf)), "s_00.tif: 1 of 4096 pixels are NaN or infinite"),
+    "constant image": (lambda r: rewrite(image(r), np.ones_like), "s_00.tif: is constant"),
+    "empty mask": (lambda r: tifffile.imwrite(mask(r), np.zeros((64, 64), np.uint8)), "s_mask_00.tif: mask is empty"),
+    "full mask": (lambda r: tifffile.imwrite(mask(r), np.ones((64, 64), np.uint8)), "s_mask_00.tif: mask is full"),
+    "grey mask": (lambda r: copy(image(r), mask(r)), "s_mask_00.tif: .* do not tell which side"),
+    "NaN in mask": (lambda r: rewrite(mask(r), with_value(np.nan)), "s_mask_00.tif: holds NaN"),
+    "colour image": (lambda r: tifffile.imwrite(image(r), np.zeros((64, 64, 3), np.uint8), photometric="rgb"),
+                     r"s_00.tif: has shape \(64, 64, 3\)"),
+    "several pages": (lambda r: rewrite(image(r), lambda a: np.stack([a] * 5)), r"s_00.tif: has shape \(5, 64, 64\)"),
+    "duplicate stems": (lambda r: copy(image(r), r / IMAGES / "s_00.tiff"), "s_00.tif: same stem as s_00.tiff"),
+    "duplicate pixels": (lambda r: copy(image(r), image(r, 1)), "s_00.tif: same pixels as s_01.tif"),
+    "in two parts": (lambda r: write_split(r, train=["s_00", "s_01"], test=["s_01"]), "s_01: stands in train and test"),
+    "unknown in split": (lambda r: write_split(r, train=["s_77"]), "s_77: in train, but no labelled slice"),
+    "split is no JSON": (lambda r: write_split(r).write_text("{"), "split.json: cannot be read as JSON"),
+    "test slice unlabelled": (lambda r: (write_split(r, train=["s_00"], test=["s_01"]),
+                                         copy(image(r, 1), r / UNLABELLED / "s_01.tif")),
+                              "s_01: a test slice that is also among the unlabelled"),
+    "unlabelled copy of a slice": (lambda r: copy(image(r), r / UNLABELLED / "x.tif"), "s_00.tif: same pixels as x"),
+    "ROI does not fit": (lambda r: tifffile.imwrite(r / UNLABELLED / "scan_0.tif", np.eye(65)), "scan_0.tif: .*small"),
+    "file of another kind": (lambda r: (r / IMAGES / "s_09.jpg").touch(), r"s_09.jpg: is not read; only .tif, .tiff"),
+    "nothing labelled": (lambda r: [p.unlink() for p in (r / IMAGES).iterdir()], "no .tif slice found"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_finds_the_planted_fault(data_folder, command, fault):
+    plant, message = FAULTS[fault]
+    plant(data_folder)
+    code, out, err = command("datasets", "check", data_folder, "--roi", "8,72,8,72")
+    lines = out.splitlines()
+    assert code == 1, err
+    assert any(re.search(message, line) for line in lines), out
+    assert all(": " in line for line in lines)
+    assert len(lines) <= 20
+
+
+def test_every_problem_is_listed(data_folder):
+    rewrite(image(data_folder, 3), with_value(np.nan))
+    mask(data_folder, 5).unlink()
+    tifffile.imwrite(mask(data_folder, 6), np.zeros((64, 64), np.uint8))
+    problems = datasets.check_data(data_folder, ROI)
+    assert [Path(p.split(": ")[0]).name for p in problems] == ["s_03.tif", "s_mask_06.tif", "s_05.tif"]
+
+
+def test_command_line_errors(command, tmp_path):
+    assert command("datasets", "check", tmp_path / "none")[0] == 2
+    for roi in ("1,2,3", "a,b,c,d", "5,1,0,4"):
+        code, _, err = command("datasets", "check", tmp_path, "--roi", roi)
+        assert code == 2
+        assert err.startswith(f"error: --roi {roi}: ")
+    assert datasets.parse_roi("none") is None

@@ -1,0 +1,116 @@
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+import demo_data
+from datasets import check_data, load_data
+from evaluate import fit_otsu, predict_otsu
+from slices import ROI, Path, Slice, percentile_window, read_mask
+from utils import overlap_metrics
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    demo_data.write_demo(folder, scans=2, labelled=6)
+    return folder
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_layout_and_types(demo):
+    assert sorted(digest(demo)) == sorted(
+        ["demo.json", "splits/split.json", "unlabeled/time1_000.tif", "unlabeled/time2_000.tif",
+         *(f"labeled/Original_images/slice_{i:02d}.tif" for i in range(6)),
+         *(f"labeled/Original_masks/slice_mask_{i:02d}.tif" for i in range(6))])
+    assert check_data(demo) == []
+    image = tifffile.imread(demo / "labeled/Original_images/slice_00.tif")
+    assert (image.shape, image.dtype) == ((768, 768), np.float32)
+    assert 1e-5 <= image.min() < image.max() < 1e-3
+    scan = tifffile.imread(demo / "unlabeled/time1_000.tif")
+    assert scan.dtype == np.uint16
+    assert scan.shape[0] > ROI[1]
+    assert scan.shape[1] > ROI[3]
+
+
+def test_training_sees_what_was_meant(demo):
+    data = load_data(demo)
+    assert [[s.stem for s in part] for part in (data.train, data.val, data.test)] == [
+        [f"slice_0{i}" for i in (1, 2, 3, 4)], ["slice_05"], ["slice_00"]]
+    assert all(s.image.shape == (768, 768) for s in data.unlabelled)
+
+
+def test_the_same_seed_gives_the_same_bytes(demo, tmp_path):
+    demo_data.write_demo(tmp_path / "data", scans=2, labelled=6)
+    assert digest(tmp_path) == digest(demo.parent)
+    demo_data.write_demo(tmp_path / "other", scans=0, labelled=1, seed=1)
+    name = "labeled/Original_images/slice_00.tif"
+    assert digest(tmp_path / "other")[name] != digest(demo)[name]
+
+
+def test_painted_masks_give_back_the_truth(demo):
+    for index in (0, 3, 4):  # bright needles are painted over on 0 and 3
+        _, truth, _ = demo_data.render(0, 0, index * demo_data.SPACING)
+        mask = read_mask(demo / f"labeled/Original_masks/slice_mask_{index:02d}.tif")
+        np.testing.assert_array_equal(mask, truth[ROI[0]:ROI[1], ROI[2]:ROI[3]])
+
+
+def test_truth_of_the_scans_lies_outside_the_tree_that_training_reads(demo):
+    truth = demo_data.truth_folder_of(demo)
+    assert demo not in truth.parents
+    assert sorted(p.name for p in truth.iterdir()) == ["time1_000.png", "time2_000.png"]
+    mask = cv2.imread(str(truth / "time2_000.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(mask > 0, demo_data.render(0, 2, 0.0)[1])
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[Slice]:
+    views = [demo_data.render(0, time, z) for time, z in ((0, 0), (0, 10), (0, 110), (0, 210), (1, 100), (2, 100))]
+    inside = [[a[ROI[0]:ROI[1], ROI[2]:ROI[3]] for a in view] for view in views]
+    return [Slice(Path(f"{i}"), percentile_window(image), truth) for i, (image, truth, _) in enumerate(inside)]
+
+
+def test_particles_fill_what_was_promised_and_touch_the_border(rendered):
+    fractions = [s.mask.mean() for s in rendered]
+    assert 0.08 <= np.mean(fractions) <= 0.14
+    assert all(s.mask[[0, -1]].any() or s.mask[:, [0, -1]].any() for s in rendered)
+
+
+def test_neighbouring_slices_are_near_copies_and_distant_ones_are_not(rendered):
+    near = overlap_metrics(rendered[0].mask, rendered[1].mask)["dice"]
+    far = overlap_metrics(rendered[0].mask, rendered[2].mask)["dice"]
+    assert 0.6 < near < 0.9
+    assert far < 0.3
+
+
+def test_otsu_fails_even_at_its_best(rendered):
+    sigma, bright = fit_otsu(rendered)
+    dice = [overlap_metrics(predict_otsu(s.image, sigma, bright), s.mask)["dice"] for s in rendered]
+    assert np.mean(dice) < 0.45
+    assert max(dice) < 0.5
+
+
+def test_later_scans_have_less_contrast(rendered):
+    contrast = [s.image[s.mask].mean() - s.image[~s.mask].mean() for s in rendered]
+    assert np.mean(contrast[4:]) < 0.9 * np.mean(contrast[:4])
+
+
+def test_command_line(tmp_path, command):
+    code, _, err = command("demo_data", "--output", tmp_path, "--scans", 1)
+    assert code == 2
+    assert f"{tmp_path}: exists already" in err
+    assert "must be 0 or more" in command("demo_data", "--output", tmp_path / "a", "--scans", -1)[2]
+
+
+def test_command_line_writes(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(demo_data, "write_demo", lambda *a: (tmp_path / "called").write_text(repr(a)))
+    code, out, _ = command("demo_data", "--output", tmp_path / "a", "--scans", 3, "--seed", 2)
+    assert code == 0
+    assert (tmp_path / "called").read_text() == repr((tmp_path / "a", 2, 3))
+    assert "22 labelled slices, 3 scans" in out

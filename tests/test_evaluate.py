@@ -1,0 +1,158 @@
+import warnings
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import evaluate
+from conftest import disc_slice
+from slices import Path, Slice, percentile_window
+from utils import InputError
+
+
+def blobs(seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((48, 40)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 3)
+    return smooth > np.quantile(smooth, 0.8)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1000), st.integers(0, 1000), st.sampled_from([0.0, 1.0, 2.0, 3.5]))
+def test_surface_dice_agrees_with_monai(a, b, tolerance):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's own imports warn
+        from monai.metrics import compute_surface_dice
+        prediction, truth = blobs(a), blobs(b)
+        one_hot = [torch.from_numpy(np.stack([~m, m]))[None].float() for m in (prediction, truth)]
+        expected = compute_surface_dice(*one_hot, [tolerance], include_background=False).item()
+    assert evaluate.surface_dice(prediction, truth, tolerance) == pytest.approx(expected, abs=1e-6)
+
+
+def test_surface_dice_of_a_shifted_square():
+    truth = np.zeros((40, 40), bool)
+    truth[10:30, 10:30] = True
+    assert evaluate.surface_dice(np.roll(truth, 2, axis=1), truth, 2.0) == 1
+    assert evaluate.surface_dice(np.roll(truth, 3, axis=1), truth, 2.0) < 0.8
+    empty = np.zeros_like(truth)
+    assert evaluate.surface_dice(empty, empty) == 1
+    assert evaluate.surface_dice(empty, truth) == 0
+
+
+def test_otsu_is_chosen_on_the_slices_it_is_given():
+    made = [disc_slice(i) for i in range(3)]
+    labelled = [Slice(Path(f"{i}.tif"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
+    sigma, bright = evaluate.fit_otsu(labelled)
+    assert bright
+    inverted = [Slice(s.path, 255 - s.image, s.mask) for s in labelled]
+    assert evaluate.fit_otsu(inverted) == (sigma, False)
+    dice = evaluate.overlap_metrics(evaluate.predict_otsu(labelled[0].image, sigma, True), labelled[0].mask)["dice"]
+    assert dice > 0.8
+
+
+def table_of(scores: dict[str, list[float]]) -> pd.DataFrame:
+    return pd.DataFrame([{"method": m, "stem": f"s{i}", **dict.fromkeys(evaluate.METRICS, v)}
+                         for m, values in scores.items() for i, v in enumerate(values)])
+
+
+def test_tables_hold_a_row_per_slice_and_method():
+    truths = [np.eye(8, dtype=bool), np.zeros((8, 8), bool)]
+    table = evaluate.slice_table({"a": truths, "b": [np.ones((8, 8), bool), truths[1]]}, truths, ["s1", "s2"])
+    assert table[["method", "stem"]].to_numpy().tolist() == [["a", "s1"], ["a", "s2"], ["b", "s1"], ["b", "s2"]]
+    assert table["dice"].tolist() == [1, 1, pytest.approx(2 * 8 / 72), 1]
+    assert table["fraction_truth"].tolist() == [0.125, 0, 0.125, 0]
+
+
+def test_mean_and_interval():
+    values = np.random.default_rng(0).normal(0.7, 0.1, 40)
+    interval = evaluate.mean_interval(values)
+    half = 1.96 * values.std() / np.sqrt(40)
+    assert interval["mean"] == pytest.approx(values.mean())
+    assert interval["low"] == pytest.approx(values.mean() - half, abs=0.01)
+    assert interval["high"] == pytest.approx(values.mean() + half, abs=0.01)
+    assert evaluate.mean_interval([0.5]) == {"mean": 0.5, "low": None, "high": None}
+
+
+def test_paired_comparison():
+    rng = np.random.default_rng(1)
+    base = rng.uniform(0.3, 0.9, 8)
+    gain = rng.normal(0.05, 0.02, 8)
+    result = evaluate.compare(table_of({"control": base, "new": base + gain}), "new", "control")
+    assert result["mean"] == pytest.approx(gain.mean())
+    assert result["low"] > 0
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1)  # all 2⁸ sign flips
+    exact = np.mean(np.abs((signs * gain[:, None]).mean(axis=0)) >= abs(gain.mean()) - 1e-12)
+    assert result["p"] == pytest.approx(exact)
+    assert "better" in evaluate.describe(result)
+    same = evaluate.compare(table_of({"control": base, "new": rng.permutation(base)}), "new", "control")
+    assert "no clear difference" in evaluate.describe(same)
+    worse = evaluate.compare(table_of({"control": base + gain, "new": base}), "new", "control")
+    assert "worse" in evaluate.describe(worse)
+    single = evaluate.compare(table_of({"control": [0.5], "new": [0.6]}), "new", "control")
+    assert single["p"] is None
+    assert "no interval" in evaluate.describe(single)
+
+
+def test_comparison_needs_the_same_slices():
+    table = table_of({"control": [0.5, 0.6], "new": [0.6]})
+    with pytest.raises(InputError, match="not measured on the same slices"):
+        evaluate.compare(table, "new", "control")
+    with pytest.raises(InputError, match="not measured on the same slices"):
+        evaluate.compare(table, "absent", "control")
+
+
+def test_summary():
+    summary = evaluate.summarise(table_of({"b": [0.5, 0.7], "a": [0.1, 0.1]}))
+    assert list(summary) == ["b", "a"]
+    assert summary["b"]["iou"]["mean"] == pytest.approx(0.6)
+
+
+def test_particles_against_closed_forms():
+    mask = np.zeros((200, 300), np.uint8)
+    cv2.circle(mask, (60, 50), 20, 1, -1)
+    rows, columns = np.mgrid[:200, :300]
+    mask[((columns - 160) / 60) ** 2 + ((rows - 100) / 20) ** 2 <= 1] = 1
+    mask[190:, 290:] = 1
+    particles = evaluate.particle_table(mask, 0.5).sort_values("column").reset_index(drop=True)
+    assert particles["touches_border"].tolist() == [False, False, True]
+    assert particles["diameter"][0] == pytest.approx(20, rel=0.03)          # 2 · 20 px · 0.5
+    assert particles["area"][1] == pytest.approx(np.pi * 60 * 20 * 0.25, rel=0.03)
+    assert particles["aspect"][0] == pytest.approx(1, abs=0.02)
+    assert particles["aspect"][1] == pytest.approx(3, rel=0.03)
+    assert particles["area"][2] == pytest.approx(100 * 0.25)
+    assert particles.loc[0, ["row", "column"]].tolist() == pytest.approx([50, 60])  # pixels, whatever the unit
+    assert len(evaluate.particle_table(np.zeros((5, 5)))) == 0
+
+
+def test_sign_flip_test_is_calibrated():
+    rng = np.random.default_rng(2)
+    p = [evaluate.compare(table_of({"c": np.zeros(7), "n": rng.normal(size=7)}), "n", "c")["p"] for _ in range(120)]
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_command_line(tmp_path, command):
+    for folder in ("pred", "truth"):
+        (tmp_path / folder).mkdir()
+    for i in range(3):
+        image, truth = disc_slice(i)
+        tifffile.imwrite(tmp_path / "truth" / f"s_mask_{i}.tif", np.where(truth == 1, np.float32(-1e-4), image))
+        if i < 2:
+            tifffile.imwrite(tmp_path / "pred" / f"s_{i}.tif", truth * np.uint8(255))
+    options = ("--pred", tmp_path / "pred", "--truth", tmp_path / "truth")
+    code, out, _ = command("evaluate", *options, "--output", tmp_path / "new" / "t.csv", "--pixel-size", 0.02)
+    assert code == 0
+    assert "mean dice         1.0000" in out
+    table = pd.read_csv(tmp_path / "new" / "t.csv")
+    assert table["stem"].tolist() == ["s_0", "s_1"]
+    assert table["particles_predicted"].tolist() == table["particles_truth"].tolist()
+    tifffile.imwrite(tmp_path / "pred" / "s_2.tif", np.zeros((3, 4), np.uint8))
+    assert "must be of one size" in command("evaluate", *options)[2]
+    tifffile.imwrite(tmp_path / "pred" / "s_9.tif", np.zeros((3, 4), np.uint8))
+    assert "s_9.tif: no mask" in command("evaluate", *options)[2]
+    assert command("evaluate", "--pred", tmp_path / "none", "--truth", tmp_path)[0] == 2
+    assert "must be above 0" in command("evaluate", *options, "--pixel-size", -1)[2]

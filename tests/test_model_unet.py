@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model_unet import ENCODER_BLOCKS, UNet, freeze
+
+
+def test_size_and_cost_of_the_recipe():
+    with torch.device("meta"):
+        model = UNet()
+        with FlopCounterMode(display=False) as counter:
+            out = model(torch.empty(1, 1, 256, 256))
+    assert out.shape == (1, 1, 256, 256)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 31.45
+    assert round(counter.get_total_flops() / 1e9, 1) == 120.9
+
+
+def test_width_scales():
+    count = [sum(p.numel() for p in UNet(c).parameters()) for c in (4, 8)]
+    assert 3.9 < count[1] / count[0] < 4.0
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 16), (64, 96)])
+def test_output_has_the_size_of_the_input(shape):
+    assert UNet(2)(torch.zeros(2, 1, *shape)).shape == (2, 1, *shape)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (40, 64), (64, 33)])
+def test_sizes_that_cannot_be_pooled_are_an_error(shape):
+    with pytest.raises(ValueError, match=f"input is {shape[0]}×{shape[1]}"):
+        UNet(2)(torch.zeros(1, 1, *shape))
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    model = UNet(4)
+    model(torch.rand(1, 1, 64, 64)).square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_frozen_blocks_stay_in_eval_mode_and_get_no_gradient():
+    model = UNet(2)
+    freeze(model, ("down1", "down3"))
+    model.train()
+    assert not model.down1.training
+    assert not model.down3[2].training
+    assert model.down2.training
+    model(torch.rand(1, 1, 32, 32)).mean().backward()
+    assert all(p.grad is None for p in model.down1.parameters())
+    assert all(p.grad is not None for p in model.down2.parameters())
+
+
+def test_unknown_block():
+    with pytest.raises(ValueError, match="no encoder block 'up1'"):
+        freeze(UNet(2), ("up1",))
+    freeze(UNet(2), ENCODER_BLOCKS)
+
+
+def test_from_weights():
+    model = UNet(3)
+    same = UNet.from_weights(model.state_dict())
+    assert not same.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    with pytest.raises(ValueError, match="not the weights of this U-Net"):
+        UNet.from_weights({"conv.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match="not the weights of this U-Net"):
+        UNet.from_weights({**model.state_dict(), "head.weight": torch.zeros(2, 2)})

@@ -1,0 +1,56 @@
+"""The notebook, executed in a miniature configuration, and the committed copy."""
+
+import json
+
+import nbformat
+import papermill
+import pytest
+
+from conftest import ROOT
+from demo_data import write_demo
+from slices import Path
+
+NOTEBOOK = ROOT / "main_freezelayers.ipynb"
+MINIATURE = {"base_channels": 2, "patch_size": 64, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,
+             "batch_size": 2, "device": "cpu", "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    write_demo(folder / "data" / "mini", scans=2, labelled=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        notebook = papermill.execute_notebook(
+            str(NOTEBOOK), str(folder / "out.ipynb"), cwd=str(folder), progress_bar=False,
+            parameters={"DATA": "data/mini", "RUN": "mini", "SETTINGS": MINIATURE})
+    return folder, notebook
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_notebook_runs_from_top_to_bottom(executed):
+    folder, notebook = executed
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    pictures = [o for o in outputs if "image/jpeg" in o.get("data", {})]
+    assert len(pictures) >= 9
+    assert all(len(p["data"]["image/jpeg"]) > 5000 for p in pictures)
+    text = json.dumps(outputs)
+    for expected in ("no problem found", "U-Net of width 2", "Mean Teacher teacher", "Full-image test Dice"):
+        assert expected in text
+    figures = {p.name for p in (folder / "runs" / "mini" / "figures").iterdir()}
+    assert {"slice.png", "views.png", "curves.png", "paired.png", "sizes.png"} < figures
+
+
+def test_committed_notebook_keeps_the_house_rules():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) <= 30
+    assert max(len(cell.source.splitlines()) for cell in code) <= 15
+    assert NOTEBOOK.stat().st_size <= 2**20
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    prose = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert prose > 0.4 * (prose + sum(len(cell.source) for cell in code))
+    assert not [word for word in ("/root", "/home", "/work", "/tmp") if word in Path(NOTEBOOK).read_text()]

@@ -1,0 +1,103 @@
+"""The house: what may import what, how long a file may be, and that the three lists of packages agree."""
+
+import ast
+import re
+import tomllib
+
+import pytest
+
+from conftest import ROOT
+
+MAY_IMPORT = {
+    "model_unet": set(), "losses": set(), "utils": set(),
+    "slices": {"utils"},
+    "datasets": {"slices", "utils"},
+    "utils_viz": {"utils"},
+    "evaluate": {"slices", "utils"},
+    "train": {"model_unet", "losses", "datasets", "evaluate", "slices", "utils"},
+    "predict": {"model_unet", "datasets", "slices", "utils"},
+    "demo_data": {"slices", "utils"},
+}
+CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
+
+
+def imports_of(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_modules_are_those_of_the_design():
+    assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
+    assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {*MAY_IMPORT, "notebook", "project"}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_one_way(module):
+    assert imports_of(ROOT / f"{module}.py") & set(MAY_IMPORT) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_modules_are_short_and_public_names_documented(module):
+    path = ROOT / f"{module}.py"
+    assert len(path.read_text().splitlines()) <= 350
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 65, f"{node.name} does not fit on a screen"
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_conda_environment_is_the_same_set():
+    text = (ROOT / "environment.yml").read_text()
+    listed = re.findall(r"^  - (\S+)$", text.split("dependencies:")[1], re.M)
+    wanted = [f"python{project()['project']['requires-python']}"]
+    for requirement in project()["project"]["dependencies"]:
+        name, rest = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
+        wanted.append(CONDA_NAMES.get(name, name) + rest)
+    assert sorted(listed) == sorted(wanted)
+    assert re.findall(r"^  - (\S+)$", text.split("dependencies:")[0], re.M) == ["conda-forge", "nodefaults"]
+
+
+def pinned(file: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, pin in re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / file).read_text(), re.M):
+        found.setdefault(name, set()).add(pin)
+    return found
+
+
+def test_pins_cover_the_project_with_hashes_and_without_addresses():
+    run, dev = pinned("requirements.txt"), pinned("requirements-dev.txt")
+    direct = [re.match(r"[\w-]+", r)[0] for r in project()["project"]["dependencies"]]
+    assert set(direct) <= set(run)
+    assert all(dev[name] == pin for name, pin in run.items())
+    assert {re.match(r"[\w-]+", r)[0] for r in project()["dependency-groups"]["dev"]} <= set(dev)
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        text = (ROOT / file).read_text()
+        assert "://" not in text
+        entries = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]
+        assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_every_import_is_declared():
+    declared = {re.match(r"[\w-]+", r)[0] for r in project()["project"]["dependencies"]}
+    names = {"cv2": "opencv-python-headless", "skimage": "scikit-image"}
+    used = {names.get(n, n) for m in MAY_IMPORT for n in imports_of(ROOT / f"{m}.py")}
+    import sys
+    assert used - set(MAY_IMPORT) - set(sys.stdlib_module_names) <= declared
+
+
+def test_readme_names_every_file():
+    readme = (ROOT / "README.md").read_text()
+    for module in MAY_IMPORT:
+        assert f"`{module}.py`" in readme
+    for command in re.findall(r"python (\w+)\.py", readme):
+        assert command in MAY_IMPORT

@@ -1,0 +1,233 @@
+import itertools
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+import slices
+from conftest import SCALE, disc_slice
+from utils import InputError
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32])
+@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"compression": "zlib"}, {"compression": "lzw"},
+                                     {"byteorder": ">"}])
+def test_every_pixel_type_is_read_as_stored(tmp_path, dtype, options):
+    if options == {"imagej": True} and dtype not in (np.uint8, np.uint16, np.float32):
+        pytest.skip("ImageJ has no such type")
+    array = np.random.default_rng(0).integers(0, 120, (9, 11)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    image = slices.read_image(tmp_path / "a.tif")
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, array.astype(np.float32))
+
+
+def test_physical_values_are_not_rescaled_by_their_size(tmp_path):
+    image, _ = disc_slice(0)
+    assert 0 < image.max() < 1e-3
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    np.testing.assert_array_equal(slices.read_image(tmp_path / "a.tif"), image)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(-5, 5))
+def test_percentile_window_ignores_scale_and_offset(scale, offset):
+    image = np.random.default_rng(1).normal(100, 5, (40, 40))
+    window = slices.percentile_window(image)
+    moved = slices.percentile_window((image + offset) * scale)
+    assert np.abs(window.astype(int) - moved.astype(int)).max() <= 1  # rounding
+    assert window.min() == 0
+    assert window.max() == 255
+
+
+def test_percentile_window_counts_non_zero_pixels_only():
+    image = np.zeros((20, 20))
+    image[5:15, 5:15] = np.linspace(10, 20, 100).reshape(10, 10)
+    inside = image[5:15, 5:15]
+    low, high = np.percentile(inside, [1, 99.5])
+    expected = np.rint(np.clip((inside - low) / (high - low), 0, 1) * 255)
+    np.testing.assert_array_equal(slices.percentile_window(image)[5:15, 5:15], expected)
+
+
+@pytest.mark.parametrize("image", [np.zeros((5, 5)), np.full((5, 5), 3.0)])
+def test_constant_image_is_an_error(image):
+    with pytest.raises(InputError, match=r"name: is constant"):
+        slices.percentile_window(image, name="name")
+
+
+def test_roi():
+    image = np.arange(100).reshape(10, 10)
+    np.testing.assert_array_equal(slices.crop_roi(image, (2, 5, 1, 9)), image[2:5, 1:9])
+    same = np.zeros((3, 8))
+    assert slices.crop_roi(same, (2, 5, 1, 9)) is same  # just the ROI's size: used as it is
+    assert slices.crop_roi(image, None) is image
+    with pytest.raises(InputError, match=r"scan: is 10×10 px, too small for the ROI"):
+        slices.crop_roi(image, (2, 11, 1, 9), "scan")
+
+
+MASKS = {
+    "painted.tif": lambda image, truth: np.where(truth == 1, np.float32(-SCALE), image),
+    "bytes.tif": lambda image, truth: truth * np.uint8(255),
+    "ones.tif": lambda image, truth: truth,
+    "words.tif": lambda image, truth: truth.astype(np.uint16) * 65535,
+    "floats.tif": lambda image, truth: truth.astype(np.float32),
+    "bytes.png": lambda image, truth: truth * np.uint8(255),
+    "ones.png": lambda image, truth: truth,
+    "ones.npy": lambda image, truth: truth,
+    "bool.npy": lambda image, truth: truth.astype(bool),
+    "channel.npy": lambda image, truth: truth[None],
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_every_form_of_mask(tmp_path, name):
+    image, truth = disc_slice(3)
+    array, path = MASKS[name](image, truth), tmp_path / name
+    {".tif": tifffile.imwrite, ".png": lambda p, a: cv2.imwrite(str(p), a), ".npy": np.save}[path.suffix](path, array)
+    mask = slices.read_mask(path)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, truth)
+    forced = "dark" if name == "painted.tif" else "bright"
+    np.testing.assert_array_equal(slices.read_mask(path, forced), truth)
+    other = {"dark": "bright", "bright": "dark"}[forced]
+    np.testing.assert_array_equal(slices.read_mask(path, other), 1 - truth)
+
+
+def test_bright_paint_and_painted_streaks(tmp_path):
+    image, truth = disc_slice(3)
+    tifffile.imwrite(tmp_path / "bright.tif", np.where(truth == 1, np.float32(20 * SCALE), image))
+    assert np.count_nonzero(slices.read_mask(tmp_path / "bright.tif") != truth) <= 2  # Otsu's histogram has 256 bins
+    painted = np.where(truth == 1, np.float32(-SCALE), image)
+    painted[:2] = 5 * SCALE  # a bright streak, painted over: background
+    truth[:2] = 0
+    tifffile.imwrite(tmp_path / "streak.tif", painted)
+    np.testing.assert_array_equal(slices.read_mask(tmp_path / "streak.tif"), truth)
+
+
+@pytest.mark.parametrize("array", [disc_slice(0)[0], np.repeat(np.uint8([[3, 7]]), 4, axis=0), np.full((4, 4), 9)])
+def test_a_mask_that_does_not_tell_its_side_is_an_error(tmp_path, array):
+    tifffile.imwrite(tmp_path / "m.tif", array)
+    with pytest.raises(InputError, match=r"m.tif: .*(set --mask-foreground|every pixel is 9)"):
+        slices.read_mask(tmp_path / "m.tif")
+
+
+def test_empty_and_full_masks(tmp_path):
+    np.save(tmp_path / "empty.npy", np.zeros((4, 4), np.uint8))
+    np.save(tmp_path / "full.npy", np.full((4, 4), 255, np.uint8))
+    assert slices.read_mask(tmp_path / "empty.npy").sum() == 0
+    assert slices.read_mask(tmp_path / "full.npy").sum() == 16
+
+
+def test_a_pickled_array_is_refused(tmp_path):
+    np.save(tmp_path / "m.npy", np.array([{"run": "me"}], dtype=object))
+    with pytest.raises(InputError, match=r"m.npy: cannot be read"):
+        slices.read_mask(tmp_path / "m.npy")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        slices.read_image(tmp_path / "a.tif")
+
+
+def test_windows_mirror_what_lies_outside():
+    array = np.arange(5)[:, None] * 10 + np.arange(5)
+    padded = np.pad(array, ((2, 0), (0, 3)), "reflect")
+    np.testing.assert_array_equal(slices.cut_window(array, -2, 1, 7), padded[:, 1:8])
+    np.testing.assert_array_equal(slices.center_patch(array, 3), array[1:4, 1:4])
+    np.testing.assert_array_equal(slices.center_patch(np.full((1, 2), 7), 4), np.full((4, 4), 7))
+
+
+def test_pairing(tmp_path):
+    def paths(*names):
+        return [tmp_path / name for name in names]
+
+    images = paths("image_v2_07.tif", "image_v2_10.tif", "other.tif")
+    masks = paths("mask_007_inv.npy", "image_v2_mask_10.tif", "other.png")
+    pairs, problems = slices.pair_files(images, masks)
+    assert problems == []
+    assert {i.name: m.name for i, m in pairs.items()} == {
+        "image_v2_07.tif": "mask_007_inv.npy", "image_v2_10.tif": "image_v2_mask_10.tif", "other.tif": "other.png"}
+
+
+def test_pairing_prefers_the_stem(tmp_path):
+    images, masks = [tmp_path / "a_1.tif", tmp_path / "b_1.tif"], [tmp_path / "a_1.png", tmp_path / "b_1.png"]
+    pairs, problems = slices.pair_files(images, masks)
+    assert problems == []
+    assert [m.stem for m in pairs.values()] == ["a_1", "b_1"]
+
+
+@given(st.lists(st.from_regex(r"[a-z_]{0,3}[0-9]{0,4}[a-z]{0,2}", fullmatch=True), max_size=6, unique=True),
+       st.lists(st.from_regex(r"[a-z_]{0,3}[0-9]{0,4}[a-z]{0,2}", fullmatch=True), max_size=6, unique=True))
+def test_every_file_is_paired_or_reported(images, masks):
+    images, masks = [slices.Path("i") / f"{n}.tif" for n in images], [slices.Path("m") / f"{n}.tif" for n in masks]
+    pairs, problems = slices.pair_files(images, masks)
+    used = list(pairs.values())
+    for file in [*images, *masks]:
+        fine = file in pairs or used.count(file) == 1
+        assert fine or any(str(file) in p or file.name in p for p in problems)
+
+
+def test_natural_order(tmp_path):
+    for name in ("s10.tif", "s2.tif", "s1.TIF", ".hidden.tif", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in slices.list_files(tmp_path)] == ["s1.TIF", "s2.tif", "s10.tif"]
+
+
+STEMS = [f"s{i}" for i in range(22)]
+
+
+def test_random_split_has_the_recipes_sizes_and_a_seed():
+    split = slices.split_at_random(STEMS, 4, 4, seed=1)
+    assert [len(split[part]) for part in slices.PARTS] == [14, 4, 4]
+    assert sorted(itertools.chain(*split.values())) == sorted(STEMS)
+    assert split == slices.split_at_random(STEMS, 4, 4, seed=1)
+    assert split != slices.split_at_random(STEMS, 4, 4, seed=2)
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_block_split_is_contiguous_and_keeps_val_away_from_test(fold):
+    split = slices.split_by_blocks(STEMS, 3, 7, fold)
+    assert split["test"] == STEMS[7 * fold:7 * fold + 7]
+    assert split["val"] == (STEMS[:3] if fold == 2 else STEMS[-3:])
+    assert sorted(itertools.chain(*split.values())) == sorted(STEMS)
+
+
+def test_fold_beyond_the_end():
+    with pytest.raises(InputError, match="folds 0 to 2 exist"):
+        slices.split_by_blocks(STEMS, 3, 7, 3)
+
+
+def make(root, how="auto", unlabelled=()):
+    return slices.make_split(root, STEMS, how, 0.18, 0.18, 0, 0, list(unlabelled))
+
+
+def test_split_by_file_is_the_default_where_there_is_one(tmp_path):
+    assert make(tmp_path) == make(tmp_path, "random")
+    (tmp_path / "splits").mkdir()
+    file = tmp_path / "splits" / "split.json"
+    file.write_text(json.dumps({"train": ["s3", "s1"], "test": ["s20"]}))
+    assert make(tmp_path) == {"train": ["s1", "s3"], "val": [], "test": ["s20"]}
+    assert make(tmp_path, str(file)) == make(tmp_path)
+    assert len(make(tmp_path, "blocks")["train"]) == 14
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({"train": ["s1"], "test": ["s1"]}, "s1: stands in train and test"),
+    ({"train": ["s1", "s1"]}, "s1: stands in train and train"),
+    ({"train": ["s99"]}, "s99: in train, but no labelled slice"),
+    ({"train": ["s1"], "test": ["s2"]}, "s2: a test slice that is also among the unlabelled"),
+    ({"train": "s1"}, "train: expected a list of stems"),
+    ({"train": [1]}, "train: expected a list of stems"),
+    ({"train": []}, "train: holds no slice"),
+    ({"train": ["s1"], "tests": ["s3"]}, "tests: not a part of a split"),
+    ([1], "holds a list, expected an object"),
+    ("{", "cannot be read as JSON"),
+])
+def test_wrong_split_files(tmp_path, content, message):
+    file = tmp_path / "split.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, str(file), unlabelled=["s2"])

@@ -1,0 +1,203 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+import utils
+from model_unet import UNet
+from utils import InputError
+
+CPU = torch.device("cpu")
+
+
+class Identity(torch.nn.Module):
+    """Logits whose sigmoid is the input."""
+
+    def forward(self, x):
+        return torch.logit(x.clamp(1e-6, 1 - 1e-6))
+
+
+class Ramp(torch.nn.Module):
+    """Position in the window: shows how windows are laid and blended."""
+
+    def forward(self, x):
+        side = torch.linspace(-2, 2, x.shape[-1])
+        return (side[:, None] + 2 * side[None]).expand_as(x) + x
+
+
+# --- sliding windows ------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 32]), st.sampled_from([0.0, 0.25, 0.5, 0.8]),
+       st.booleans())
+def test_identity_model_gives_the_image_back_at_any_size(height, width, patch, overlap, tta):
+    image = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width)).astype(np.uint8)
+    probability = utils.predict_image(Identity(), image, CPU, patch, overlap, 3, tta)
+    assert probability.shape == image.shape
+    np.testing.assert_allclose(probability, image / 255, atol=2e-5)
+
+
+@given(st.integers(1, 3000), st.integers(1, 300), st.floats(0, 0.95))
+def test_windows_cover_every_pixel_and_stay_inside(length, window, overlap):
+    window = min(window, length)
+    starts = utils.window_starts(length, window, overlap)
+    covered = np.zeros(length, int)
+    for start in starts:
+        assert 0 <= start <= length - window
+        covered[start:start + window] += 1
+    assert covered.min() >= 1
+    assert starts == sorted(set(starts))
+
+
+def test_last_window_ends_at_the_edge():
+    assert utils.window_starts(800, 256, 0.5) == [0, 128, 256, 384, 512, 544]  # 800 = 544 + 256
+    assert utils.window_starts(768, 256, 0.5) == [0, 128, 256, 384, 512]
+    assert utils.window_starts(256, 256, 0.5) == [0]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 101), (33, 95)])
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+def test_agrees_with_monai(size, overlap):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's own imports warn
+        from monai.inferers import sliding_window_inference
+    image = np.random.default_rng(3).integers(0, 256, size).astype(np.uint8)
+    model = Ramp()
+    expected = sliding_window_inference(
+        torch.from_numpy(image)[None, None].float() / 255, (32, 32), 4, lambda x: model(x).sigmoid(), overlap=overlap,
+        mode="gaussian", sigma_scale=0.125)[0, 0].numpy()
+    np.testing.assert_allclose(utils.predict_image(model, image, CPU, 32, overlap), expected, atol=2e-5)
+
+
+def test_test_time_augmentation_is_the_mean_over_the_eight_symmetries():
+    torch.manual_seed(0)
+    model = UNet(2).eval()
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32)).astype(np.uint8)
+    views = []
+    for turns in range(4):
+        for flip in (False, True):
+            view = np.rot90(image[0, :, ::-1] if flip else image[0], turns)
+            back = np.rot90(utils.probability_of(model, view[None], CPU)[0], -turns)
+            views.append(back[:, ::-1] if flip else back)
+    np.testing.assert_allclose(utils.probability_of(model, image, CPU, tta=True)[0], np.mean(views, axis=0), atol=1e-6)
+
+
+# --- metrics --------------------------------------------------------------------------------------------------
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
+def test_overlap_metrics_agree_with_scikit_learn(seed, p, q):
+    rng = np.random.default_rng(seed)
+    prediction, truth = rng.random((9, 7)) < p, rng.random((9, 7)) < q
+    found = utils.overlap_metrics(prediction, truth)
+    empty = float(not (prediction.any() or truth.any()))  # our documented convention
+    for name, reference in (("dice", f1_score), ("iou", jaccard_score), ("precision", precision_score),
+                            ("recall", recall_score)):
+        assert found[name] == pytest.approx(reference(truth.ravel(), prediction.ravel(), zero_division=empty))
+
+
+def test_sizes_must_agree():
+    with pytest.raises(InputError, match="one size"):
+        utils.overlap_metrics(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+# --- device, seeds --------------------------------------------------------------------------------------------
+
+def test_devices():
+    assert utils.choose_device("cpu") == CPU
+    assert utils.choose_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("toaster", "cuda:99"):
+        with pytest.raises(InputError, match=f"device '{name}' cannot be used"):
+            utils.choose_device(name)
+
+
+def test_seeding():
+    def draws():
+        utils.seed_everything(5)
+        return torch.rand(3).tolist(), np.random.rand(3).tolist()  # noqa: NPY002
+    assert draws() == draws()
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    utils.write_json(path, {"a": 1})
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):
+        utils.write_atomically(path, fail)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_csv_log(tmp_path):
+    path = tmp_path / "log.csv"
+    for epoch in (1, 2, 3):
+        utils.append_row(path, {"epoch": epoch, "loss_sup": epoch / 3})
+    assert path.read_text().splitlines() == ["epoch,loss_sup", "1,0.333333", "2,0.666667", "3,1"]
+    utils.keep_rows(path, 1)
+    assert path.read_text().splitlines() == ["epoch,loss_sup", "1,0.333333"]
+    utils.keep_rows(path, 0)
+    assert not path.exists()
+
+
+def test_run_folder(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    utils.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False)
+    about = json.loads((folder / "environment.json").read_text())
+    assert about["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert about["git_commit"] is None or len(about["git_commit"]) == 40
+    with pytest.raises(InputError, match="holds a run already; add --resume"):
+        utils.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False)
+    utils.open_run(folder, {"lr": 1.0, "device": "cuda"}, CPU, resume=True, free=("device",))
+    with pytest.raises(InputError, match=r"lr was 1.0, now 2.0"):
+        utils.open_run(folder, {"lr": 2.0, "device": "cpu"}, CPU, resume=True)
+    assert json.loads((folder / "config.json").read_text())["lr"] == 1.0
+
+
+def test_checkpoints_keep_weights_and_what_is_known_about_them(tmp_path):
+    model = UNet(2)
+    utils.save_checkpoint(tmp_path / "a.safetensors", model, {"epoch": 3, "config": {"roi": None}})
+    weights, about = utils.load_checkpoint(tmp_path / "a.safetensors")
+    assert about == {"epoch": 3, "config": {"roi": None}}
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+
+
+def test_other_files_are_no_checkpoints(tmp_path):
+    from safetensors.torch import save_file
+    torch.save(UNet(2).state_dict(), tmp_path / "pickle.pt")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    utils.save_checkpoint(tmp_path / "good.safetensors", UNet(2), {})
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-100])
+    for name in ("pickle.pt", "other.safetensors", "short.safetensors"):
+        with pytest.raises(InputError, match=f"{name}: not a checkpoint of this project"):
+            utils.load_checkpoint(tmp_path / name)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        utils.load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 nonsense")
+    with pytest.raises(InputError, match=r"last.pt: cannot be resumed from"):
+        utils.restore_state(tmp_path / "last.pt", {"student": UNet(2)}, CPU)
+
+
+@pytest.mark.parametrize(("result", "status", "text"), [
+    (None, 0, ""), (1, 1, ""), (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
+    (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n")])
+def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, text):
+    def main():
+        if isinstance(result, BaseException):
+            raise result
+        return result
+    with pytest.raises(SystemExit) as stop:
+        utils.run_command_line(main)
+    assert stop.value.code == status
+    assert capsys.readouterr().err == text

@@ -1,0 +1,102 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from matplotlib.image import imread
+
+import utils_viz
+from conftest import TINY, disc_slice
+from slices import Path, percentile_window
+from test_train import run
+from train import Config
+from utils import InputError
+
+
+def has_ink(path: Path) -> bool:
+    """Whether every quarter of a picture shows something."""
+    picture = imread(path)[..., :3]
+    half = [n // 2 for n in picture.shape[:2]]
+    quarters = [picture[a, b] for a in (np.s_[:half[0]], np.s_[half[0]:]) for b in (np.s_[:half[1]], np.s_[half[1]:])]
+    return all(q.std() > 0.01 for q in quarters)
+
+
+def test_every_figure_is_drawn_from_the_run_folder_alone(workplace, data_folder, command, monkeypatch):
+    config = Config(**TINY, data=str(data_folder), run="a")
+    run(config)
+    for path in [*data_folder.rglob("*.tif"), *Path("checkpoints/a").iterdir()]:
+        path.unlink()
+    monkeypatch.setattr(tifffile, "imread", lambda *a: pytest.fail("figures must not read slices"))
+    code, out, err = command("utils_viz", "runs/a")
+    assert code == 0, err
+    names = ["slice", "views", "curves", "paired", *(f"{kind}_s_0{i}" for i in (0, 1) for kind in ("methods", "prediction"))]
+    files = sorted(Path("runs/a/figures").iterdir())
+    assert sorted(f"{n}.png" for n in names) == [p.name for p in files]
+    assert f"{len(names)} figures" in out
+    assert all(has_ink(path) for path in files)
+
+
+def test_older_runs_with_the_first_columns_only(workplace):
+    folder = Path("runs/old")
+    folder.mkdir(parents=True)
+    (folder / "sup_metrics.csv").write_text("epoch,loss_sup,val_dice,val_iou\n1,0.7,0.2,0.1\n2,0.5,0.6,0.4\n")
+    (folder / "ssl_metrics.csv").write_text(
+        "epoch,loss_sup,loss_consistency,lam,val_dice,val_iou\n1,0.4,0.01,0.0,0.6,0.4\n2,0.4,0.02,0.5,0.7,0.5\n")
+    figures = utils_viz.draw_run(folder)
+    assert list(figures) == ["curves"]
+    panels = figures["curves"].axes
+    assert [len(p.lines) for p in panels] == [2, 2, 1, 0, 1]  # the last is the axis of λ
+    assert [t.get_text() for t in panels[3].texts] == ["not recorded"]
+    np.testing.assert_allclose(panels[1].lines[1].get_ydata(), [0.6, 0.7])
+
+
+def test_nothing_to_draw(tmp_path, command):
+    with pytest.raises(InputError, match="holds nothing to draw"):
+        utils_viz.draw_run(tmp_path)
+    assert command("utils_viz", tmp_path / "none")[0] == 2
+
+
+def test_errors_are_red_where_too_much_and_cyan_where_missed():
+    image = np.full((4, 4), 100, np.uint8)
+    truth, prediction = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    truth[0], prediction[:, 0] = True, True
+    rgb = utils_viz.error_map(image, truth, prediction)
+    assert rgb[2, 0, 0] > 0.7 > 0.3 > rgb[2, 0, 2]      # false positive: red
+    assert rgb[0, 2, 2] > 0.7 > 0.3 > rgb[0, 2, 0]      # false negative: cyan
+    for pixel in (rgb[0, 0], rgb[3, 3]):
+        assert np.ptp(pixel) == 0                       # right: grey
+
+
+def test_paired_plot_shows_every_score_and_the_means():
+    table = pd.DataFrame([{"method": m, "stem": f"s{i}", "dice": v} for m, values in
+                          {"b": [0.5, 0.7], "a": [0.6, 0.9]}.items() for i, v in enumerate(values)])
+    panel = utils_viz.draw_paired({"full": table}).axes[0]
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["b", "a"]
+    shown = sorted(float(y) for c in panel.collections for y in c.get_offsets()[:, 1])
+    assert shown == [0.5, 0.6, 0.7, 0.9]
+    assert [t.get_text() for t in panel.texts] == ["0.600", "0.750"]
+
+
+def test_five_panels():
+    image, truth = disc_slice(0)
+    figure = utils_viz.draw_predictions(percentile_window(image), truth.astype(bool), truth * 0.9, 0.5, "s", "teacher")
+    assert len(figure.axes) == 6  # five panels and a colour bar
+    assert figure.axes[4].get_title().startswith("Dice 1.000")
+    assert utils_viz.dice_of(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 1
+
+
+def test_sizes():
+    panel = utils_viz.draw_sizes({"a": np.array([3.0, 1.0, 2.0]), "none": np.array([])}, "µm").axes[0]
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [1 / 3, 2 / 3, 1])
+    labels = [t.get_text() for t in panel.get_legend().get_texts()]
+    assert labels == ["a: 3 particles, median 2 µm", "none: no particle"]
+
+
+def test_results_table_as_text(workplace, data_folder):
+    config = Config(**TINY, data=str(data_folder), run="a", method="supervised")
+    run(dataclasses.replace(config))
+    for kind in ("full", "patches"):
+        table = utils_viz.results_table(config.run_folder, kind)
+        assert table.index.tolist() == ["Otsu", "supervised"]
+        assert table["dice"].str.fullmatch(r"\d\.\d{3} \(\d\.\d{3}–\d\.\d{3}\)").all()
