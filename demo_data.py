@@ -9,6 +9,7 @@ scale of linear attenuation in a real scan (about 2e-4 per voxel).
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,7 @@ LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
 DEPTH = LABELLED * SPACING
 PIXEL_SIZE_UM = 0.022
 MATRIX, CONTRAST, NOISE = 1.9e-4, 2.6e-5, 2.5e-5    # grey values of the matrix; particle − matrix; noise σ
-PAINT_DARK, PAINT_BRIGHT = -1.5e-4, 3.5e-4          # what the annotator filled particles and bright needles with
+PAINT_DARK, PAINT_BRIGHT = -2.0e-4, 3.5e-4          # what the annotator filled particles and bright needles with
 DRIFT = (1.0, 0.9, 0.8)                             # contrast at the three points in time
 
 
@@ -116,6 +117,7 @@ def artefacts(seed: int, time: int, z: float, rng: np.random.Generator) -> tuple
     fixed = np.random.default_rng([seed, 3, time])
     rows, columns = np.mgrid[:SHAPE[0], :SHAPE[1]].astype(np.float32)
     mix = np.sin(np.array([z / 60, z / 90 + 1, z / 45 + 2, z / 70 + 3]))
+    mix *= 1.5 / np.linalg.norm(mix)                            # as strong in every slice
     shading = sum(np.float32(m) * smooth_noise(fixed, 150) for m in mix)
     clouds = sum(np.float32(m) * smooth_noise(fixed, 16) for m in mix)
     centre = np.array(SHAPE) / 2 + fixed.normal(0, 20, 2)
@@ -154,7 +156,7 @@ def render(seed: int, time: int, z: float) -> tuple[np.ndarray, np.ndarray, np.n
     noise = NOISE * (0.9 * smooth_noise(rng, 1.6) + 0.45 * smooth_noise(rng, 3.0)) / DRIFT[time]
     image = MATRIX + strength * (body + rim) + added + noise
     needles &= ~truth
-    return np.maximum(image, 1e-5).astype(np.float32), truth, needles
+    return np.maximum(image, 4e-5).astype(np.float32), truth, needles
 
 
 def write_slice(index: int, folder: Path, seed: int) -> None:
@@ -205,7 +207,8 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
     for sub in ("labeled/Original_images", "labeled/Original_masks", "unlabeled", "splits"):
         (folder / sub).mkdir(parents=True)
     truth.mkdir()
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    fresh = multiprocessing.get_context("spawn")    # a forked copy of OpenCV's threads can lock up
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), fresh) as pool:
         list(pool.map(partial(write_slice, folder=folder, seed=seed), range(labelled)))
         list(pool.map(partial(write_scan, folder=folder, truth_folder=truth, seed=seed, scans=scans), range(scans)))
     held_back = round(0.18 * labelled)

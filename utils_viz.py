@@ -23,7 +23,7 @@ METHOD_COLOURS = {"Otsu": "#777777", "supervised": SKY, "supervised continued": 
                   "Mean Teacher student": ORANGE, "Mean Teacher teacher": RED}
 FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
-         "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 130, "image.cmap": "gray"}
+         "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
 WIDTH = 9.5  # inches: a notebook column
 
 

@@ -32,7 +32,7 @@ def test_layout_and_types(demo):
     assert check_data(demo) == []
     image = tifffile.imread(demo / "labeled/Original_images/slice_00.tif")
     assert (image.shape, image.dtype) == ((768, 768), np.float32)
-    assert 1e-5 <= image.min() < image.max() < 1e-3
+    assert 4e-5 <= image.min() < image.max() < 1e-3
     scan = tifffile.imread(demo / "unlabeled/time1_000.tif")
     assert scan.dtype == np.uint16
     assert scan.shape[0] > ROI[1]
@@ -92,7 +92,6 @@ def test_neighbouring_slices_are_near_copies_and_distant_ones_are_not(rendered):
 def test_otsu_fails_even_at_its_best(rendered):
     sigma, bright = fit_otsu(rendered)
     dice = [overlap_metrics(predict_otsu(s.image, sigma, bright), s.mask)["dice"] for s in rendered]
-    assert np.mean(dice) < 0.45
     assert max(dice) < 0.5
 
 

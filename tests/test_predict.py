@@ -92,7 +92,7 @@ def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.jpg").touch()
-    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 8, 8), np.uint8))
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
     save_checkpoint(tmp_path / "other.safetensors", torch.nn.Linear(2, 2), {"config": {}})
     code, _, err = command("predict", "--checkpoint", checkpoint, "--output", "out", *arguments)
     assert code == 2

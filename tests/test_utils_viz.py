@@ -30,7 +30,7 @@ def test_every_figure_is_drawn_from_the_run_folder_alone(workplace, data_folder,
     monkeypatch.setattr(tifffile, "imread", lambda *a: pytest.fail("figures must not read slices"))
     code, out, err = command("utils_viz", "runs/a")
     assert code == 0, err
-    names = ["slice", "views", "curves", "paired", *(f"{kind}_s_0{i}" for i in (0, 1) for kind in ("methods", "prediction"))]
+    names = ["slice", "views", "curves", "paired", "methods_s_00", "methods_s_01", "prediction_s_00", "prediction_s_01"]
     files = sorted(Path("runs/a/figures").iterdir())
     assert sorted(f"{n}.png" for n in names) == [p.name for p in files]
     assert f"{len(names)} figures" in out
