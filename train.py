@@ -190,6 +190,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     phases = config.run_folder / "phases.json"  # finished phases: steps, seconds, best epochs
     done_before = read_json(phases) if phases.exists() else {}
     if phase in done_before:
+        for name in done_before[phase]["best"]:
+            load_checkpoint(config.checkpoint(name))  # an error here is better than a table without this method
         print(f"{phase}: finished before, kept", file=sys.stderr)
         return
     device = choose_device(config.device)
@@ -312,12 +314,10 @@ def parse_value(name: str, text: str) -> Any:
     try:
         if name == "roi":
             return parse_roi(text)
-        if isinstance(default, bool):
-            return {"true": True, "false": False}.get(text.lower(), text)
         if isinstance(default, tuple):
             return () if text == "none" else tuple(type(default[0])(part) for part in text.split(","))
-        return type(default)(text)
-    except ValueError:
+        return {"true": True, "false": False}[text.lower()] if isinstance(default, bool) else type(default)(text)
+    except (KeyError, ValueError):
         return text
 
 

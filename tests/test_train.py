@@ -307,6 +307,9 @@ def test_finished_phases_are_kept(tiny, capsys):
     run(tiny, resume=True)
     assert {p: p.stat().st_mtime_ns for p in Path("checkpoints/base").iterdir()} == before
     assert "mean_teacher: finished before, kept" in capsys.readouterr().err
+    tiny.checkpoint("continued").unlink()
+    with pytest.raises(InputError, match=r"best_continued\.safetensors: no such checkpoint"):
+        run(tiny, resume=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
