@@ -86,9 +86,11 @@ def draw_views(samples: dict[str, np.ndarray]) -> Figure:
             weak, strong, mask = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong", "mask"))
             row = axes[2 * k + i]
             difference = strong.astype(float) - weak
+            limit = max(1.0, np.percentile(np.abs(difference), 99.5))
             show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
             show(row[1], strong, "strong view" if i == 0 else "")
-            show(row[2], difference, "strong − weak (±40 levels)" if i == 0 else "", cmap="PuOr", vmin=-40, vmax=40)
+            show(row[2], difference, f"strong − weak (±{limit:.0f} grey levels)" if difference.any() else "",
+                 cmap="PuOr", vmin=-limit, vmax=limit)
             if not difference.any():
                 write_inside(row[2], "not blurred\n(by chance)")
             if kind == "labelled":
