@@ -161,8 +161,9 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
 
 
 # --- weak and strong views: all that depends on albumentations (2.0.8) stands between here and `Views` -----------
-# Its random state repeats in every epoch when workers are used, so each draw seeds it anew; crops and padding
-# do not replay, so they are done in NumPy around it.
+# Its random state repeats in every epoch when workers are used, so each draw seeds it anew, and every transform
+# apart, since a Compose gives all of its transforms one seed: a flipped crop would always be a blurred one.
+# Crops and padding do not replay, so they are done in NumPy around it.
 
 def build_geometry(flip_p: float, vertical_flip_p: float, rotation: float) -> A.ReplayCompose:
     """Flips and a rotation by up to ±`rotation` degrees; mirrored at the border, masks nearest neighbour."""
@@ -180,6 +181,13 @@ def build_intensity(blur_p: float, blur_limit: int) -> A.Compose:
                                A.MotionBlur(blur_limit=(3, blur_limit), p=1.0)], p=blur_p)])
 
 
+def seed_apart(transform: A.BasicTransform | A.BaseCompose, rng: np.random.Generator) -> None:
+    """Seed a transform and each one inside it with a number of its own."""
+    transform.set_random_seed(int(rng.integers(2**32)))
+    for inner in getattr(transform, "transforms", ()):
+        seed_apart(inner, rng)
+
+
 def two_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, intensity: A.Compose,
               seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weak view, strong view and mask in one geometry, which is recorded once and replayed.
@@ -194,8 +202,9 @@ def two_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, in
     -------
     weak, strong, mask : (H, W) uint8 ndarrays
     """
-    geometry.set_random_seed(seed)
-    intensity.set_random_seed(seed)
+    rng = np.random.default_rng([seed, 1])
+    seed_apart(geometry, rng)
+    seed_apart(intensity, rng)
     recorded = geometry(image=image)
     replayed = A.ReplayCompose.replay(recorded["replay"], image=image, mask=mask)
     return recorded["image"], intensity(image=replayed["image"])["image"], replayed["mask"]

@@ -127,6 +127,37 @@ def test_flips_have_their_probabilities():
     assert 50 < vertical < 115     # p = 0.2
 
 
+def test_flips_rotation_and_blur_are_independent():
+    image = np.zeros((96, 96), np.uint8)
+    cv2.arrowedLine(image, (20, 48), (76, 48), 255, 3, tipLength=0.5)  # tells left from right and its angle
+    image[:20] = 90                                                    # and up from down
+    views = datasets.Views([Slice(Path("a"), image)], 96, rotation=0.0)
+    geometry = datasets.Views([Slice(Path("a"), image)], 96).geometry
+    rows = []
+    for seed in range(600):
+        item = views[0, seed]
+        weak = (item["weak"][0] * 255).round().byte().numpy()
+        rng = np.random.default_rng([seed, 1])
+        datasets.seed_apart(geometry, rng)
+        applied = geometry(image=image)["replay"]["transforms"]
+        angle = np.degrees(np.arcsin(applied[2]["params"]["matrix"][0, 1]))
+        rows.append([weak[48, :48].astype(int).sum() > weak[48, 48:].astype(int).sum(), weak[0, 0] != 90,
+                     not torch.equal(item["weak"], item["strong"]), angle])
+    horizontal, vertical, blurred, angles = np.array(rows, float).T
+    assert 0.4 < horizontal.mean() < 0.6
+    correlation = np.corrcoef([horizontal, vertical, blurred, angles]) - np.eye(4)
+    assert np.abs(correlation).max() < 0.15
+    assert len({tuple(r) for r in np.array(rows)[:, :3].tolist()}) == 8  # every combination occurs
+
+
+def test_both_kinds_and_all_sizes_of_blur_occur():
+    point = np.zeros((65, 65), np.uint8)
+    point[32, 32] = 255
+    views = datasets.Views([Slice(Path("a"), point)], 65, rotation=0.0, blur_p=1.0)
+    widths = {int(np.count_nonzero(views[0, seed]["strong"])) for seed in range(300)}
+    assert len(widths) > 12
+
+
 def epoch_of(num_workers: int, seed: int = 0, start: int = 0, batches: int = 4) -> torch.Tensor:
     loader = datasets.make_loader(datasets.Views(labelled(), 32), 2, [seed], start, num_workers)
     return torch.stack([torch.cat([batch["weak"], batch["strong"], batch["mask"]]) for batch, _ in
