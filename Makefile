@@ -15,8 +15,8 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 .DELETE_ON_ERROR:
 
 run: .venv/run
-	mkdir -p runs/$(RUN)
-	$(BIN)/papermill $(NOTEBOOK) runs/$(RUN)/notebook.ipynb -p DATA $(DATA) -p RUN $(RUN) --log-output --no-progress-bar
+	mkdir -p "runs/$(RUN)"
+	$(BIN)/papermill $(NOTEBOOK) "runs/$(RUN)/notebook.ipynb" -r DATA "$(DATA)" -r RUN "$(RUN)" --log-output --no-progress-bar
 	@echo "notebook: runs/$(RUN)/notebook.ipynb   figures: runs/$(RUN)/figures   weights: checkpoints/$(RUN)"
 
 test: .venv/test

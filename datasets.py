@@ -5,6 +5,7 @@ geometry → weak / strong view → tensor. `slices` does the part up to uint8.
 """
 
 import argparse
+import hashlib
 import itertools
 import math
 import os
@@ -90,10 +91,18 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     return Data(kept, val, test, unlabelled or [Slice(s.path, s.image) for s in kept])
 
 
+def describe_data(data: Data) -> dict:
+    """Stems by role, and a hash of every pixel that training and evaluation see."""
+    pixels = hashlib.sha256()
+    for s in itertools.chain(*vars(data).values()):
+        pixels.update(s.image.tobytes() + (b"" if s.mask is None else s.mask.tobytes()))
+    return {**{part: [s.stem for s in slices] for part, slices in vars(data).items()}, "sha256": pixels.hexdigest()}
+
+
 def load_slice(image_path: Path, mask_path: Path, percentiles: tuple[float, float], foreground: str) -> Slice:
     """One labelled slice, windowed and binarised."""
-    image = percentile_window(read_image(image_path), percentiles, str(image_path))
-    mask = read_mask(mask_path, foreground)
+    raw = read_image(image_path)
+    image, mask = percentile_window(raw, percentiles, str(image_path)), read_mask(mask_path, foreground, raw)
     if mask.shape != image.shape:
         raise InputError(f"{mask_path}: is {mask.shape[0]}×{mask.shape[1]} px, its image {image_path.name} "
                          f"{image.shape[0]}×{image.shape[1]}; they must be of one size")
@@ -136,7 +145,7 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
     partner = {mask: image for image, mask in pairs.items()}
     for path in masks:
         try:
-            mask = read_mask(path, foreground)
+            mask = read_mask(path, foreground, read_image(partner[path]) if partner.get(path) in shapes else None)
         except InputError as error:
             problems.append(str(error))
             continue
@@ -284,12 +293,14 @@ class Draws(Sampler):
 
 
 def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
-                pin_memory: bool = False) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless iterator over batches of `views`, the first of them batch number `start`."""
+                device: torch.device | str = "cpu") -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of `views` on `device`, the first of them batch number `start`."""
     draws = Draws(len(views.slices), seed, start * batch_size)
     context = "fork" if num_workers and sys.platform == "linux" else None  # forked workers share the slices
-    return iter(DataLoader(views, batch_size, sampler=draws, num_workers=num_workers, pin_memory=pin_memory,
-                           multiprocessing_context=context, worker_init_fn=_one_cv2_thread))
+    pin = torch.device(device).type == "cuda"
+    for batch in DataLoader(views, batch_size, sampler=draws, num_workers=num_workers, pin_memory=pin,
+                            multiprocessing_context=context, worker_init_fn=_one_cv2_thread):
+        yield {name: tensor.to(device, non_blocking=pin) for name, tensor in batch.items()}
 
 
 def _one_cv2_thread(_worker: int) -> None:

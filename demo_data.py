@@ -194,11 +194,12 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
     Raises
     ------
     InputError
-        When `output` exists.
+        When `output` or the folder of the truth exists.
     """
     output = Path(output)
-    if output.exists():
-        raise InputError(f"{output}: exists already; choose another --output, or delete it first")
+    for target in (output, truth_folder_of(output)):
+        if target.exists():
+            raise InputError(f"{target}: exists already; choose another --output, or delete it first")
     final = {output: output.with_name(f".{output.name}.part")}
     final[truth_folder_of(output)] = final[output].with_name(f".{output.name}_truth.part")
     folder, truth = final.values()
@@ -217,7 +218,6 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
     write_json(folder / "demo.json", {"seed": seed, "scans": scans, "labelled": labelled,
                                       "pixel_size_um": PIXEL_SIZE_UM, "time_points": len(DRIFT)})
     for target, part in final.items():
-        shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
 
 

@@ -182,11 +182,12 @@ def compare(table: pd.DataFrame, method: str, control: str, metric: str = "dice"
 
 
 def describe(comparison: dict) -> str:
-    """A comparison in words, with a verdict only where the interval excludes zero."""
+    """A comparison in words, with a verdict only where interval and test agree: an interval of few slices is narrow."""
     text = f"{comparison['method']}: {comparison['mean']:+.3f} {comparison['metric']} against {comparison['control']}"
     if comparison["low"] is None:
         return f"{text}; one slice, no interval"
-    verdict = "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "no clear difference"
+    clear = comparison["p"] < 0.05 and comparison["low"] * comparison["high"] > 0
+    verdict = ("better" if comparison["mean"] > 0 else "worse") if clear else "no clear difference"
     return f"{text} (95 % interval {comparison['low']:+.3f} to {comparison['high']:+.3f}, " \
            f"p = {comparison['p']:.3f}, {comparison['slices']} slices): {verdict}"
 
@@ -237,9 +238,12 @@ def main() -> None:
         if not files[name]:
             raise InputError(f"{folder}: no mask found ({', '.join(MASK_SUFFIXES)}); check --{name}")
     pairs, problems = pair_files(files["pred"], files["truth"])
-    unmatched = [p for p in problems if not p.startswith(str(arguments.truth))]  # truth may hold more slices
-    if unmatched:
-        raise InputError(unmatched[0])
+    for predicted in files["pred"]:                                 # the truth may hold more slices
+        if predicted not in pairs:
+            raise InputError(next(p for p in problems if p.startswith(f"{predicted}: ")))
+    for true in pairs.values():
+        if list(pairs.values()).count(true) > 1:
+            raise InputError(next(p for p in problems if p.startswith(f"{true}: ")))
     rows = []
     for predicted, true in pairs.items():
         masks = [read_mask(predicted), read_mask(true, arguments.mask_foreground)]

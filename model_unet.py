@@ -118,3 +118,16 @@ def freeze(model: UNet, blocks: tuple[str, ...]) -> None:
             raise ValueError(f"no encoder block {name!r}; choose from {', '.join(ENCODER_BLOCKS)}")
         block = getattr(model, name).eval().requires_grad_(False)
         block.train = lambda mode=True, block=block: block
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, alpha: float) -> None:
+    """teacher ← α·teacher + (1 − α)·student for weights and buffers (integer buffers are copied), in place.
+
+    Tarvainen & Valpola, 2017, arXiv:1703.01780, section 2.
+    """
+    for t, s in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
+        if t.is_floating_point():
+            t.lerp_(s, 1 - alpha)
+        else:
+            t.copy_(s)

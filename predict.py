@@ -4,7 +4,7 @@
 """
 
 import argparse
-import sys
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
 
 def predict_slice(model: UNet, image: np.ndarray, settings: dict, device: torch.device, name: str = "image",
                   roi: tuple[int, int, int, int] | None = None, tta: bool = False) -> np.ndarray:
-    """Foreground probability of a raw slice, windowed and stitched as in training.
+    """Foreground probability of a raw slice, windowed and stitched as in training; 0 where the slice is blank.
 
     Parameters
     ----------
@@ -50,7 +50,10 @@ def predict_slice(model: UNet, image: np.ndarray, settings: dict, device: torch.
     -------
     (H, W) float32 ndarray in [0, 1]
     """
-    inside = percentile_window(crop_roi(image, roi, name), settings["percentiles"], name)
+    inside = crop_roi(image, roi, name)
+    if inside.min() == inside.max():
+        return np.zeros(image.shape, np.float32)
+    inside = percentile_window(inside, settings["percentiles"], name)
     found = predict_image(model, inside, device, settings["patch_size"], settings["overlap"], tta=tta)
     if inside.shape == image.shape:
         return found
@@ -73,18 +76,24 @@ def find_slices(source: Path) -> list[Path]:
     return [source]
 
 
-def output_paths(files: list[Path], source: Path, output: Path) -> dict[Path, Path]:
-    """Output file of each input: `output` itself where both are single files, else the input's name inside it.
+def output_paths(files: list[Path], source: Path, output: Path) -> dict[Path, tuple[Path, Path]]:
+    """Mask and probability file of each input.
+
+    `output` itself and NAME_probability.tif beside it where input and output are single files, else the input's
+    name in `output` and in `output`/probabilities.
 
     Raises
     ------
     InputError
         When an output would replace an input.
     """
-    single = not source.is_dir() and output.suffix.lower() in IMAGE_SUFFIXES
-    paths = {file: output if single else output / file.name for file in files}
-    for file, target in paths.items():
-        if target.resolve() == file.resolve():
+    if not source.is_dir() and output.suffix.lower() in IMAGE_SUFFIXES:
+        paths = {source: (output, output.with_name(f"{output.stem}_probability.tif"))}
+    else:
+        paths = {file: (output / file.name, output / "probabilities" / file.name) for file in files}
+    inputs = {file.resolve() for file in files}
+    for target in itertools.chain(*paths.values()):
+        if target.resolve() in inputs:
             raise InputError(f"{target}: would replace the input; choose another --output")
     return paths
 
@@ -95,7 +104,7 @@ def main() -> None:
     parser.add_argument("input", type=Path, help=".tif slice, or folder of them")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/NAME/best_….safetensors")
     parser.add_argument("--output", type=Path, required=True, help="folder for the masks (or a .tif for one slice)")
-    parser.add_argument("--probabilities", action="store_true", help="also write NAME_probability.tif, float32 0 to 1")
+    parser.add_argument("--probabilities", action="store_true", help="also write probabilities/NAME.tif, float32")
     parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns: 8 times the time")
     parser.add_argument("--roi", default="none", help="row,end row,column,end column to look at [px] (%(default)s)")
     parser.add_argument("--threshold", type=float, help="probability from which a pixel is foreground, 0 to 1 "
@@ -109,13 +118,12 @@ def main() -> None:
         raise InputError(f"--threshold {threshold:g}: must be between 0 and 1")
     files = find_slices(arguments.input)
     roi = parse_roi(arguments.roi)
-    for file, target in tqdm(output_paths(files, arguments.input, arguments.output).items(), "predict", unit="slice",
-                             file=sys.stderr):
+    paths = output_paths(files, arguments.input, arguments.output)
+    for file, (target, beside) in tqdm(paths.items(), "predict", unit="slice"):
         probability = predict_slice(model, read_image(file), settings, device, str(file), roi, arguments.tta)
         mask = (probability >= threshold).astype(np.uint8) * 255
         write_atomically(target, lambda path, m=mask: tifffile.imwrite(path, m, compression="zlib"))
         if arguments.probabilities:
-            beside = target.with_name(f"{target.stem}_probability.tif")
             write_atomically(beside, lambda path, p=probability: tifffile.imwrite(path, p))
 
 

@@ -41,7 +41,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Sort key that compares numbers inside a name as numbers."""
-    return [(0, int(s)) if s.isdigit() else (1, s) for s in re.findall(r"\d+|\D+", name)]
+    return [(0, int(s)) if s.isdecimal() else (1, s) for s in re.findall(r"\d+|\D+", name)]
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -61,7 +61,10 @@ def read_array(path: Path) -> np.ndarray:
             if array is None:
                 raise ValueError("not a PNG image")
         else:
-            array = tifffile.imread(path)
+            with tifffile.TiffFile(path) as file:
+                if len(file.series) > 1:
+                    raise ValueError(f"{len(file.series)} images in one file, expected one slice")
+                array = file.asarray()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # noqa: BLE001 - the parsers raise a dozen types on damaged files (struct, zlib, key, value …)
@@ -76,7 +79,9 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One slice as (H, W) float32, values as stored: 8/16/32-bit integers or floats, on any physical scale.
+    """One slice as (H, W) floats, values as stored: 8/16/32-bit integers or floats, on any physical scale.
+
+    The type is float32, or float64 for 32-bit integers and wider types, whose values float32 would merge.
 
     Raises
     ------
@@ -86,7 +91,8 @@ def read_image(path: Path) -> np.ndarray:
     array = read_array(path)
     if array.dtype.kind not in "uifb":
         raise InputError(f"{path}: holds {array.dtype} values, expected integers or floats")
-    array = array.astype(np.float32)
+    wide = array.dtype.itemsize > 4 or (array.dtype.itemsize == 4 and array.dtype.kind != "f")
+    array = array.astype(np.float64 if wide else np.float32)
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
         raise InputError(f"{path}: {bad} of {array.size} pixels are NaN or infinite; replace them by 0")
@@ -129,7 +135,7 @@ def percentile_window(image: np.ndarray, percentiles: tuple[float, float] = (1.0
     return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
-def read_mask(path: Path, foreground: str = "auto") -> np.ndarray:
+def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = None) -> np.ndarray:
     """A mask as (H, W) uint8, foreground 1.
 
     Binary files hold two values, one of them 0 and the other 1 or the type's largest. Painted copies hold the
@@ -140,7 +146,9 @@ def read_mask(path: Path, foreground: str = "auto") -> np.ndarray:
     ----------
     foreground : {"auto", "dark", "bright"}
         Which side of the threshold is foreground. `auto`: the non-zero side of a binary file, and of a painted
-        copy the side of which more than half has exactly one value.
+        copy the smaller side, of which more than half has exactly one value.
+    image : (H, W) ndarray, optional
+        The slice that was painted: where both are 0, outside the field of view, there is no foreground.
 
     Raises
     ------
@@ -148,23 +156,25 @@ def read_mask(path: Path, foreground: str = "auto") -> np.ndarray:
         As `read_array`, and when `auto` finds no unambiguous side.
     """
     array = read_array(path)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"{path}: holds NaN or infinite values; save the mask again as 0 and 255")
+    if array.dtype.kind not in "uifb" or not np.isfinite(array).all():
+        raise InputError(f"{path}: holds NaN, infinite or other than real values; save the mask again as 0 and 255")
     values, counts = np.unique(array, return_counts=True)
     if len(values) <= 2 and any(set(values.tolist()) <= {0, top} for top in (1, 255, 65535)):
         return ((array == 0) if foreground == "dark" else (array != 0)).astype(np.uint8)
     if len(values) == 1:
         raise InputError(f"{path}: every pixel is {values[0]:g}; an empty mask is all 0, a full one all 1 or 255")
-    threshold = threshold_otsu(array)
-    dark, n_dark = values <= threshold, int(counts[values <= threshold].sum())
+    inside = np.ones(array.shape, bool) if image is None or image.shape != array.shape else (array != 0) | (image != 0)
+    values, counts = np.unique(array[inside], return_counts=True)
+    threshold = threshold_otsu(array[inside])
+    dark, n_dark, total = values <= threshold, int(counts[values <= threshold].sum()), int(counts.sum())
     if foreground == "auto":
-        paint_dark = counts[dark].max() / n_dark > 0.5
-        paint_bright = counts[~dark].max() / (array.size - n_dark) > 0.5
+        paint_dark = counts[dark].max() / n_dark > 0.5 and n_dark < total / 2
+        paint_bright = counts[~dark].max() / (total - n_dark) > 0.5 and n_dark > total / 2
         if paint_dark == paint_bright:
             raise InputError(f"{path}: {len(values)} grey values do not tell which side of the threshold "
                              f"{threshold:g} is foreground; set --mask-foreground dark or bright")
         foreground = "dark" if paint_dark else "bright"
-    return ((array <= threshold) == (foreground == "dark")).astype(np.uint8)
+    return (inside & ((array <= threshold) == (foreground == "dark"))).astype(np.uint8)
 
 
 # --- windows of an array --------------------------------------------------------------------------------------
@@ -206,7 +216,8 @@ def pair_files(images: list[Path], masks: list[Path]) -> tuple[dict[Path, Path],
         One line for each image or mask without a partner or with several.
     """
     pairs: dict[Path, Path] = {}
-    problems = []
+    problems: list[str] = []
+    fitting: list[Path] = []  # masks of images for which several fit
     for image in images:
         found = [m for m in masks if m.stem == image.stem]
         if not found and last_number(image.stem) is not None:
@@ -214,6 +225,7 @@ def pair_files(images: list[Path], masks: list[Path]) -> tuple[dict[Path, Path],
         if len(found) == 1:
             pairs[image] = found[0]
         elif found:
+            fitting += found
             problems.append(f"{image}: {len(found)} masks fit ({', '.join(m.name for m in found)}); keep one")
         else:
             problems.append(f"{image}: no mask with this stem or last number; add it, or move the image away")
@@ -221,7 +233,7 @@ def pair_files(images: list[Path], masks: list[Path]) -> tuple[dict[Path, Path],
         users = [i.name for i, m in pairs.items() if m == mask]
         if len(users) > 1:
             problems.append(f"{mask}: fits {len(users)} images ({', '.join(users)}); name masks like their images")
-        elif not users and not any(mask.name in p for p in problems):
+        elif not users and mask not in fitting:
             problems.append(f"{mask}: no image with this stem or last number; add it, or remove the mask")
     return pairs, problems
 
@@ -233,6 +245,9 @@ def split_by_blocks(stems: list[str], n_val: int, n_test: int, fold: int = 0) ->
 
     Neighbouring slices of a volume are near-copies; only whole blocks measure generalisation.
     """
+    if n_val + n_test >= len(stems):
+        raise InputError(f"{n_val} validation and {n_test} test slices leave none of {len(stems)} to learn from; "
+                         "lower --val-fraction or --test-fraction")
     first = fold * n_test
     if first + n_test > len(stems):
         raise InputError(f"fold {fold} of {n_test} slices goes beyond the {len(stems)} labelled; "
@@ -289,6 +304,8 @@ def make_split(root: Path, stems: list[str], how: str, val_fraction: float, test
     """
     default = root / "splits" / "split.json"
     n_val, n_test = round(val_fraction * len(stems)), round(test_fraction * len(stems))
+    if fold and how != "blocks":
+        raise InputError(f"--fold {fold}: has a meaning only with --split blocks")
     if how == "blocks":
         split, source = split_by_blocks(stems, n_val, n_test, fold), "split by blocks"
     elif how == "random" or (how == "auto" and not default.exists()):

@@ -4,6 +4,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +17,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from datasets import Data, Views, load_data, make_loader, parse_roi
+from datasets import Data, Views, describe_data, load_data, make_loader, parse_roi
 from evaluate import evaluate_models, validate
 from losses import bce_dice_loss, consistency_mse, cosine_ramp_up
-from model_unet import ENCODER_BLOCKS, STRIDE, UNet, freeze
+from model_unet import ENCODER_BLOCKS, STRIDE, UNet, ema_update, freeze
 from slices import ROI, read_image
 from utils import (
-    InputError, append_row, choose_device, keep_rows, load_checkpoint, open_run, read_json, restore_state,
+    InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, read_json, restore_state,
     run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
 )
 
@@ -43,7 +44,7 @@ class Config:
     data: str = option("data/demo", "data folder")
     run: str = option("demo", "name of runs/NAME and checkpoints/NAME", lambda v: v.strip(".") and Path(v).name == v)
     method: str = option("mean_teacher", "supervised or mean_teacher", {"supervised", "mean_teacher"}.__contains__)
-    seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0))
+    seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0, 2**63 - 1))
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     num_workers: int = option(-1, "processes that make views; -1: 4 with CUDA, else none", _between(-1))
     # data
@@ -55,7 +56,7 @@ class Config:
     max_unlabelled: int = option(0, "unlabelled scans to read; 0: all", _between(0))
     roi: tuple | None = option(ROI, "row,end row,column,end column of the unlabelled scans [px], or none",
                                lambda v: v is None or (len(v) == 4 and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
-    percentiles: tuple = option((1.0, 99.5), "two rising percentiles of the non-zero pixels, mapped to 0 and 1",
+    percentiles: tuple = option((1.0, 99.5), "two, of the non-zero pixels, become 0 and 1",
                                 lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
     mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", {"auto", "dark", "bright"}.__contains__)
     # views
@@ -94,8 +95,12 @@ class Config:
             if isinstance(value, list):  # as JSON gives it
                 object.__setattr__(self, f.name, value := tuple(value))
             wanted = (int, float) if f.type is float else f.type
-            right_type = isinstance(value, wanted) and isinstance(value, bool) == (f.type is bool)
-            if not (right_type and f.metadata["check"](value)):
+            try:
+                fits = (isinstance(value, wanted) and isinstance(value, bool) == (f.type is bool)
+                        and (f.type is not float or math.isfinite(value)) and f.metadata["check"](value))
+            except TypeError:  # a tuple of something that is not a number
+                fits = False
+            if not fits:
                 raise InputError(f"--{f.name.replace('_', '-')}: {value!r} is not possible: {f.metadata['help']}")
 
     @property
@@ -125,6 +130,8 @@ METHODS = {"supervised": "supervised", CONTROL: "continued",
 
 def profile(name: str, device: torch.device) -> dict:
     """Changes to the recipe: none for `full`, `CPU_PROFILE` for `cpu`; `auto` is `full` with CUDA, else `cpu`."""
+    if name not in ("auto", "full", "cpu"):
+        raise InputError(f"profile {name!r}: expected auto, full or cpu")
     return CPU_PROFILE if name == "cpu" or (name == "auto" and device.type != "cuda") else {}
 
 
@@ -145,19 +152,6 @@ def step_losses(config: Config, student: nn.Module, labelled: dict, teacher: nn.
         target = teacher(unlabelled["weak"])                                    # (B, 1, P, P)
     supervised = bce_dice_loss(logits[:count], labelled["mask"], config.bce_weight)
     return supervised, consistency_mse(logits[count:], target)
-
-
-@torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, alpha: float) -> None:
-    """teacher ← α·teacher + (1 − α)·student for weights and buffers (integer buffers are copied), in place.
-
-    Tarvainen & Valpola, 2017, arXiv:1703.01780, section 2.
-    """
-    for t, s in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
-        if t.is_floating_point():
-            t.lerp_(s, 1 - alpha)
-        else:
-            t.copy_(s)
 
 
 # --- phases ---------------------------------------------------------------------------------------------------
@@ -210,16 +204,20 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
         optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, min_lr=config.min_lr)
     stateful = {**models, "optimizer": optimizer, "scheduler": scheduler}
     state, log = Path("checkpoints") / config.run / f"last_{phase}.pt", config.run_folder / LOGS[phase]
-    done, best, seconds = restore_state(state, stateful, device)
+    done, best, seconds = restore_state(state, stateful)
     keep_rows(log, done)
     steps = config.steps_per_epoch or max(1, len(data.train) // config.batch_size)
-    labelled = batches(config, data.train, phase, done * steps, device)
-    unlabelled = batches(config, data.unlabelled, phase + " unlabelled", done * steps, device) if ssl else None
+    workers = config.num_workers if config.num_workers >= 0 else 4 if device.type == "cuda" else 0
+    labelled, unlabelled = (
+        make_loader(config.views(part), config.batch_size, [config.seed, *name.encode()], done * steps, workers, device)
+        for part, name in ((data.train, phase), (data.unlabelled, f"{phase} unlabelled")))
     began = saved = time.perf_counter()
     bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS)
     for epoch in bar:
         lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
         row = {"epoch": epoch + 1, **train_epoch(config, student, optimizer, steps, labelled, lam, teacher, unlabelled)}
+        if not math.isfinite(row["loss_sup"]):
+            raise InputError(f"{phase}: the loss is not a number any more in epoch {epoch + 1}; lower --lr")
         scores = {name: validate(model, data.val, device, config.patch_size, config.batch_size, config.threshold)
                   for name, model in models.items()}
         current = scores["ssl_student" if ssl else phase]
@@ -237,16 +235,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             saved = time.perf_counter()
     write_json(phases, {**done_before, phase: {
         "epochs": epochs, "steps": epochs * steps, "seconds": round(seconds + time.perf_counter() - began, 1),
-        "best": best, "parameters": sum(p.numel() for p in student.parameters())}})
+        "best": best, "parameters": sum(p.numel() for p in student.parameters()), "environment": environment(device)}})
     state.unlink(missing_ok=True)
-
-
-def batches(config: Config, slices: list, stream: str, first: int, device: torch.device):
-    """Endless batches on the device, from batch number `first` on; each `stream` draws its own."""
-    workers = config.num_workers if config.num_workers >= 0 else 4 if device.type == "cuda" else 0
-    for batch in make_loader(config.views(slices), config.batch_size, [config.seed, *stream.encode()], first, workers,
-                             pin_memory=device.type == "cuda"):
-        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def train_epoch(config: Config, student: UNet, optimizer: torch.optim.Optimizer, steps: int, labelled, lam: float,
@@ -284,10 +274,15 @@ def prepare(config: Config, resume: bool = False) -> Data:
     data = load_data(config.data, config.split, config.val_fraction, config.test_fraction, config.fold,
                      config.labels, config.seed, config.roi, config.percentiles, config.mask_foreground,
                      config.max_unlabelled)
+    weights = list((Path("checkpoints") / config.run).glob("*.*"))
+    if weights and not (config.run_folder / "config.json").exists():
+        raise InputError(f"{weights[0].parent}: holds weights of another run; move them away, or choose another --run")
     open_run(config.run_folder, json.loads(json.dumps(dataclasses.asdict(config))), choose_device(config.device),
              resume, FREE)
-    stems = {part: [s.stem for s in slices] for part, slices in vars(data).items()}
-    write_json(config.run_folder / "split.json", stems)
+    split, known = config.run_folder / "split.json", describe_data(data)
+    if split.exists() and read_json(split) != known:
+        raise InputError(f"{config.data}: slices, masks or split changed since {split}; choose another --run")
+    write_json(split, known)
     first, views = data.train[0], {}
     for kind, slices in (("labelled", data.train), ("unlabelled", data.unlabelled)):
         batch = next(make_loader(config.views(slices), 8, [config.seed, *b"figure"]))
@@ -302,8 +297,9 @@ def evaluate_run(config: Config, data: Data) -> dict:
     if not data.test:
         print("no test slice: nothing can be said about accuracy; label more slices", file=sys.stderr)
     device = choose_device(config.device)
+    trained = [name for phase in read_json(config.run_folder / "phases.json").values() for name in phase["best"]]
     models = {method: UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device)
-              for method, name in METHODS.items() if config.checkpoint(name).exists()}
+              for method, name in METHODS.items() if name in trained}
     return evaluate_models(models, data.test, data.train, config.run_folder, CONTROL, device, config.patch_size,
                            config.overlap, config.batch_size, config.threshold)
 

@@ -23,11 +23,19 @@ class InputError(ValueError):
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit: its status, 2 with one line for an `InputError`, 130 for Ctrl-C."""
+    """Run `main` and exit: its status; 2 with one line for what the user can mend; 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that knows no arrows or dashes is no reason to stop
     try:
         status = main() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}; check path, rights, space", file=sys.stderr)
+        status = 2
+    except torch.OutOfMemoryError:
+        print("error: the device is out of memory; smaller --batch-size, or --device cpu", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
@@ -45,17 +53,13 @@ def seed_everything(seed: int) -> None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: CUDA, else Apple MPS, else CPU; anything else as torch names it (`cpu`, `cuda:1`).
-
-    Raises
-    ------
-    InputError
-        When the named device does not exist here.
-    """
+    """`auto`: CUDA, else MPS, else CPU; else as torch names it (`cuda:1`). `InputError` where that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -263,17 +267,11 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
             raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
     else:
         write_json(path, settings)
-    write_json(folder / "environment.json", environment(device))
+        write_json(folder / "environment.json", environment(device))
 
 
 def read_json(path: Path) -> dict:
-    """Content of a JSON file that holds an object.
-
-    Raises
-    ------
-    InputError
-        When it is missing, not JSON, or not an object.
-    """
+    """Content of a JSON file that holds an object; `InputError` when it is missing, not JSON, or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -334,12 +332,12 @@ def save_state(path: Path, stateful: dict, epoch: int, best: dict, seconds: floa
     write_atomically(path, lambda p: torch.save({"state": state, "epoch": epoch, "best": best, "seconds": seconds}, p))
 
 
-def restore_state(path: Path, stateful: dict, device: torch.device) -> tuple[int, dict, float]:
+def restore_state(path: Path, stateful: dict) -> tuple[int, dict, float]:
     """Load what `save_state` wrote into `stateful`: finished epochs, best scores, seconds; 0, {}, 0 without a file."""
     if not path.exists():
         return 0, {}, 0.0
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # each part moves it to where it is
         for name, part in stateful.items():
             part.load_state_dict(saved["state"][name])
     except Exception as error:  # noqa: BLE001 - zip, pickle and shape errors alike mean: this state cannot be used

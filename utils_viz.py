@@ -8,6 +8,7 @@ draws every figure of a run again from what is stored in its folder. Colours: th
 
 import argparse
 import sys
+import zipfile
 from pathlib import Path
 
 import matplotlib as mpl
@@ -235,13 +236,24 @@ def read_logs(run: Path) -> dict[str, pd.DataFrame]:
     """The learning curves that a run folder holds, by phase."""
     files = {"supervised": "sup_metrics.csv", "supervised continued": "continued_metrics.csv",
              "Mean Teacher": "ssl_metrics.csv"}
-    return {name: pd.read_csv(run / file) for name, file in files.items() if (run / file).exists()}
+    return {name: read_table(run / file) for name, file in files.items() if (run / file).exists()}
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV file of a run; an `InputError` names a damaged one."""
+    try:
+        return pd.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]}); remove it") from None
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file by name."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    """All arrays of an `.npz` file by name; an `InputError` names a damaged one."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); remove it") from None
 
 
 def draw_run(run: Path) -> dict[str, Figure]:
@@ -261,7 +273,7 @@ def draw_run(run: Path) -> dict[str, Figure]:
     if logs := read_logs(run):
         figures["curves"] = draw_curves(logs)
     names = {"centre patches": "test_patches.csv", "full images": "test_full.csv"}
-    tables = {title: pd.read_csv(run / file) for title, file in names.items() if (run / file).exists()}
+    tables = {title: read_table(run / file) for title, file in names.items() if (run / file).exists()}
     if tables:
         figures["paired"] = draw_paired(tables)
     if (run / "predictions.npz").exists():

@@ -104,6 +104,10 @@ def test_command_line(tmp_path, command):
     code, _, err = command("demo_data", "--output", tmp_path, "--scans", 1)
     assert code == 2
     assert f"{tmp_path}: exists already" in err
+    (tmp_path / "b_truth").mkdir()
+    (tmp_path / "b_truth" / "mine.txt").touch()
+    assert "b_truth: exists already" in command("demo_data", "--output", tmp_path / "b", "--scans", 1)[2]
+    assert (tmp_path / "b_truth" / "mine.txt").exists()
     assert "must be 0 or more" in command("demo_data", "--output", tmp_path / "a", "--scans", -1)[2]
 
 

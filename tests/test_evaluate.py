@@ -93,6 +93,9 @@ def test_paired_comparison():
     assert "no clear difference" in evaluate.describe(same)
     worse = evaluate.compare(table_of({"control": base + gain, "new": base}), "new", "control")
     assert "worse" in evaluate.describe(worse)
+    four = evaluate.compare(table_of({"control": base[:4], "new": base[:4] + 0.1}), "new", "control")
+    assert four["low"] > 0
+    assert "no clear difference" in evaluate.describe(four)  # four slices cannot be significant
     single = evaluate.compare(table_of({"control": [0.5], "new": [0.6]}), "new", "control")
     assert single["p"] is None
     assert "no interval" in evaluate.describe(single)
@@ -155,4 +158,21 @@ def test_command_line(tmp_path, command):
     tifffile.imwrite(tmp_path / "pred" / "s_9.tif", np.zeros((3, 4), np.uint8))
     assert "s_9.tif: no mask" in command("evaluate", *options)[2]
     assert command("evaluate", "--pred", tmp_path / "none", "--truth", tmp_path)[0] == 2
+    assert command("evaluate", *options, "--output", tmp_path)[0] == 2  # a folder where a file should be written
     assert "must be above 0" in command("evaluate", *options, "--pixel-size", -1)[2]
+
+
+def test_unmatched_and_doubled_predictions_are_errors_whatever_the_folders_are_called(tmp_path, command, monkeypatch):
+    for folder in ("truth", "truth_pred"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            tifffile.imwrite(tmp_path / folder / f"s_{i}.tif", disc_slice(i)[1])
+    monkeypatch.chdir(tmp_path / "truth")
+    (tmp_path / "truth_pred" / "s_2.tif").unlink()
+    options = ("--pred", "../truth_pred", "--truth", ".")
+    assert command("evaluate", *options)[0] == 0  # more truth than predictions is fine
+    tifffile.imwrite(tmp_path / "truth_pred" / "new_1.tif", disc_slice(1)[1])
+    assert "s_1.tif: fits 2 images (new_1.tif, s_1.tif)" in command("evaluate", *options)[2]
+    (tmp_path / "truth_pred" / "new_1.tif").rename(tmp_path / "truth_pred" / "zzz_99.tif")
+    monkeypatch.chdir(tmp_path)
+    assert "zzz_99.tif: no mask" in command("evaluate", "--pred", "truth_pred", "--truth", "truth")[2]

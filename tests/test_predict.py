@@ -38,8 +38,8 @@ def test_folder(folder, checkpoint, tmp_path, command):
     code, _, err = command("predict", folder, "--checkpoint", checkpoint, "--output", out, "--probabilities",
                            "--device", "cpu")
     assert code == 0, err
-    assert sorted(p.name for p in out.iterdir()) == sorted(
-        f"s_{i}{suffix}.tif" for i in range(3) for suffix in ("", "_probability"))
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.tif")) == sorted(
+        f"{folder}s_{i}.tif" for i in range(3) for folder in ("", "probabilities/"))
     model, settings = predict.load_model(checkpoint, CPU)
     for i in range(3):
         image, mask = tifffile.imread(folder / f"s_{i}.tif"), tifffile.imread(out / f"s_{i}.tif")
@@ -47,7 +47,7 @@ def test_folder(folder, checkpoint, tmp_path, command):
         assert mask.dtype == np.uint8
         assert set(np.unique(mask)) <= {0, 255}
         expected = predict_image(model, percentile_window(image, (2.0, 98.0)), CPU, 32)
-        probability = tifffile.imread(out / f"s_{i}_probability.tif")
+        probability = tifffile.imread(out / "probabilities" / f"s_{i}.tif")
         np.testing.assert_allclose(probability, expected, atol=1e-6)
         np.testing.assert_array_equal(mask > 0, probability >= settings["threshold"])
 
@@ -60,7 +60,7 @@ def test_one_slice_threshold_and_symmetries(folder, checkpoint, tmp_path, comman
     assert tifffile.imread(tmp_path / "low" / "s_0.tif").mean() > tifffile.imread(tmp_path / "mask.tif").mean()
     model, _ = predict.load_model(checkpoint, CPU)
     window = percentile_window(tifffile.imread(folder / "s_0.tif"), (2.0, 98.0))
-    np.testing.assert_allclose(tifffile.imread(tmp_path / "tta" / "s_0_probability.tif"),
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "tta" / "probabilities" / "s_0.tif"),
                                predict_image(model, window, CPU, 32, tta=True), atol=1e-6)
 
 
@@ -68,12 +68,30 @@ def test_roi_windows_inside_and_leaves_zero_outside(checkpoint, folder, tmp_path
     code, _, err = command("predict", folder / "s_0.tif", "--checkpoint", checkpoint, "--output", tmp_path / "o",
                            "--roi", "8,48,4,60", "--probabilities", "--device", "cpu")
     assert code == 0, err
-    probability = tifffile.imread(tmp_path / "o" / "s_0_probability.tif")
+    probability = tifffile.imread(tmp_path / "o" / "probabilities" / "s_0.tif")
     model, _ = predict.load_model(checkpoint, CPU)
     inside = percentile_window(tifffile.imread(folder / "s_0.tif")[8:48, 4:60], (2.0, 98.0))
     np.testing.assert_allclose(probability[8:48, 4:60], predict_image(model, inside, CPU, 32), atol=1e-6)
     probability[8:48, 4:60] = 0
     assert not probability.any()
+
+
+def test_a_blank_slice_has_an_empty_mask_and_does_not_stop_the_others(checkpoint, folder, tmp_path, command):
+    tifffile.imwrite(folder / "s_1.tif", np.zeros((40, 50), np.uint16))
+    code, _, err = command("predict", folder, "--checkpoint", checkpoint, "--output", tmp_path / "o", "--device", "cpu")
+    assert code == 0, err
+    assert not tifffile.imread(tmp_path / "o" / "s_1.tif").any()
+    assert (tmp_path / "o" / "s_2.tif").exists()
+
+
+def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, command):
+    options = ("predict", folder / "s_0.tif", "--checkpoint", checkpoint, "--probabilities", "--device", "cpu")
+    assert command(*options, "--output", tmp_path / "m.tif")[0] == 0
+    assert tifffile.imread(tmp_path / "m_probability.tif").dtype == np.float32
+    (folder / "s_0.tif").rename(folder / "x_probability.tif")
+    code, _, err = command("predict", folder / "x_probability.tif", *options[2:], "--output", folder / "x.tif")
+    assert code == 2
+    assert "x_probability.tif: would replace the input" in err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -86,6 +104,7 @@ def test_roi_windows_inside_and_leaves_zero_outside(checkpoint, folder, tmp_path
     (["in", "--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
     (["in", "--checkpoint", "other.safetensors"], "other.safetensors: not the weights of this U-Net"),
     (["in", "--device", "toaster"], "device 'toaster' cannot be used"),
+    (["in", "--output", "a.jpg"], "check path, rights"),
     (["stack.tif"], r"stack.tif: has shape (3, 8, 8), expected one grey slice"),
 ])
 def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command, monkeypatch, arguments, message):

@@ -23,7 +23,7 @@ def test_every_pixel_type_is_read_as_stored(tmp_path, dtype, options):
     array = np.random.default_rng(0).integers(0, 120, (9, 11)).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", array, **options)
     image = slices.read_image(tmp_path / "a.tif")
-    assert image.dtype == np.float32
+    assert image.dtype == (np.float64 if dtype in (np.uint32, np.int32) else np.float32)
     np.testing.assert_array_equal(image, array.astype(np.float32))
 
 
@@ -115,6 +115,51 @@ def test_a_mask_that_does_not_tell_its_side_is_an_error(tmp_path, array):
         slices.read_mask(tmp_path / "m.tif")
 
 
+def test_outside_of_a_round_field_of_view_is_not_foreground(tmp_path):
+    image, truth = disc_slice(3)
+    rows, columns = np.mgrid[:64, :64]
+    outside = np.hypot(rows - 32, columns - 32) > 30
+    image[outside], truth[outside] = 0, 0
+    tifffile.imwrite(tmp_path / "m.tif", np.where(truth == 1, np.float32(-SCALE), image))
+    np.testing.assert_array_equal(slices.read_mask(tmp_path / "m.tif", image=image), truth)
+    tifffile.imwrite(tmp_path / "unpainted.tif", image)
+    with pytest.raises(InputError, match="do not tell which side"):
+        slices.read_mask(tmp_path / "unpainted.tif", image=image)
+
+
+def test_label_images_and_clipped_slices_are_no_painted_copies(tmp_path):
+    labels = np.zeros((64, 64), np.uint8)
+    for n in range(1, 9):
+        labels[6 * n:6 * n + 4, 10:20] = n
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    clipped = np.clip(np.random.default_rng(0).normal(270, 30, (64, 64)), 0, 255).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "clipped.tif", clipped)
+    for name in ("labels.tif", "clipped.tif"):
+        with pytest.raises(InputError, match="do not tell which side"):
+            slices.read_mask(tmp_path / name)
+    np.testing.assert_array_equal(slices.read_mask(tmp_path / "labels.tif", "bright") <= (labels > 0), True)
+
+
+def test_large_integers_keep_their_differences(tmp_path):
+    array = (2**31 + np.arange(100, dtype=np.uint32)).reshape(10, 10)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    assert len(np.unique(slices.percentile_window(slices.read_image(tmp_path / "a.tif")))) > 90
+
+
+def test_several_images_in_one_file(tmp_path):
+    for size in (8, 8, 9):
+        tifffile.imwrite(tmp_path / "a.tif", np.eye(size, dtype=np.uint8), append=(tmp_path / "a.tif").exists())
+    with pytest.raises(InputError, match=r"a\.tif: .*expected one"):
+        slices.read_image(tmp_path / "a.tif")
+
+
+def test_masks_of_no_number_type(tmp_path):
+    for name, array in (("text", np.array([["a", "b"]])), ("complex", np.array([[1j, 2j]]))):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(InputError, match=f"{name}.npy: holds NaN, infinite or other than real"):
+            slices.read_mask(tmp_path / f"{name}.npy")
+
+
 def test_empty_and_full_masks(tmp_path):
     np.save(tmp_path / "empty.npy", np.zeros((4, 4), np.uint8))
     np.save(tmp_path / "full.npy", np.full((4, 4), 255, np.uint8))
@@ -172,9 +217,9 @@ def test_every_file_is_paired_or_reported(images, masks):
 
 
 def test_natural_order(tmp_path):
-    for name in ("s10.tif", "s2.tif", "s1.TIF", ".hidden.tif", "notes.txt"):
+    for name in ("s10.tif", "s2.tif", "s1.TIF", ".hidden.tif", "notes.txt", "s2².tif"):
         (tmp_path / name).touch()
-    assert [p.name for p in slices.list_files(tmp_path)] == ["s1.TIF", "s2.tif", "s10.tif"]
+    assert [p.name for p in slices.list_files(tmp_path)] == ["s1.TIF", "s2.tif", "s2².tif", "s10.tif"]
 
 
 STEMS = [f"s{i}" for i in range(22)]
@@ -199,6 +244,22 @@ def test_block_split_is_contiguous_and_keeps_val_away_from_test(fold):
 def test_fold_beyond_the_end():
     with pytest.raises(InputError, match="folds 0 to 2 exist"):
         slices.split_by_blocks(STEMS, 3, 7, 3)
+
+
+def test_fractions_that_leave_nothing_to_learn_from():
+    with pytest.raises(InputError, match="leave none of 10 to learn from"):
+        slices.split_by_blocks(STEMS[:10], 9, 3)
+
+
+def test_a_fold_without_blocks_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="--fold 1: has a meaning only with --split blocks"):
+        slices.make_split(tmp_path, STEMS, "random", 0.18, 0.18, 1, 0, [])
+
+
+def test_problems_name_every_file(tmp_path):
+    images, masks = [tmp_path / "a_11.tif"], [tmp_path / "1.tif", tmp_path / "x_11.tif", tmp_path / "y_11.tif"]
+    _, problems = slices.pair_files(images, masks)
+    assert [slices.Path(p.split(": ")[0]).name for p in problems] == ["a_11.tif", "1.tif"]
 
 
 def make(root, how="auto", unlabelled=()):

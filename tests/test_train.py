@@ -2,10 +2,12 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 
 import train
@@ -34,8 +36,7 @@ def fingerprint(config: Config) -> dict[str, str]:
     """Everything a run produced that does not depend on the clock."""
     found = {}
     for path in sorted(config.run_folder.glob("*.csv")):
-        found[path.name] = pd.read_csv(path).drop(columns="seconds", errors="ignore").to_csv()
-    found["summary"] = (config.run_folder / "summary.json").read_text()
+        found[path.name] = pd.read_csv(path).drop(columns=["seconds", "lam"], errors="ignore").to_csv()
     for path in sorted((Path("checkpoints") / config.run).glob("*")):
         weights, _ = load_checkpoint(path)
         found[path.name] = str({name: tensor.double().sum().item() for name, tensor in weights.items()})
@@ -68,13 +69,14 @@ def test_settings_are_frozen_and_unknown_ones_raise():
 
 
 WRONG = {
-    "run": ["", "a/b", "..", 3], "method": ["magic"], "seed": [-1, 1.5, True], "val_fraction": [-0.1, 1.1, "a"],
+    "run": ["", "a/b", "..", 3], "method": ["magic"], "seed": [-1, 1.5, True, 2**64], "val_fraction": [-0.1, 1.1, "a"],
     "test_fraction": [2.0], "fold": [-1], "labels": [-1], "max_unlabelled": [-1], "num_workers": [-2],
-    "roi": [(1, 2, 3), (5, 1, 0, 2), "all"], "percentiles": [(99.0, 1.0), (1.0,), (0.0, 101.0)],
+    "roi": [(1, 2, 3), (5, 1, 0, 2), "all", ("a", "b", "c", "d")],
+    "percentiles": [(99.0, 1.0), (1.0,), (0.0, 101.0), ("a", "b")],
     "mask_foreground": ["grey"], "patch_size": [16, 40, 0], "flip_p": [1.5], "vertical_flip_p": [-0.5],
     "rotation": [-1.0, 60.0], "blur_p": [2.0], "blur_limit": [1, 4], "base_channels": [0], "sup_epochs": [0],
-    "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0], "lr": [0.0, -1.0, float("nan")],
-    "weight_decay": [-1.0], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
+    "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0], "lr": [0.0, -1.0, float("nan"), float("inf")],
+    "weight_decay": [-1.0, float("inf")], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
     "bce_weight": [1.1], "freeze": [("up1",)], "ema_alpha": [1.0, -0.1], "consistency_weight": [-1.0],
     "ramp_epochs": [-1], "overlap": [1.0, -0.1], "threshold": [0.0, 1.0], "foreground_crop": [1],
 }
@@ -135,6 +137,8 @@ def test_profiles():
     assert train.profile("auto", cuda) == train.profile("full", cpu) == {}
     assert train.profile("auto", cpu) == train.profile("cpu", cuda) == train.CPU_PROFILE
     assert Config(**train.CPU_PROFILE).base_channels < Config().base_channels
+    with pytest.raises(InputError, match="profile 'CPU': expected auto, full or cpu"):
+        train.profile("CPU", cpu)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------
@@ -310,6 +314,45 @@ def test_finished_phases_are_kept(tiny, capsys):
     tiny.checkpoint("continued").unlink()
     with pytest.raises(InputError, match=r"best_continued\.safetensors: no such checkpoint"):
         run(tiny, resume=True)
+
+
+def test_resuming_on_other_data_is_an_error(tiny, data_folder):
+    run(tiny)
+    painted = data_folder / "labeled" / "Original_masks" / "s_mask_03.tif"
+    before = painted.read_bytes()
+    tifffile.imwrite(painted, disc_slice(99)[1])
+    with pytest.raises(InputError, match="slices, masks or split changed since"):
+        train.prepare(tiny, resume=True)
+    painted.write_bytes(before)
+    run(tiny, resume=True)
+    for folder in ("Original_images", "Original_masks"):
+        for path in (data_folder / "labeled" / folder).glob("*_00.tif"):
+            path.rename(path.with_stem(path.stem[:-2] + "50"))  # another order, another split
+    with pytest.raises(InputError, match="slices, masks or split changed since"):
+        train.prepare(tiny, resume=True)
+
+
+def test_weights_of_a_run_whose_folder_is_gone_are_not_taken_up(tiny):
+    run(tiny)
+    shutil.rmtree(tiny.run_folder)
+    with pytest.raises(InputError, match="checkpoints/base: holds weights of another run"):
+        train.prepare(dataclasses.replace(tiny, lr=0.5))
+    assert tiny.checkpoint("supervised").exists()
+
+
+def test_only_methods_of_this_run_are_reported(tiny):
+    config = dataclasses.replace(tiny, method="supervised")
+    run(config)
+    config.checkpoint("continued").write_bytes(config.checkpoint("supervised").read_bytes())
+    train.evaluate_run(config, train.prepare(config, resume=True))
+    assert pd.read_csv(config.run_folder / "test_full.csv")["method"].unique().tolist() == ["Otsu", "supervised"]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny):
+    config = dataclasses.replace(tiny, lr=1e30)
+    with pytest.raises(InputError, match="supervised: the loss is not a number any more in epoch 1; lower --lr"):
+        train.train_supervised(config, train.prepare(config))
+    assert not config.checkpoint("supervised").exists()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

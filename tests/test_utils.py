@@ -110,7 +110,7 @@ def test_sizes_must_agree():
 def test_devices():
     assert utils.choose_device("cpu") == CPU
     assert utils.choose_device("auto").type in ("cpu", "cuda", "mps")
-    for name in ("toaster", "cuda:99"):
+    for name in ("toaster", "cuda:99", "meta"):
         with pytest.raises(InputError, match=f"device '{name}' cannot be used"):
             utils.choose_device(name)
 
@@ -156,7 +156,9 @@ def test_run_folder(tmp_path):
     assert about["git_commit"] is None or len(about["git_commit"]) == 40
     with pytest.raises(InputError, match="holds a run already; add --resume"):
         utils.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False)
+    made = (folder / "environment.json").read_text()
     utils.open_run(folder, {"lr": 1.0, "device": "cuda"}, CPU, resume=True, free=("device",))
+    assert (folder / "environment.json").read_text() == made  # who made the run, not who looked at it
     with pytest.raises(InputError, match=r"lr was 1.0, now 2.0"):
         utils.open_run(folder, {"lr": 2.0, "device": "cpu"}, CPU, resume=True)
     assert json.loads((folder / "config.json").read_text())["lr"] == 1.0
@@ -186,11 +188,14 @@ def test_other_files_are_no_checkpoints(tmp_path):
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 nonsense")
     with pytest.raises(InputError, match=r"last.pt: cannot be resumed from"):
-        utils.restore_state(tmp_path / "last.pt", {"student": UNet(2)}, CPU)
+        utils.restore_state(tmp_path / "last.pt", {"student": UNet(2)})
 
 
 @pytest.mark.parametrize(("result", "status", "text"), [
-    (None, 0, ""), (1, 1, ""), (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
+    (None, 0, ""), (1, 1, ""),
+    (torch.OutOfMemoryError(), 2, "error: the device is out of memory; smaller --batch-size, or --device cpu\n"),
+    (PermissionError(13, "Not permitted", "/out"), 2, "error: /out: Not permitted; check path, rights, space\n"),
+    (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
     (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n")])
 def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, text):
     def main():

@@ -57,6 +57,15 @@ def test_nothing_to_draw(tmp_path, command):
     assert command("utils_viz", tmp_path / "none")[0] == 2
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("sup_metrics.csv", b""), ("test_full.csv", b""), ("predictions.npz", b"junk"), ("samples.npz", b"PK\x03\x04 ")])
+def test_damaged_files_are_named(tmp_path, command, name, content):
+    (tmp_path / name).write_bytes(content)
+    code, _, err = command("utils_viz", tmp_path)
+    assert code == 2
+    assert f"{name}: cannot be read" in err
+
+
 def test_errors_are_red_where_too_much_and_cyan_where_missed():
     image = np.full((4, 4), 100, np.uint8)
     truth, prediction = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
