@@ -231,7 +231,7 @@ def environment(device: torch.device) -> dict:
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": commit, "git_dirty": None if changes is None else bool(changes),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": "notebook" if "ipykernel" in sys.argv[0] else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
