@@ -212,7 +212,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
         make_loader(config.views(part), config.batch_size, [config.seed, *name.encode()], done * steps, workers, device)
         for part, name in ((data.train, phase), (data.unlabelled, f"{phase} unlabelled")))
     began = saved = time.perf_counter()
-    bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS)
+    bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS,
+               file=sys.stderr if sys.stderr.isatty() else sys.stdout)
     for epoch in bar:
         lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
         row = {"epoch": epoch + 1, **train_epoch(config, student, optimizer, steps, labelled, lam, teacher, unlabelled)}

@@ -175,7 +175,7 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
 
 def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np.ndarray], stem: str) -> Figure:
     """One full slice: image, truth, and the errors of every method side by side (FP red, FN cyan)."""
-    columns = 4
+    columns = min(4, 2 + len(predictions))
     rows = -(-(2 + len(predictions)) // columns)
     figure, axes = new_figure(rows, columns, 2.65 * rows)
     show(axes.flat[0], image, stem)
@@ -191,6 +191,8 @@ def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np
 def draw_paired(tables: dict[str, pd.DataFrame], metric: str = "dice") -> Figure:
     """Per-slice scores, one grey line per slice through its methods, and each method's mean as a black bar.
 
+    Otsu would squeeze the others into a corner; its mean stands in the title instead.
+
     Parameters
     ----------
     tables : dict of title to table with columns `method`, `stem` and `metric`
@@ -198,6 +200,8 @@ def draw_paired(tables: dict[str, pd.DataFrame], metric: str = "dice") -> Figure
     figure, axes = new_figure(1, len(tables), 3.8, sharey=True)
     for panel, (title, table) in zip(axes[0], tables.items(), strict=True):
         scores = table.pivot(index="stem", columns="method", values=metric)[list(dict.fromkeys(table["method"]))]
+        if "Otsu" in scores and scores.shape[1] > 1:
+            title = f"{title} (Otsu: {scores.pop('Otsu').mean():.3f})"
         for values in scores.to_numpy():
             panel.plot(range(len(values)), values, color="0.75", lw=0.8, zorder=1)
         for x, method in enumerate(scores.columns):

@@ -80,7 +80,9 @@ def test_errors_are_red_where_too_much_and_cyan_where_missed():
 def test_paired_plot_shows_every_score_and_the_means():
     table = pd.DataFrame([{"method": m, "stem": f"s{i}", "dice": v} for m, values in
                           {"b": [0.5, 0.7], "a": [0.6, 0.9]}.items() for i, v in enumerate(values)])
-    panel = utils_viz.draw_paired({"full": table}).axes[0]
+    low = table[table["method"] == "b"].assign(method="Otsu", dice=0.1)
+    panel = utils_viz.draw_paired({"full": pd.concat([low, table])}).axes[0]
+    assert panel.get_title() == "full (Otsu: 0.100)"
     assert [t.get_text() for t in panel.get_xticklabels()] == ["b", "a"]
     shown = sorted(float(y) for c in panel.collections for y in c.get_offsets()[:, 1])
     assert shown == [0.5, 0.6, 0.7, 0.9]
