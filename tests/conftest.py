@@ -10,8 +10,13 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
+
+import train
+from train import Config
+from utils import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALE = 1e-4  # physical grey values, as real tomograms have them
@@ -87,3 +92,29 @@ def write_split(root: Path, **parts: list[str]) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(parts))
     return path
+
+
+def run(config: Config, resume: bool = False) -> None:
+    """All phases of a run, as the command line takes them."""
+    data = train.prepare(config, resume)
+    train.train_supervised(config, data)
+    if config.method == "mean_teacher":
+        train.continue_supervised(config, data)
+        train.train_mean_teacher(config, data)
+    train.evaluate_run(config, data)
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """Everything a run produced that does not depend on the clock."""
+    found = {}
+    for path in sorted(config.run_folder.glob("*.csv")):
+        found[path.name] = pd.read_csv(path).drop(columns=["seconds", "lam"], errors="ignore").to_csv()
+    for path in sorted((Path("checkpoints") / config.run).glob("*")):
+        weights, _ = load_checkpoint(path)
+        found[path.name] = str({name: tensor.double().sum().item() for name, tensor in weights.items()})
+    return found
+
+
+@pytest.fixture
+def tiny(workplace, data_folder) -> Config:
+    return Config(**TINY, data=str(data_folder), run="base")

@@ -7,9 +7,8 @@ import tifffile
 from matplotlib.image import imread
 
 import utils_viz
-from conftest import TINY, disc_slice
+from conftest import TINY, disc_slice, run
 from slices import Path, percentile_window
-from test_train import run
 from train import Config
 from utils import InputError
 
