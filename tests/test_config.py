@@ -1,0 +1,103 @@
+"""The settings of a run: their defaults, their limits, and that every one of them is used."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+import train
+from conftest import fingerprint, run, write_data
+from train import Config
+from utils import InputError
+
+
+def test_defaults_are_the_recipe():
+    c = Config()
+    assert (c.base_channels, c.patch_size, c.batch_size, c.sup_epochs, c.ssl_epochs) == (64, 256, 4, 200, 150)
+    assert (c.lr, c.weight_decay, c.plateau_factor, c.plateau_patience, c.min_lr) == (1e-3, 1e-4, 0.5, 10, 1e-6)
+    assert (c.ema_alpha, c.ramp_epochs, c.consistency_weight, c.bce_weight) == (0.99, 10, 1.0, 0.5)
+    assert (c.flip_p, c.vertical_flip_p, c.rotation, c.blur_p) == (0.5, 0.2, 10.0, 0.5)
+    assert (c.freeze, c.overlap, c.threshold) == (("down1", "down2", "down3"), 0.5, 0.5)
+    assert (c.roi, c.percentiles) == ((370, 1138, 200, 968), (1.0, 99.5))
+    assert [round(f * 22) for f in (c.val_fraction, c.test_fraction)] == [4, 4]
+
+
+def test_settings_are_frozen_and_unknown_ones_raise():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().lr = 1.0
+    with pytest.raises(TypeError, match="learning_rate"):
+        Config(learning_rate=1.0)
+
+
+WRONG = {
+    "run": ["", "a/b", "..", 3], "method": ["magic"], "seed": [-1, 1.5, True, 2**64], "val_fraction": [-0.1, 1.1, "a"],
+    "test_fraction": [2.0], "fold": [-1], "labels": [-1], "max_unlabelled": [-1], "num_workers": [-2],
+    "roi": [(1, 2, 3), (5, 1, 0, 2), "all", ("a", "b", "c", "d")],
+    "percentiles": [(99.0, 1.0), (1.0,), (0.0, 101.0), ("a", "b")],
+    "mask_foreground": ["grey"], "patch_size": [16, 40, 0], "flip_p": [1.5], "vertical_flip_p": [-0.5],
+    "rotation": [-1.0, 60.0], "blur_p": [2.0], "blur_limit": [1, 4], "base_channels": [0], "sup_epochs": [0],
+    "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0], "lr": [0.0, -1.0, float("nan"), float("inf")],
+    "weight_decay": [-1.0, float("inf")], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
+    "bce_weight": [1.1], "freeze": [("up1",)], "ema_alpha": [1.0, -0.1], "consistency_weight": [-1.0],
+    "ramp_epochs": [-1], "overlap": [1.0, -0.1], "threshold": [0.0, 1.0], "foreground_crop": [1],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values])
+def test_values_out_of_range_are_rejected(name, value):
+    with pytest.raises(InputError, match=re.escape(f"--{name.replace('_', '-')}: {value!r} is not possible: ")):
+        Config(**{name: value})
+
+
+CHANGES = {  # another value for each field that makes results; all must make a difference
+    "method": "supervised", "seed": 1, "split": "random", "val_fraction": 0.125, "test_fraction": 0.125, "fold": 1,
+    "labels": 2, "max_unlabelled": 1, "roi": (0, 64, 0, 64), "percentiles": (5.0, 95.0), "mask_foreground": "bright",
+    "patch_size": 48, "foreground_crop": False, "flip_p": 0.0, "vertical_flip_p": 1.0, "rotation": 45.0, "blur_p": 0.0,
+    "blur_limit": 15, "base_channels": 3, "sup_epochs": 4, "ssl_epochs": 4, "steps_per_epoch": 1, "batch_size": 3,
+    "lr": 1e-2, "weight_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 5, "min_lr": 9e-4, "bce_weight": 0.9,
+    "freeze": (), "ema_alpha": 0.5, "consistency_weight": 50.0, "ramp_epochs": 0, "overlap": 0.1, "threshold": 0.3,
+}
+
+
+def test_every_setting_matters(tiny):
+    fields = {f.name for f in dataclasses.fields(Config)}
+    assert fields == {*CHANGES, "data", "run", "device", "num_workers"}  # a new field needs a line in CHANGES
+    run(tiny)
+    base = fingerprint(tiny)
+    again = dataclasses.replace(tiny, run="again")
+    run(again)
+    assert fingerprint(again) == base                                    # the same settings: the same results
+    for name, value in CHANGES.items():
+        changed = dataclasses.replace(tiny, **{name: value}, run=name)
+        assert getattr(changed, name) != getattr(tiny, name)
+        run(changed)
+        assert fingerprint(changed) != base, f"{name} makes no difference"
+
+
+def test_workers_device_and_data_are_used(tiny, monkeypatch, tmp_path):
+    run(tiny)
+    seen, make_loader = [], train.make_loader
+
+    def watched(*arguments, **options):
+        seen.extend(arguments[4:5])
+        return make_loader(*arguments, **options)
+    monkeypatch.setattr(train, "make_loader", watched)
+    workers = dataclasses.replace(tiny, num_workers=2, run="workers")
+    run(workers)
+    assert 2 in seen
+    assert fingerprint(workers) == fingerprint(tiny)                     # workers do not change results
+    with pytest.raises(InputError, match="device 'toaster'"):
+        train.prepare(dataclasses.replace(tiny, device="toaster", run="toaster"))
+    other = write_data(tmp_path / "other", count=6)
+    run(dataclasses.replace(tiny, data=str(other), run="other"))
+    assert fingerprint(dataclasses.replace(tiny, run="other")) != fingerprint(tiny)
+
+
+def test_profiles():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert train.profile("auto", cuda) == train.profile("full", cpu) == {}
+    assert train.profile("auto", cpu) == train.profile("cpu", cuda) == train.CPU_PROFILE
+    assert Config(**train.CPU_PROFILE).base_channels < Config().base_channels
+    with pytest.raises(InputError, match="profile 'CPU': expected auto, full or cpu"):
+        train.profile("CPU", cpu)
