@@ -8,15 +8,11 @@ import argparse
 import hashlib
 import itertools
 import math
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing albumentations asks the network for a newer version
-
-import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -24,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slices import (
     IMAGE_SUFFIXES, MASK_SUFFIXES, PARTS, ROI, Slice, crop_roi, cut_window, list_files, make_split, pair_files,
-    percentile_window, read_image, read_mask, split_problems,
+    parse_roi, percentile_window, read_image, read_mask, split_problems,
 )
 from utils import InputError, read_json, run_command_line
+from views import build_geometry, build_intensity, make_views
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
 
@@ -169,55 +166,7 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
     return problems + unpaired
 
 
-# --- weak and strong views: all that depends on albumentations (2.0.8) stands between here and `Views` -----------
-# Its random state repeats in every epoch when workers are used, so each draw seeds it anew, and every transform
-# apart, since a Compose gives all of its transforms one seed: a flipped crop would always be a blurred one.
-# Crops and padding do not replay, so they are done in NumPy around it.
-
-def build_geometry(flip_p: float, vertical_flip_p: float, rotation: float) -> A.ReplayCompose:
-    """Flips and a rotation by up to ±`rotation` degrees; mirrored at the border, masks nearest neighbour."""
-    return A.ReplayCompose([
-        A.HorizontalFlip(p=flip_p),
-        A.VerticalFlip(p=vertical_flip_p),
-        A.Rotate(limit=(-rotation, rotation), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101,
-                 mask_interpolation=cv2.INTER_NEAREST, p=1.0),
-    ])
-
-
-def build_intensity(blur_p: float, blur_limit: int) -> A.Compose:
-    """The strong perturbation: Gaussian or motion blur with a kernel of up to `blur_limit` pixels."""
-    return A.Compose([A.OneOf([A.GaussianBlur(blur_limit=(3, blur_limit), p=1.0),
-                               A.MotionBlur(blur_limit=(3, blur_limit), p=1.0)], p=blur_p)])
-
-
-def seed_apart(transform: A.BasicTransform | A.BaseCompose, rng: np.random.Generator) -> None:
-    """Seed a transform and each one inside it with a number of its own."""
-    transform.set_random_seed(int(rng.integers(2**32)))
-    for inner in getattr(transform, "transforms", ()):
-        seed_apart(inner, rng)
-
-
-def two_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, intensity: A.Compose,
-              seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weak view, strong view and mask in one geometry, which is recorded once and replayed.
-
-    Parameters
-    ----------
-    image, mask : (H, W) uint8 ndarrays
-    seed : int
-        The same seed gives the same views.
-
-    Returns
-    -------
-    weak, strong, mask : (H, W) uint8 ndarrays
-    """
-    rng = np.random.default_rng([seed, 1])
-    seed_apart(geometry, rng)
-    seed_apart(intensity, rng)
-    recorded = geometry(image=image)
-    replayed = A.ReplayCompose.replay(recorded["replay"], image=image, mask=mask)
-    return recorded["image"], intensity(image=replayed["image"])["image"], replayed["mask"]
-
+# --- crops and their views -------------------------------------------------------------------------------------
 
 def crop_corner(mask: np.ndarray | None, size: int, shape: tuple[int, int],
                 rng: np.random.Generator) -> tuple[int, int]:
@@ -240,39 +189,50 @@ def crop_corner(mask: np.ndarray | None, size: int, shape: tuple[int, int],
 
 
 class Views(Dataset):
-    """Weak view, strong view and mask of a random crop of slice `index`: `views[index, seed]`.
+    """Weak view, strong views and mask of a random crop of slice `index`: `views[index, seed]`.
 
     Crops of labelled slices are foreground-aware. The window that is turned is larger than the patch, so its
     corners come from the image; only beyond the image's own border are pixels mirrored.
 
-    Each item is a dict of (1, P, P) float32 tensors `weak`, `strong` (in [0, 1]) and `mask` (0 or 1; all 0 for
-    an unlabelled slice).
+    Each item is a dict of float32 tensors: `weak` (1, P, P) and `strong` (`strong_views`, P, P) in [0, 1], and
+    `mask` (1, P, P) of 0 and 1; all 0 for an unlabelled slice.
+
+    Parameters
+    ----------
+    slices : list of Slice
+    guides : list of (H, W) bool ndarrays, or None
+        What counts as foreground where a crop is placed, for each slice; None: its mask.
+    geometry, intensity : dict
+        Options of `views.build_geometry` and `views.build_intensity`.
     """
 
-    def __init__(self, slices: list[Slice], patch_size: int = 256, flip_p: float = 0.5, vertical_flip_p: float = 0.2,
-                 rotation: float = 10.0, blur_p: float = 0.5, blur_limit: int = 7, foreground_crop: bool = True):
-        self.slices, self.patch_size, self.foreground_crop = slices, patch_size, foreground_crop
-        angle = math.radians(rotation)
-        self.margin = math.ceil(patch_size * (math.cos(angle) + math.sin(angle) - 1) / 2) + 1 if rotation else 0
-        self.geometry = build_geometry(flip_p, vertical_flip_p, rotation)
-        self.intensity = build_intensity(blur_p, blur_limit)
+    def __init__(self, slices: list[Slice], patch_size: int = 256, foreground_crop: bool = True,
+                 guides: list[np.ndarray] | None = None, strong_views: int = 1, geometry: dict | None = None,
+                 intensity: dict | None = None):
+        self.slices, self.patch_size, self.strong_views = slices, patch_size, strong_views
+        self.guides = guides or [s.mask if foreground_crop else None for s in slices]
+        geometry = {"rotation": 10.0, **(geometry or {})}
+        angle = math.radians(geometry["rotation"])
+        self.margin = math.ceil(patch_size * (math.cos(angle) + math.sin(angle) - 1) / 2) + 1 if angle else 0
+        self.geometry, self.intensity = build_geometry(**geometry), build_intensity(**(intensity or {}))
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         index, seed = key
         s = self.slices[index]
-        guide = s.mask if self.foreground_crop else None
-        top, left = crop_corner(guide, self.patch_size, s.image.shape, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        top, left = crop_corner(self.guides[index], self.patch_size, s.image.shape, rng)
         top, left, size = top - self.margin, left - self.margin, self.patch_size + 2 * self.margin
         image = cut_window(s.image, top, left, size)
         mask = np.zeros_like(image) if s.mask is None else cut_window(s.mask, top, left, size)
+        weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views)
         inner = slice(self.margin, self.margin + self.patch_size)
-        weak, strong, mask = (v[inner, inner] for v in two_views(image, mask, self.geometry, self.intensity, seed))
-        return {"weak": to_tensor(weak), "strong": to_tensor(strong), "mask": to_tensor(mask * np.uint8(255))}
+        return {"weak": to_tensor(weak[None, inner, inner]), "strong": to_tensor(np.stack(strong)[:, inner, inner]),
+                "mask": to_tensor(mask[None, inner, inner] * np.uint8(255))}
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W) uint8 → (1, H, W) float32 in [0, 1]: what `A.Normalize(mean=0, std=1, max_pixel_value=255)` gives."""
-    return torch.from_numpy(np.ascontiguousarray(image))[None].float() / 255
+    """uint8 array → float32 tensor in [0, 1]: what `A.Normalize(mean=0, std=1, max_pixel_value=255)` gives."""
+    return torch.from_numpy(np.ascontiguousarray(image)).float() / 255
 
 
 class Draws(Sampler):
@@ -308,19 +268,6 @@ def _one_cv2_thread(_worker: int) -> None:
 
 
 # --- command line ---------------------------------------------------------------------------------------------
-
-def parse_roi(text: str) -> tuple[int, int, int, int] | None:
-    """`370,1138,200,968` or `none`."""
-    if text.lower() == "none":
-        return None
-    try:
-        r0, r1, c0, c1 = (int(n) for n in text.split(","))
-    except ValueError:
-        raise InputError(f"--roi {text}: expected row,end row,column,end column, or none") from None
-    if not (0 <= r0 < r1 and 0 <= c0 < c1):
-        raise InputError(f"--roi {text}: each end must be larger than its start, and no number negative")
-    return r0, r1, c0, c1
-
 
 def main() -> int:
     """`python datasets.py check DIR`: 0 when nothing is wrong, 1 with one line per problem, 2 for wrong usage."""

@@ -68,21 +68,25 @@ def predict_otsu(image: np.ndarray, sigma: float, bright: bool) -> np.ndarray:
 
 
 def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, patch_size: int, batch_size: int,
-             threshold: float) -> dict[str, float]:
-    """Mean Dice and IoU of the centre patches, measured per slice and then averaged; NaN without slices."""
+             threshold: float, overlap: float | None = None) -> dict[str, float | None]:
+    """Mean Dice and IoU per slice, of centre patches or, given an `overlap`, of full images; None without slices."""
     model.eval()
     scores = []
-    for first in range(0, len(slices), batch_size):
-        some = slices[first:first + batch_size]
-        patches = np.stack([center_patch(s.image, patch_size) for s in some])
-        for s, probability in zip(some, probability_of(model, patches, device), strict=True):
-            scores.append(overlap_metrics(probability >= threshold, center_patch(s.mask, patch_size)))
-    return {name: float(np.mean([s[name] for s in scores])) if scores else float("nan") for name in ("dice", "iou")}
+    if overlap is None:
+        for first in range(0, len(slices), batch_size):
+            some = slices[first:first + batch_size]
+            patches = np.stack([center_patch(s.image, patch_size) for s in some])
+            for s, probability in zip(some, probability_of(model, patches, device), strict=True):
+                scores.append(overlap_metrics(probability >= threshold, center_patch(s.mask, patch_size)))
+    else:
+        scores = [overlap_metrics(predict_image(model, s.image, device, patch_size, overlap, batch_size) >= threshold,
+                                  s.mask) for s in slices]
+    return {name: float(np.mean([s[name] for s in scores])) if scores else None for name in ("dice", "iou")}
 
 
 def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train: list[Slice], folder: Path,
                     control: str, device: torch.device, patch_size: int, overlap: float, batch_size: int,
-                    threshold: float) -> dict:
+                    threshold: float, tta: bool = False) -> dict:
     """Score models and smoothed Otsu on test slices, as centre patches and as stitched full images.
 
     Writes `test_patches.csv`, `test_full.csv`, `summary.json` and, for the figures, `predictions.npz` (images,
@@ -107,9 +111,9 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     maps, full = {"Otsu": [mask.astype(np.float32) for mask in otsu]}, {"Otsu": otsu}
     patches = {"Otsu": [center_patch(mask, patch_size) for mask in otsu]}
     for method, model in models.items():
-        maps[method] = [predict_image(model, s.image, device, patch_size, overlap, batch_size) for s in test]
+        maps[method] = [predict_image(model, s.image, device, patch_size, overlap, batch_size, tta) for s in test]
         full[method] = [probability >= threshold for probability in maps[method]]
-        patches[method] = [probability_of(model, center_patch(s.image, patch_size)[None], device)[0] >= threshold
+        patches[method] = [probability_of(model, center_patch(s.image, patch_size)[None], device, tta)[0] >= threshold
                            for s in test]
     stems = [s.stem for s in test]
     tables = {"patches": slice_table(patches, [center_patch(t, patch_size) for t in truths], stems),

@@ -1,4 +1,4 @@
-"""Losses and ramp-up: pure functions of tensors. Every loss is a mean over the batch (a scalar).
+"""Losses, mixing and ramp-up: pure functions of tensors. Every loss is a mean over the batch (a scalar).
 
 Dice of an empty mask, here and in `utils.overlap_metrics`: an empty prediction of an empty mask is perfect
 (Dice 1, loss 0). The loss gets there by adding one pixel to numerator and denominator (`smooth`), which also
@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 
-def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0,
+                   weight: torch.Tensor | None = None) -> torch.Tensor:
     """1 − soft Dice, per image, then averaged over the batch.
 
     Dice = (2 Σ p t + s) / (Σ p + Σ t + s): Milletari et al., V-Net, 2016, arXiv:1606.04797 (with plain sums in
@@ -23,8 +24,12 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1
     target : (B, 1, H, W) float tensor of 0 and 1
     smooth : float
         Pixels added to numerator and denominator.
+    weight : (B, 1, H, W) float tensor of 0 and 1, or None
+        Pixels that count; None is all.
     """
     probability = logits.float().sigmoid()
+    if weight is not None:
+        probability, target = probability * weight, target * weight
     intersection = (probability * target).sum(dim=(1, 2, 3))                 # (B,)
     total = probability.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))       # (B,)
     return (1 - (2 * intersection + smooth) / (total + smooth)).mean()
@@ -43,16 +48,66 @@ def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, bce_weight: float 
     return bce_weight * bce + (1 - bce_weight) * soft_dice_loss(logits, target)
 
 
-def consistency_mse(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of the two probabilities; only the student receives gradients.
+def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: str = "mse", confidence: float = 0.0,
+                     hard: bool = False) -> torch.Tensor:
+    """Distance of the student from the teacher's probability, where the teacher is confident.
 
-    Tarvainen & Valpola, Mean Teacher, 2017, arXiv:1703.01780, eq. 1 (expectation over views of one crop).
+    Averaged over all pixels: one below the confidence counts as zero, it is not left out, so a batch in which few
+    pixels are sure pulls little (FixMatch, Sohn et al., 2020, arXiv:2001.07685, eq. 4).
 
     Parameters
     ----------
-    student_logits, teacher_logits : (B, 1, H, W) float tensors, pixels in the same geometry
+    student_logits : (B, 1, H, W) float tensor
+    target : (B, 1, H, W) float tensor
+        Probability in [0, 1], in the same geometry; it receives no gradients.
+    kind : str
+        `mse`: squared difference of probabilities (Mean Teacher, arXiv:1703.01780, eq. 1); `bce`: binary
+        cross-entropy; `bce_dice`: half of it and half soft Dice over the confident pixels.
+    confidence : float
+        A pixel counts where max(p, 1 − p) is at least this; 0.5 or less is every pixel.
+    hard : bool
+        Compare with the teacher's decision (p ≥ 0.5) instead of its probability.
     """
-    return F.mse_loss(student_logits.float().sigmoid(), teacher_logits.detach().float().sigmoid())
+    target = target.detach().float()
+    sure = (torch.maximum(target, 1 - target) >= confidence).float()          # (B, 1, H, W)
+    if hard:
+        target = (target >= 0.5).float()
+    logits = student_logits.float()
+    if kind == "mse":
+        return ((logits.sigmoid() - target).square() * sure).mean()
+    bce = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * sure).mean()
+    return bce if kind == "bce" else 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=sure)
+
+
+def cutmix_boxes(count: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """(count, 1, size, size) bool: one random box per image, or none with probability 1 − `probability`.
+
+    A box covers 0.1 to 0.5 of the image with sides in a ratio of up to 2 (CutMix: Yun et al., 2019, arXiv:1905.04899;
+    for semi-supervised segmentation: French et al., 2020, arXiv:1906.01916).
+    """
+    draws = torch.rand(count, 5, generator=generator).tolist()
+    boxes = torch.zeros(count, 1, size, size, dtype=torch.bool)
+    for box, (use, area, ratio, y, x) in zip(boxes, draws, strict=True):
+        if use < probability:
+            area, ratio = 0.1 + 0.4 * area, 2.0 ** (2 * ratio - 1)
+            height, width = (min(size, round(size * math.sqrt(area * r))) for r in (ratio, 1 / ratio))
+            top, left = round(y * (size - height)), round(x * (size - width))
+            box[:, top:top + height, left:left + width] = True
+    return boxes
+
+
+def mix(batch: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W) images with their boxes filled from the next image of the batch, the last from the first."""
+    return torch.where(boxes, batch.roll(-1, 0), batch)
+
+
+def drop_channels(features: list[torch.Tensor], share: float, generator: torch.Generator) -> list[torch.Tensor]:
+    """Each (B, C, H, W) tensor with a random `share` of its channels zero, the others scaled by 1/(1 − `share`).
+
+    The feature perturbation of UniMatch (Yang et al., 2023, arXiv:2208.09910, section 3.2).
+    """
+    keep = [(torch.rand(f.shape[:2], generator=generator) >= share).to(f) / (1 - share) for f in features]
+    return [f * k[:, :, None, None] for f, k in zip(features, keep, strict=True)]
 
 
 def cosine_ramp_up(epoch: int, length: int) -> float:

@@ -44,7 +44,7 @@ class UNet(nn.Module):
     Raises
     ------
     ValueError
-        In `forward`, when height or width is not a multiple of 16 or is 16 (InstanceNorm at the coarsest
+        In `encode`, when height or width is not a multiple of 16 or is 16 (InstanceNorm at the coarsest
         level needs more than one pixel).
     """
 
@@ -81,6 +81,10 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 1, H, W) images → the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16)."""
         height, width = x.shape[-2:]
         if height % STRIDE or width % STRIDE or height * width <= STRIDE * STRIDE:
             raise ValueError(f"input is {height}×{width}; sides must be multiples of {STRIDE}, and not both {STRIDE}")
@@ -89,6 +93,11 @@ class UNet(nn.Module):
         x3 = self.down3(F.max_pool2d(x2, 2))            # (B, 4c, H/4, W/4)
         x4 = self.down4(F.max_pool2d(x3, 2))            # (B, 8c, H/8, W/8)
         x5 = self.bottleneck(F.max_pool2d(x4, 2))       # (B, 16c, H/16, W/16)
+        return [x1, x2, x3, x4, x5]
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """What `encode` gave, perturbed or not → (B, 1, H, W) logits."""
+        x1, x2, x3, x4, x5 = features
         y = self.up4(_upsample_and_concatenate(x5, x4))  # (B, 8c, H/8, W/8)
         y = self.up3(_upsample_and_concatenate(y, x3))   # (B, 4c, H/4, W/4)
         y = self.up2(_upsample_and_concatenate(y, x2))   # (B, 2c, H/2, W/2)

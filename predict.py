@@ -12,9 +12,8 @@ import tifffile
 import torch
 from tqdm import tqdm
 
-from datasets import parse_roi
 from model_unet import UNet
-from slices import IMAGE_SUFFIXES, crop_roi, list_files, percentile_window, read_image
+from slices import IMAGE_SUFFIXES, crop_roi, list_files, parse_roi, percentile_window, read_image
 from utils import InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically
 
 

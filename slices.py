@@ -99,6 +99,19 @@ def read_image(path: Path) -> np.ndarray:
     return array
 
 
+def parse_roi(text: str) -> tuple[int, int, int, int] | None:
+    """`370,1138,200,968` or `none`."""
+    if text.lower() == "none":
+        return None
+    try:
+        r0, r1, c0, c1 = (int(n) for n in text.split(","))
+    except ValueError:
+        raise InputError(f"--roi {text}: expected row,end row,column,end column, or none") from None
+    if not (0 <= r0 < r1 and 0 <= c0 < c1):
+        raise InputError(f"--roi {text}: each end must be larger than its start, and no number negative")
+    return r0, r1, c0, c1
+
+
 def crop_roi(image: np.ndarray, roi: tuple[int, int, int, int] | None, name: str = "image") -> np.ndarray:
     """Rows roi[0]…roi[1]−1 and columns roi[2]…roi[3]−1; an image of just that size is returned as it is.
 

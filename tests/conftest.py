@@ -15,7 +15,8 @@ import pytest
 import tifffile
 
 import train
-from train import Config
+from config import Config
+from slices import Slice, percentile_window
 from utils import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,12 @@ def disc_slice(index: int, size: tuple[int, int] = (64, 64)) -> tuple[np.ndarray
         cv2.circle(truth, centre, int(rng.integers(4, 8)), 1, -1)
     image = SCALE * (2 + 1.2 * truth + 0.3 * rng.standard_normal(size))
     return image.astype(np.float32), truth
+
+
+def labelled(count: int = 4, size: tuple[int, int] = (96, 80)) -> list[Slice]:
+    """Preprocessed noisy slices with three discs each."""
+    made = [disc_slice(i, size) for i in range(count)]
+    return [Slice(Path(f"s{i}.tif"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
 
 
 def write_data(root: Path, count: int = 8, scans: int = 3, size: tuple[int, int] = (64, 64)) -> Path:
@@ -98,7 +105,7 @@ def run(config: Config, resume: bool = False) -> None:
     """All phases of a run, as the command line takes them."""
     data = train.prepare(config, resume)
     train.train_supervised(config, data)
-    if config.method == "mean_teacher":
+    if config.method != "supervised":
         train.continue_supervised(config, data)
         train.train_mean_teacher(config, data)
     train.evaluate_run(config, data)

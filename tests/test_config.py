@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import train
+from config import CPU_PROFILE, PRESETS, Config, make_config, profile
 from conftest import fingerprint, run, write_data
-from train import Config
 from utils import InputError
 
 
@@ -41,6 +41,10 @@ WRONG = {
     "weight_decay": [-1.0, float("inf")], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
     "bce_weight": [1.1], "freeze": [("up1",)], "ema_alpha": [1.0, -0.1], "consistency_weight": [-1.0],
     "ramp_epochs": [-1], "overlap": [1.0, -0.1], "threshold": [0.0, 1.0], "foreground_crop": [1],
+    "intensity_p": [1.1], "brightness": [-0.1], "contrast": [1.5], "gamma": [0.5], "noise": [2.0],
+    "correlated_noise": [-0.1], "shading": ["a"], "cutout": [-1, 0.5], "schedule": ["linear"], "weight_average": [1.0],
+    "selection": ["test"], "validate_every": [0], "consistency": ["kl"], "confidence": [1.5], "cutmix_p": [-0.5],
+    "strong_views": [0, 5], "feature_dropout": [1.0],
 }
 
 
@@ -57,12 +61,16 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "blur_limit": 15, "base_channels": 3, "sup_epochs": 4, "ssl_epochs": 4, "steps_per_epoch": 1, "batch_size": 3,
     "lr": 1e-2, "weight_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 5, "min_lr": 9e-4, "bce_weight": 0.9,
     "freeze": (), "ema_alpha": 0.5, "consistency_weight": 50.0, "ramp_epochs": 0, "overlap": 0.1, "threshold": 0.3,
+    "quarter_turns": True, "brightness": 0.5, "contrast": 0.5, "gamma": 2.0, "noise": 0.3, "correlated_noise": 0.3,
+    "shading": 0.3, "cutout": 2, "schedule": "cosine", "weight_average": 0.5, "selection": "full", "validate_every": 2,
+    "warm_start": False, "consistency": "bce", "confidence": 0.55, "hard_labels": True, "cutmix_p": 1.0,
+    "strong_views": 2, "feature_dropout": 0.5, "unlabelled_foreground": True, "tta": True,
 }
 
 
 def test_every_setting_matters(tiny):
     fields = {f.name for f in dataclasses.fields(Config)}
-    assert fields == {*CHANGES, "data", "run", "device", "num_workers"}  # a new field needs a line in CHANGES
+    assert fields == {*CHANGES, "data", "run", "device", "num_workers", "intensity_p"}  # a new one belongs in CHANGES
     run(tiny)
     base = fingerprint(tiny)
     again = dataclasses.replace(tiny, run="again")
@@ -73,6 +81,21 @@ def test_every_setting_matters(tiny):
         assert getattr(changed, name) != getattr(tiny, name)
         run(changed)
         assert fingerprint(changed) != base, f"{name} makes no difference"
+    noisy = [dataclasses.replace(tiny, noise=0.3, intensity_p=p, run=f"noisy{p}") for p in (0.5, 1.0)]
+    for config in noisy:
+        run(config)
+    assert fingerprint(noisy[0]) != fingerprint(noisy[1])
+
+
+def test_presets_set_their_fields_and_given_ones_win():
+    assert make_config() == make_config(method="mean_teacher") == Config()
+    for name, changes in PRESETS.items():
+        made = make_config(method=name, seed=3)
+        assert dataclasses.asdict(made) == dataclasses.asdict(Config()) | changes | {"method": name, "seed": 3}
+    assert make_config(method="fixmatch", confidence=0.5).confidence == 0.5
+    assert make_config(method="supervised").method == "supervised"
+    with pytest.raises(InputError, match="--method: 'magic'"):
+        make_config(method="magic")
 
 
 def test_workers_device_and_data_are_used(tiny, monkeypatch, tmp_path):
@@ -96,8 +119,8 @@ def test_workers_device_and_data_are_used(tiny, monkeypatch, tmp_path):
 
 def test_profiles():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert train.profile("auto", cuda) == train.profile("full", cpu) == {}
-    assert train.profile("auto", cpu) == train.profile("cpu", cuda) == train.CPU_PROFILE
-    assert Config(**train.CPU_PROFILE).base_channels < Config().base_channels
+    assert profile("auto", cuda) == profile("full", cpu) == {}
+    assert profile("auto", cpu) == profile("cpu", cuda) == CPU_PROFILE
+    assert Config(**CPU_PROFILE).base_channels < Config().base_channels
     with pytest.raises(InputError, match="profile 'CPU': expected auto, full or cpu"):
-        train.profile("CPU", cpu)
+        profile("CPU", cpu)

@@ -1,23 +1,17 @@
 import re
 
-import cv2
 import numpy as np
 import pytest
 import tifffile
 import torch
 
 import datasets
-from conftest import disc_slice, write_data, write_split
+from conftest import labelled, write_data, write_split
 from datasets import IMAGES, MASKS, UNLABELLED
-from slices import Path, Slice, percentile_window
+from slices import Path
 from utils import InputError
 
 ROI = (8, 72, 8, 72)
-
-
-def labelled(count: int = 4, size: tuple[int, int] = (96, 80)) -> list[Slice]:
-    made = [disc_slice(i, size) for i in range(count)]
-    return [Slice(Path(f"s{i}.tif"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
 
 
 # --- loading --------------------------------------------------------------------------------------------------
@@ -27,7 +21,7 @@ def test_slices_are_held_once_as_bytes_and_epochs_leave_the_disk_alone(data_fold
     assert [len(part) for part in vars(data).values()] == [4, 2, 2, 3]
     assert all(s.image.dtype == np.uint8 and s.image.shape == (64, 64) for part in vars(data).values() for s in part)
     assert all(s.mask is None for s in data.unlabelled)
-    views = [datasets.Views(data.train, 32), datasets.Views(data.train, 32, rotation=0)]
+    views = [datasets.Views(data.train, 32), datasets.Views(data.train, 32, geometry={"rotation": 0.0})]
     assert views[0].slices[0] is views[1].slices[0] is data.train[0]
     for reader in ("imread", "TiffFile"):
         monkeypatch.setattr(tifffile, reader, lambda *a, **k: pytest.fail("an epoch touched the disk"))
@@ -67,96 +61,7 @@ def test_a_test_slice_among_the_unlabelled_is_refused_by_its_pixels(data_folder)
         datasets.load_data(data_folder, "blocks", 0.25, 0.25, roi=ROI)
 
 
-# --- views ----------------------------------------------------------------------------------------------------
-
-def test_tensor_is_what_normalize_gives():
-    image = np.random.default_rng(0).integers(0, 256, (5, 6)).astype(np.uint8)
-    expected = datasets.A.Normalize(mean=0, std=1, max_pixel_value=255)(image=image)["image"]
-    np.testing.assert_allclose(datasets.to_tensor(image)[0].numpy(), expected, atol=1e-7)
-
-
-def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():
-    plain = datasets.Views(labelled(), 48, blur_p=0.0)
-    blurred = datasets.Views(labelled(), 48, blur_p=1.0)
-    for seed in range(30):
-        same, other = plain[seed % 4, seed], blurred[seed % 4, seed]
-        assert torch.equal(same["weak"], same["strong"])
-        assert torch.equal(same["weak"], other["weak"])
-        assert torch.equal(same["mask"], other["mask"])
-        assert not torch.equal(other["weak"], other["strong"])
-
-
-def test_blur_has_its_probability():
-    views = datasets.Views(labelled(), 48, blur_p=0.5)
-    changed = [not torch.equal(v["weak"], v["strong"]) for v in (views[0, seed] for seed in range(200))]
-    assert 70 < sum(changed) < 130
-
-
-def test_mask_follows_the_image_exactly():
-    """The image is the mask itself. Bilinear against nearest neighbour at the same point: the nearest pixel has at
-    least a quarter of the weight, so a mask pixel that moved by even one pixel would break the bounds."""
-    rng = np.random.default_rng(0)
-    masks = [(cv2.GaussianBlur(rng.random((96, 96)), (0, 0), 2) > 0.5).astype(np.uint8) for _ in range(3)]
-    turned = datasets.Views([Slice(Path("m"), m * np.uint8(255), m) for m in masks], 64, blur_p=0.0)
-    flipped = datasets.Views(turned.slices, 64, rotation=0.0, blur_p=0.0)
-    for seed in range(60):
-        item = turned[seed % 3, seed]
-        assert item["weak"][item["mask"] == 1].min() > 0.2
-        assert item["weak"][item["mask"] == 0].max() < 0.8
-        item = flipped[seed % 3, seed]
-        assert torch.equal(item["weak"], item["mask"])
-
-
-def test_geometry_is_recorded_and_replayed():
-    image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
-    geometry = datasets.build_geometry(0.5, 0.2, 10.0)
-    geometry.set_random_seed(3)
-    recorded = geometry(image=image)
-    again = datasets.A.ReplayCompose.replay(recorded["replay"], image=image)["image"]
-    np.testing.assert_array_equal(recorded["image"], again)
-    assert not np.array_equal(recorded["image"], image)
-
-
-def test_flips_have_their_probabilities():
-    image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
-    views = datasets.Views([Slice(Path("a"), image)], 32, rotation=0.0, blur_p=0.0)
-    seen = [(views[0, seed]["weak"][0] * 255).round().byte().numpy() for seed in range(400)]
-    horizontal = sum(np.array_equal(v, image[:, ::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
-    vertical = sum(np.array_equal(v, image[::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
-    assert 160 < horizontal < 240  # p = 0.5
-    assert 50 < vertical < 115     # p = 0.2
-
-
-def test_flips_rotation_and_blur_are_independent():
-    image = np.zeros((96, 96), np.uint8)
-    cv2.arrowedLine(image, (20, 48), (76, 48), 255, 3, tipLength=0.5)  # tells left from right and its angle
-    image[:20] = 90                                                    # and up from down
-    views = datasets.Views([Slice(Path("a"), image)], 96, rotation=0.0)
-    geometry = datasets.Views([Slice(Path("a"), image)], 96).geometry
-    rows = []
-    for seed in range(600):
-        item = views[0, seed]
-        weak = (item["weak"][0] * 255).round().byte().numpy()
-        rng = np.random.default_rng([seed, 1])
-        datasets.seed_apart(geometry, rng)
-        applied = geometry(image=image)["replay"]["transforms"]
-        angle = np.degrees(np.arcsin(applied[2]["params"]["matrix"][0, 1]))
-        rows.append([weak[48, :48].astype(int).sum() > weak[48, 48:].astype(int).sum(), weak[0, 0] != 90,
-                     not torch.equal(item["weak"], item["strong"]), angle])
-    horizontal, vertical, blurred, angles = np.array(rows, float).T
-    assert 0.4 < horizontal.mean() < 0.6
-    correlation = np.corrcoef([horizontal, vertical, blurred, angles]) - np.eye(4)
-    assert np.abs(correlation).max() < 0.15
-    assert len({tuple(r) for r in np.array(rows)[:, :3].tolist()}) == 8  # every combination occurs
-
-
-def test_both_kinds_and_all_sizes_of_blur_occur():
-    point = np.zeros((65, 65), np.uint8)
-    point[32, 32] = 255
-    views = datasets.Views([Slice(Path("a"), point)], 65, rotation=0.0, blur_p=1.0)
-    widths = {int(np.count_nonzero(views[0, seed]["strong"])) for seed in range(300)}
-    assert len(widths) > 12
-
+# --- crops and loaders -----------------------------------------------------------------------------------------
 
 def epoch_of(num_workers: int, seed: int = 0, start: int = 0, batches: int = 4) -> torch.Tensor:
     loader = datasets.make_loader(datasets.Views(labelled(), 32), 2, [seed], start, num_workers)

@@ -48,7 +48,7 @@ def test_parts_of_the_loss():
 def test_consistency_is_the_mean_squared_difference_and_only_the_student_learns():
     student = torch.tensor([[[[0.0, 2.0]]]], requires_grad=True)
     teacher = torch.tensor([[[[1.0, 2.0]]]], requires_grad=True)
-    loss = losses.consistency_mse(student, teacher)
+    loss = losses.consistency_loss(student, teacher.sigmoid())
     assert loss.item() == pytest.approx((0.5 - 1 / (1 + math.exp(-1))) ** 2 / 2)
     loss.backward()
     assert student.grad[0, 0, 0, 0] < 0
@@ -63,3 +63,59 @@ def test_ramp_up():
     assert values[2] == pytest.approx(0.0954915)
     assert values[10:] == [1, 1, 1]
     assert losses.cosine_ramp_up(0, 0) == 1
+
+
+def test_consistency_counts_confident_pixels_and_divides_by_all():
+    logits, target = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
+    sure = torch.maximum(target, 1 - target) >= 0.8
+    square = (logits.sigmoid() - target).square()
+    assert losses.consistency_loss(logits, target, "mse", 0.8).item() == pytest.approx((square * sure).mean().item())
+    decision = (target >= 0.5).float()
+    bce = torch.nn.functional.binary_cross_entropy(logits.sigmoid(), decision, reduction="none")
+    expected = (bce * sure).mean().item()
+    assert losses.consistency_loss(logits, target, "bce", 0.8, hard=True).item() == pytest.approx(expected, rel=1e-5)
+    dice = losses.soft_dice_loss(logits[sure][None, None, None], decision[sure][None, None, None])
+    one = losses.consistency_loss(logits[:1], target[:1], "bce_dice", 0.8, hard=True)
+    two = losses.consistency_loss(logits[1:], target[1:], "bce_dice", 0.8, hard=True)
+    both = losses.consistency_loss(logits, target, "bce_dice", 0.8, hard=True)
+    assert both.item() == pytest.approx((one + two).item() / 2, rel=1e-5)
+    assert 0 < dice.item() < 1
+    assert losses.consistency_loss(logits, torch.full_like(target, 0.6), "bce", 0.9).item() == 0
+
+
+def test_weighted_dice_ignores_what_does_not_count():
+    logits, target = torch.randn(1, 1, 4, 8), (torch.rand(1, 1, 4, 8) > 0.5).float()
+    weight = torch.zeros_like(target)
+    weight[..., :4] = 1
+    expected = losses.soft_dice_loss(logits[..., :4], target[..., :4])
+    torch.testing.assert_close(losses.soft_dice_loss(logits, target, weight=weight), expected)
+
+
+def test_cutmix_boxes_and_mixing():
+    generator = torch.Generator().manual_seed(0)
+    boxes = losses.cutmix_boxes(400, 64, 0.5, generator)
+    shares = boxes.float().mean(dim=(1, 2, 3))
+    used = shares[shares > 0]
+    assert 150 < len(used) < 250
+    assert 0.09 < used.min() < used.max() < 0.52
+    for box in boxes[shares > 0][:20, 0]:
+        rows, columns = box.any(1).sum(), box.any(0).sum()
+        assert box.sum() == rows * columns                     # one full rectangle
+        assert 0.2 < rows / columns < 4.5
+    assert not losses.cutmix_boxes(50, 64, 0.0, generator).any()
+    image, probability = torch.rand(3, 1, 64, 64), torch.rand(3, 1, 64, 64)
+    box = boxes[shares > 0][:3]
+    mixed = losses.mix(image, box)
+    assert torch.equal(mixed[~box], image[~box])
+    assert torch.equal(mixed[box], image[[1, 2, 0]][box])
+    confidence = torch.maximum(probability, 1 - probability)   # mixing it is the same as taking it after mixing
+    mixed = losses.mix(probability, box)
+    assert torch.equal(losses.mix(confidence, box), torch.maximum(mixed, 1 - mixed))
+
+
+def test_dropped_channels_are_zero_and_the_mean_stays():
+    generator = torch.Generator().manual_seed(0)
+    dropped, = losses.drop_channels([torch.ones(40, 50, 2, 2)], 0.3, generator)
+    assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert torch.equal(dropped.amax((2, 3)), dropped.amin((2, 3)))
+    assert dropped.mean().item() == pytest.approx(1, abs=0.05)

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_unet import ENCODER_BLOCKS, UNet, freeze
+from model_unet import ENCODER_BLOCKS, UNet, ema_update, freeze
 
 
 def test_size_and_cost_of_the_recipe():
@@ -65,3 +67,35 @@ def test_from_weights():
         UNet.from_weights({"conv.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match="not the weights of this U-Net"):
         UNet.from_weights({**model.state_dict(), "head.weight": torch.zeros(2, 2)})
+
+
+def test_ema_equals_its_closed_form_and_covers_buffers():
+    torch.manual_seed(0)
+    class WithBuffers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+            self.norm = torch.nn.BatchNorm1d(2)
+    teacher = WithBuffers()
+    start, alpha, steps = copy.deepcopy(teacher.state_dict()), 0.9, 12
+    students = []
+    for n in range(steps):
+        student = WithBuffers()
+        student.norm.running_mean.fill_(n)
+        student.norm.num_batches_tracked.fill_(7 + n)
+        students.append(student.state_dict())
+        ema_update(teacher, student, alpha)
+    for name, value in teacher.state_dict().items():
+        if not value.is_floating_point():
+            assert value == 7 + steps - 1
+            continue
+        closed = alpha**steps * start[name] + sum(
+            (1 - alpha) * alpha ** (steps - 1 - n) * s[name] for n, s in enumerate(students))
+        torch.testing.assert_close(value, closed)
+
+
+def test_student_batch_may_be_shared_because_images_do_not_mix():
+    torch.manual_seed(0)
+    model = UNet(2).train()
+    a, b = torch.rand(2, 1, 32, 32), torch.rand(3, 1, 32, 32)
+    torch.testing.assert_close(model(torch.cat([a, b])), torch.cat([model(a), model(b)]))

@@ -9,7 +9,7 @@ import predict
 from conftest import disc_slice
 from model_unet import UNet
 from slices import Path, percentile_window
-from train import Config
+from config import Config
 from utils import predict_image, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import json
 import re
@@ -11,11 +10,12 @@ import tifffile
 import torch
 
 import train
+from config import CPU_PROFILE, Config
 from conftest import TINY, as_options, disc_slice, fingerprint, run, write_data, write_split
 from datasets import Views
+from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
 from model_unet import ENCODER_BLOCKS, UNet
 from slices import Path, Slice, percentile_window
-from train import Config
 from utils import InputError, load_checkpoint, overlap_metrics
 
 RUN_FILES = ["config.json", "continued_metrics.csv", "environment.json", "phases.json", "predictions.npz",
@@ -25,36 +25,76 @@ RUN_FILES = ["config.json", "continued_metrics.csv", "environment.json", "phases
 
 # --- steps ----------------------------------------------------------------------------------------------------
 
-def test_ema_equals_its_closed_form_and_covers_buffers():
+def semi_batches() -> tuple[UNet, UNet, dict, dict]:
     torch.manual_seed(0)
-    class WithBuffers(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(3, 2)
-            self.norm = torch.nn.BatchNorm1d(2)
-    teacher = WithBuffers()
-    start, alpha, steps = copy.deepcopy(teacher.state_dict()), 0.9, 12
-    students = []
-    for n in range(steps):
-        student = WithBuffers()
-        student.norm.running_mean.fill_(n)
-        student.norm.num_batches_tracked.fill_(7 + n)
-        students.append(student.state_dict())
-        train.ema_update(teacher, student, alpha)
-    for name, value in teacher.state_dict().items():
-        if not value.is_floating_point():
-            assert value == 7 + steps - 1
-            continue
-        closed = alpha**steps * start[name] + sum(
-            (1 - alpha) * alpha ** (steps - 1 - n) * s[name] for n, s in enumerate(students))
-        torch.testing.assert_close(value, closed)
+    student, teacher = UNet(2), UNet(2).eval()
+    labelled = {"strong": torch.rand(2, 1, 32, 32), "mask": (torch.rand(2, 1, 32, 32) > 0.5).float()}
+    unlabelled = {"weak": torch.rand(2, 1, 32, 32), "strong": torch.rand(2, 2, 32, 32)}
+    return student, teacher, labelled, unlabelled
 
 
-def test_student_batch_may_be_shared_because_images_do_not_mix():
-    torch.manual_seed(0)
-    model = UNet(2).train()
-    a, b = torch.rand(2, 1, 32, 32), torch.rand(3, 1, 32, 32)
-    torch.testing.assert_close(model(torch.cat([a, b])), torch.cat([model(a), model(b)]))
+def test_two_strong_views_count_as_the_mean_of_each():
+    student, teacher, labelled, unlabelled = semi_batches()
+    config = Config(consistency="bce", confidence=0.51)
+    both = train.step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
+    one, two = (train.step_losses(config, student, labelled, teacher, {**unlabelled, "strong": view}, torch.Generator())
+                for view in unlabelled["strong"].split(1, dim=1))
+    torch.testing.assert_close(both[0], one[0])
+    torch.testing.assert_close(both[1], (one[1] + two[1]) / 2)
+
+
+def test_feature_dropout_weighs_as_much_as_the_strong_views():
+    student, teacher, labelled, unlabelled = semi_batches()
+    views, target = unlabelled["strong"], teacher(unlabelled["weak"]).sigmoid()
+    strong = sum(consistency_loss(student(v), target) for v in views.split(1, dim=1)) / 2
+    generator = torch.Generator().manual_seed(1)
+    torch.rand(2, 5, generator=generator), torch.rand(2, 5, generator=generator)     # the boxes of two views
+    expected = drop_channels(student.encode(unlabelled["weak"]), 0.5, generator)
+    weak = consistency_loss(student.decode(expected), target)
+    supervised, loss = train.step_losses(Config(feature_dropout=0.5), student, labelled, teacher, unlabelled,
+                                         torch.Generator().manual_seed(1))
+    torch.testing.assert_close(supervised, bce_dice_loss(student(labelled["strong"]), labelled["mask"]))
+    torch.testing.assert_close(loss, 0.5 * strong + 0.5 * weak)
+
+
+def test_cutmix_mixes_image_and_target_with_the_same_boxes():
+    student, teacher, labelled, unlabelled = semi_batches()
+    boxes = cutmix_boxes(2, 32, 1.0, torch.Generator().manual_seed(4))
+    view = unlabelled["strong"][:, :1]
+    expected = consistency_loss(student(mix(view, boxes)), mix(teacher(unlabelled["weak"]).sigmoid(), boxes))
+    _, loss = train.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},
+                                torch.Generator().manual_seed(4))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
+    config, alphas, update = dataclasses.replace(tiny, weight_average=0.9), [], train.ema_update
+
+    def watched(average, student, alpha):
+        alphas.append(alpha)
+        update(average, student, alpha)
+    monkeypatch.setattr(train, "ema_update", watched)
+    data = train.prepare(config)
+    train.train_supervised(config, data)
+    assert alphas == [(1 + n) / (10 + n) for n in range(6)]
+    alphas.clear()
+    train.continue_supervised(config, data)
+    train.train_mean_teacher(config, data)
+    assert alphas == [0.9] * 6 + [0.99] * 6
+
+
+@pytest.mark.parametrize(("schedule", "first", "last"), [("cosine", 1.0, 0.0), ("one_cycle", 0.04, 0.0)])
+def test_schedules_run_over_the_whole_phase(schedule, first, last):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.01)
+    scheduler, rates = train.make_scheduler(Config(lr=0.01, schedule=schedule), optimizer, 50), []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"] / 0.01)
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(first)
+    assert rates[-1] == pytest.approx(last, abs=0.02)
+    assert max(rates) == pytest.approx(1, abs=0.01)
 
 
 def test_one_batch_can_be_learnt_by_heart():
@@ -99,11 +139,11 @@ def test_teacher_stays_in_eval_mode_without_gradients(tiny, monkeypatch):
     data, seen = train.prepare(tiny), []
     step = train.step_losses
 
-    def watched(config, student, labelled, teacher=None, unlabelled=None):
+    def watched(config, student, labelled, teacher, *rest):
         if teacher:
             seen.append((teacher.training, any(p.requires_grad for p in teacher.parameters()), student.down4.training,
                          student.down1.training))
-        return step(config, student, labelled, teacher, unlabelled)
+        return step(config, student, labelled, teacher, *rest)
     monkeypatch.setattr(train, "step_losses", watched)
     train.train_supervised(tiny, data)
     train.train_mean_teacher(tiny, data)
@@ -136,16 +176,16 @@ def test_control_takes_as_many_steps_as_mean_teacher_from_the_same_weights(tiny,
     data, starts = train.prepare(tiny), []
     epoch = train.train_epoch
 
-    def watched(config, student, optimizer, *rest):
+    def watched(config, student, average, optimizer, *rest):
         if not optimizer.state:
             starts.append((student.head.weight.detach().clone(), optimizer.param_groups[0]["lr"]))
-        return epoch(config, student, optimizer, *rest)
+        return epoch(config, student, average, optimizer, *rest)
     monkeypatch.setattr(train, "train_epoch", watched)
     train.train_supervised(tiny, data)
     train.continue_supervised(tiny, data)
     train.train_mean_teacher(tiny, data)
     phases = json.loads((tiny.run_folder / "phases.json").read_text())
-    assert phases["continued"]["steps"] == phases["mean_teacher"]["steps"] == 6
+    assert phases["continued"]["steps"] == phases["semi_supervised"]["steps"] == 6
     (_, _), (control, lr1), (student, lr2) = starts
     assert torch.equal(control, student)
     assert lr1 == lr2 == tiny.lr
@@ -192,7 +232,7 @@ def test_finished_phases_are_kept(tiny, capsys):
         train.prepare(dataclasses.replace(tiny, lr=0.1), resume=True)
     run(tiny, resume=True)
     assert {p: p.stat().st_mtime_ns for p in Path("checkpoints/base").iterdir()} == before
-    assert "mean_teacher: finished before, kept" in capsys.readouterr().err
+    assert "semi_supervised: finished before, kept" in capsys.readouterr().err
     tiny.checkpoint("continued").unlink()
     with pytest.raises(InputError, match=r"best_continued\.safetensors: no such checkpoint"):
         run(tiny, resume=True)
@@ -255,7 +295,7 @@ def test_command_line(workplace, data_folder, command):
     assert "cpu profile: base_channels 64 → 2" in out
     assert re.search(r"Mean Teacher teacher +full-image test Dice 0\.\d{4}", out)
     stored = Config(**json.loads((Path("runs") / "cli" / "config.json").read_text()))
-    assert stored == Config(**{**train.CPU_PROFILE, **TINY, "data": str(data_folder), "run": "cli", "freeze": (),
+    assert stored == Config(**{**CPU_PROFILE, **TINY, "data": str(data_folder), "run": "cli", "freeze": (),
                                "foreground_crop": False})
     code, _, err = command("train", *options)
     assert code == 2

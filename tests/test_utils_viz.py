@@ -9,7 +9,7 @@ from matplotlib.image import imread
 import utils_viz
 from conftest import TINY, disc_slice, run
 from slices import Path, percentile_window
-from train import Config
+from config import Config
 from utils import InputError
 
 

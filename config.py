@@ -1,0 +1,184 @@
+"""Every setting of a run, what it must satisfy, the published methods as presets, and the profiles."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model_unet import ENCODER_BLOCKS, STRIDE
+from slices import ROI, parse_roi
+from utils import InputError
+
+
+def option(default: object, text: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
+    """A field of `Config`: its default, its line of help, and what a value must satisfy."""
+    return dataclasses.field(default=default, metadata={"help": text, "check": check})
+
+
+def _between(low: float, high: float = float("inf")) -> Callable[[Any], bool]:
+    return lambda value: low <= value <= high
+
+
+def _one_of(*names: str) -> Callable[[Any], bool]:
+    return set(names).__contains__
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting. The defaults are the recipe; an unknown field or a value out of range is an error.
+
+    `method` only names what was chosen: `make_config(method="best")` also sets the fields of that preset.
+    """
+
+    data: str = option("data/demo", "data folder")
+    run: str = option("demo", "name of runs/NAME and checkpoints/NAME", lambda v: v.strip(".") and Path(v).name == v)
+    method: str = option("mean_teacher", "supervised, mean_teacher, cutmix_mt, fixmatch, unimatch or best: sets the "
+                         "fields of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
+    seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0, 2**63 - 1))
+    device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    num_workers: int = option(-1, "processes that make views; -1: 4 with CUDA, else none", _between(-1))
+    # data
+    split: str = option("auto", "random, blocks, a JSON file, or auto: DATA/splits/split.json, else random")
+    val_fraction: float = option(0.18, "labelled slices for choosing the checkpoint (4 of 22), 0 to 1", _between(0, 1))
+    test_fraction: float = option(0.18, "labelled slices that are only reported on (4 of 22), 0 to 1", _between(0, 1))
+    fold: int = option(0, "which block is the test set, with --split blocks, from 0", _between(0))
+    labels: int = option(0, "training slices that keep their label; 0: all, the others become unlabelled", _between(0))
+    max_unlabelled: int = option(0, "unlabelled scans to read; 0: all", _between(0))
+    roi: tuple | None = option(ROI, "row,end row,column,end column of the unlabelled scans [px], or none",
+                               lambda v: v is None or (len(v) == 4 and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
+    percentiles: tuple = option((1.0, 99.5), "two, of the non-zero pixels, become 0 and 1",
+                                lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
+    mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", _one_of("auto", "dark", "bright"))
+    # views: geometry of all, intensity of the strong one
+    patch_size: int = option(256, "side of patch and window [px], 32, 48, …", lambda v: v > STRIDE and v % STRIDE == 0)
+    foreground_crop: bool = option(True, "labelled crops contain foreground")
+    flip_p: float = option(0.5, "probability of a horizontal flip", _between(0, 1))
+    vertical_flip_p: float = option(0.2, "probability of a vertical flip", _between(0, 1))
+    quarter_turns: bool = option(False, "turn by 0, 90, 180 or 270 degrees: material without a preferred direction")
+    rotation: float = option(10.0, "largest rotation, 0 to 45 [degrees]", _between(0, 45))
+    blur_p: float = option(0.5, "probability that the strong view is blurred", _between(0, 1))
+    blur_limit: int = option(7, "largest blur kernel, odd, 3 or more [px]", lambda v: v >= 3 and v % 2 == 1)
+    intensity_p: float = option(0.5, "probability of each of the following perturbations", _between(0, 1))
+    brightness: float = option(0.0, "largest shift, as share of the grey range, 0 to 1", _between(0, 1))
+    contrast: float = option(0.0, "largest relative change of contrast, 0 to 1", _between(0, 1))
+    gamma: float = option(1.0, "largest gamma, 1 to 5; the smallest is its inverse", _between(1, 5))
+    noise: float = option(0.0, "largest σ of white noise, as share of the grey range, 0 to 1", _between(0, 1))
+    correlated_noise: float = option(0.0, "largest σ of noise correlated over pixels, likewise", _between(0, 1))
+    shading: float = option(0.0, "largest σ of slow shading, likewise", _between(0, 1))
+    cutout: int = option(0, "largest number of boxes that are blanked, 0 to 20", _between(0, 20))
+    # model and optimisation
+    base_channels: int = option(64, "channels at full resolution, 1 or more; 64 is 31.45 M parameters", _between(1))
+    sup_epochs: int = option(200, "epochs of the supervised phase, 1 or more", _between(1))
+    ssl_epochs: int = option(150, "epochs of the semi-supervised phase and of its supervised control, 1 or more",
+                             _between(1))
+    steps_per_epoch: int = option(0, "optimiser steps an epoch; 0: one pass over the labelled slices", _between(0))
+    batch_size: int = option(4, "patches per step, labelled and unlabelled each, 1 or more", _between(1))
+    lr: float = option(1e-3, "AdamW learning rate (one_cycle: its peak), above 0", lambda v: v > 0)
+    weight_decay: float = option(1e-4, "AdamW weight decay, 0 or more", _between(0))
+    schedule: str = option("plateau", "learning rate: plateau, cosine or one_cycle",
+                           _one_of("plateau", "cosine", "one_cycle"))
+    plateau_factor: float = option(0.5, "plateau: factor when validation Dice stalls, 0 to 1", lambda v: 0 < v < 1)
+    plateau_patience: int = option(10, "plateau: validations without a better Dice before that, 0 or more", _between(0))
+    min_lr: float = option(1e-6, "smallest learning rate, 0 or more", _between(0))
+    bce_weight: float = option(0.5, "weight of BCE, 0 to 1; the rest is soft Dice", _between(0, 1))
+    weight_average: float = option(0.0, "supervised phases: share of itself that a moving average of the weights "
+                                   "keeps each step; it is then what counts; 0: none", lambda v: 0 <= v < 1)
+    selection: str = option("patches", "what the checkpoint is chosen on: centre patches or full images",
+                            _one_of("patches", "full"))
+    validate_every: int = option(1, "epochs between two validations, 1 or more", _between(1))
+    # semi-supervision
+    warm_start: bool = option(True, "start from the supervised weights, else from random ones")
+    freeze: tuple = option(("down1", "down2", "down3"), "encoder blocks that stay as they are, or none",
+                           lambda v: set(v) <= set(ENCODER_BLOCKS))
+    ema_alpha: float = option(0.99, "share of itself the teacher keeps each step, 0 to below 1; 0: the student itself",
+                              lambda v: 0 <= v < 1)
+    consistency: str = option("mse", "consistency loss: mse, bce or bce_dice", _one_of("mse", "bce", "bce_dice"))
+    consistency_weight: float = option(1.0, "largest weight of the consistency loss, 0 or more", _between(0))
+    ramp_epochs: int = option(10, "epochs over which that weight rises from 0, 0 or more", _between(0))
+    confidence: float = option(0.0, "teacher's certainty from which a pixel counts, 0 to 1; 0.5 or less: all",
+                               _between(0, 1))
+    hard_labels: bool = option(False, "the teacher's decision is the target, not its probability")
+    cutmix_p: float = option(0.0, "probability that a box of the strong view comes from another one", _between(0, 1))
+    strong_views: int = option(1, "strong views of each unlabelled crop, 1 to 4", _between(1, 4))
+    feature_dropout: float = option(0.0, "share of channels dropped in a third, weak stream; 0: no such stream",
+                                    lambda v: 0 <= v < 1)
+    unlabelled_foreground: bool = option(False, "unlabelled crops contain what the supervised model "
+                                         "takes for foreground")
+    # evaluation
+    overlap: float = option(0.5, "shared part of neighbouring prediction windows, 0 to below 1", lambda v: 0 <= v < 1)
+    threshold: float = option(0.5, "probability from which a pixel is foreground, 0 to 1", lambda v: 0 < v < 1)
+    tta: bool = option(False, "test-time augmentation in the final evaluation: mean over flips and quarter turns")
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, list):  # as JSON gives it
+                object.__setattr__(self, f.name, value := tuple(value))
+            wanted = (int, float) if f.type is float else f.type
+            try:
+                fits = (isinstance(value, wanted) and isinstance(value, bool) == (f.type is bool)
+                        and (f.type is not float or math.isfinite(value)) and f.metadata["check"](value))
+            except TypeError:  # a tuple of something that is not a number
+                fits = False
+            if not fits:
+                raise InputError(f"--{f.name.replace('_', '-')}: {value!r} is not possible: {f.metadata['help']}")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where tables and figures go."""
+        return Path("runs") / self.run
+
+    def checkpoint(self, name: str) -> Path:
+        """File of the best weights called `name`: supervised, continued, ssl_student or ssl_teacher."""
+        return Path("checkpoints") / self.run / f"best_{name}.safetensors"
+
+    def subset(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Some of the settings by name."""
+        return {name: getattr(self, name) for name in names}
+
+
+STRONG = {"brightness": 0.2, "contrast": 0.3, "gamma": 1.5, "noise": 0.1, "correlated_noise": 0.1, "shading": 0.1}
+LONGER = {"schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "quarter_turns": True, "vertical_flip_p": 0.5}
+FIXMATCH = {"freeze": (), "ema_alpha": 0.0, "consistency": "bce", "hard_labels": True, "confidence": 0.95,
+            "cutmix_p": 0.5, **STRONG}
+PRESETS = {  # what a published method changes in the recipe
+    "mean_teacher": {},                                                        # Tarvainen & Valpola, arXiv:1703.01780
+    "cutmix_mt": {"freeze": (), "cutmix_p": 1.0, "confidence": 0.97},          # French et al., arXiv:1906.01916
+    "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
+    "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
+    "best": {},
+}
+CPU_PROFILE = {"base_channels": 8, "sup_epochs": 54, "ssl_epochs": 13, "steps_per_epoch": 8, "max_unlabelled": 40}
+GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns")
+INTENSITY = ("blur_p", "blur_limit", "intensity_p", "brightness", "contrast", "gamma", "noise", "correlated_noise",
+             "shading", "cutout")
+FREE = ("device", "num_workers")  # settings that a resumed run may change: results stay the same up to rounding
+
+
+def profile(name: str, device: torch.device) -> dict:
+    """Changes to the recipe: none for `full`, `CPU_PROFILE` for `cpu`; `auto` is `full` with CUDA, else `cpu`."""
+    if name not in ("auto", "full", "cpu"):
+        raise InputError(f"profile {name!r}: expected auto, full or cpu")
+    return CPU_PROFILE if name == "cpu" or (name == "auto" and device.type != "cuda") else {}
+
+
+def make_config(**given: Any) -> Config:
+    """`Config` with the fields of the preset that `method` names, and those `given`, which win."""
+    return Config(**{**PRESETS.get(given.get("method", Config.method), {}), **given})
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A field's value from the command line; what cannot be parsed stays text, which `Config` rejects."""
+    default = Config.__dataclass_fields__[name].default
+    try:
+        if name == "roi":
+            return parse_roi(text)
+        if isinstance(default, tuple):
+            return () if text == "none" else tuple(type(default[0])(part) for part in text.split(","))
+        return {"true": True, "false": False}[text.lower()] if isinstance(default, bool) else type(default)(text)
+    except (KeyError, ValueError):
+        return text

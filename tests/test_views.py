@@ -1,0 +1,170 @@
+"""Weak and strong views: one geometry, recorded and replayed; each perturbation apart from the others."""
+
+import inspect
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import views
+from conftest import labelled
+from datasets import Views
+from slices import Path, Slice
+
+
+def test_tensor_is_what_normalize_gives():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6)).astype(np.uint8)
+    expected = views.A.Normalize(mean=0, std=1, max_pixel_value=255)(image=image)["image"]
+    np.testing.assert_allclose(datasets.to_tensor(image).numpy(), expected, atol=1e-7)
+
+
+def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():
+    plain = Views(labelled(), 48, intensity={"blur_p": 0.0})
+    blurred = Views(labelled(), 48, intensity={"blur_p": 1.0})
+    for seed in range(30):
+        same, other = plain[seed % 4, seed], blurred[seed % 4, seed]
+        assert torch.equal(same["weak"], same["strong"])
+        assert torch.equal(same["weak"], other["weak"])
+        assert torch.equal(same["mask"], other["mask"])
+        assert not torch.equal(other["weak"], other["strong"])
+
+
+def test_blur_has_its_probability():
+    made = Views(labelled(), 48, intensity={"blur_p": 0.5})
+    changed = [not torch.equal(v["weak"], v["strong"]) for v in (made[0, seed] for seed in range(200))]
+    assert 70 < sum(changed) < 130
+
+
+def test_mask_follows_the_image_exactly():
+    """The image is the mask itself. Bilinear against nearest neighbour at the same point: the nearest pixel has at
+    least a quarter of the weight, so a mask pixel that moved by even one pixel would break the bounds."""
+    rng = np.random.default_rng(0)
+    masks = [(cv2.GaussianBlur(rng.random((96, 96)), (0, 0), 2) > 0.5).astype(np.uint8) for _ in range(3)]
+    turned = Views([Slice(Path("m"), m * np.uint8(255), m) for m in masks], 64, intensity={"blur_p": 0.0})
+    flipped = Views(turned.slices, 64, geometry={"rotation": 0.0}, intensity={"blur_p": 0.0})
+    for seed in range(60):
+        item = turned[seed % 3, seed]
+        assert item["weak"][item["mask"] == 1].min() > 0.2
+        assert item["weak"][item["mask"] == 0].max() < 0.8
+        item = flipped[seed % 3, seed]
+        assert torch.equal(item["weak"], item["mask"])
+
+
+def test_geometry_is_recorded_and_replayed():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    geometry = views.build_geometry(0.5, 0.2, 10.0)
+    geometry.set_random_seed(3)
+    recorded = geometry(image=image)
+    again = views.A.ReplayCompose.replay(recorded["replay"], image=image)["image"]
+    np.testing.assert_array_equal(recorded["image"], again)
+    assert not np.array_equal(recorded["image"], image)
+
+
+def test_flips_have_their_probabilities():
+    image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+    made = Views([Slice(Path("a"), image)], 32, geometry={"rotation": 0.0}, intensity={"blur_p": 0.0})
+    seen = [(made[0, seed]["weak"][0] * 255).round().byte().numpy() for seed in range(400)]
+    horizontal = sum(np.array_equal(v, image[:, ::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
+    vertical = sum(np.array_equal(v, image[::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
+    assert 160 < horizontal < 240  # p = 0.5
+    assert 50 < vertical < 115     # p = 0.2
+
+
+def test_flips_rotation_and_blur_are_independent():
+    image = np.zeros((96, 96), np.uint8)
+    cv2.arrowedLine(image, (20, 48), (76, 48), 255, 3, tipLength=0.5)  # tells left from right and its angle
+    image[:20] = 90                                                    # and up from down
+    made = Views([Slice(Path("a"), image)], 96, geometry={"rotation": 0.0})
+    geometry = Views([Slice(Path("a"), image)], 96).geometry
+    rows = []
+    for seed in range(600):
+        item = made[0, seed]
+        weak = (item["weak"][0] * 255).round().byte().numpy()
+        rng = np.random.default_rng([seed, 1])
+        views.seed_apart(geometry, rng)
+        applied = geometry(image=image)["replay"]["transforms"]
+        angle = np.degrees(np.arcsin(applied[2]["params"]["matrix"][0, 1]))
+        rows.append([weak[48, :48].astype(int).sum() > weak[48, 48:].astype(int).sum(), weak[0, 0] != 90,
+                     not torch.equal(item["weak"], item["strong"]), angle])
+    horizontal, vertical, blurred, angles = np.array(rows, float).T
+    assert 0.4 < horizontal.mean() < 0.6
+    correlation = np.corrcoef([horizontal, vertical, blurred, angles]) - np.eye(4)
+    assert np.abs(correlation).max() < 0.15
+    assert len({tuple(r) for r in np.array(rows)[:, :3].tolist()}) == 8  # every combination occurs
+
+
+def test_both_kinds_and_all_sizes_of_blur_occur():
+    point = np.zeros((65, 65), np.uint8)
+    point[32, 32] = 255
+    made = Views([Slice(Path("a"), point)], 65, geometry={"rotation": 0.0}, intensity={"blur_p": 1.0})
+    widths = {int(np.count_nonzero(made[0, seed]["strong"])) for seed in range(300)}
+    assert len(widths) > 12
+
+
+PERTURBATIONS = {"brightness": 0.3, "contrast": 0.5, "gamma": 2.0, "noise": 0.2, "correlated_noise": 0.2,
+                 "shading": 0.2, "cutout": 3}
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_each_perturbation_has_its_probability_and_leaves_geometry_alone(name):
+    def made(value, p):
+        return Views(labelled(1), 64, intensity={"blur_p": 0.0, "intensity_p": p, name: value})
+    off, on = made(build_default(name), 1.0), made(PERTURBATIONS[name], 0.5)
+    changed = 0
+    for seed in range(100):
+        plain, item = off[0, seed], on[0, seed]
+        assert torch.equal(plain["weak"], plain["strong"])
+        assert torch.equal(item["weak"], plain["weak"])
+        assert torch.equal(item["mask"], plain["mask"])
+        changed += not torch.equal(item["weak"], item["strong"])
+    assert 30 < changed < 70
+
+
+def build_default(name):
+    return inspect.signature(views.build_intensity).parameters[name].default
+
+
+def test_noise_and_shading_have_the_stated_size_and_scale():
+    grey = np.full((256, 256), 128, np.uint8)
+    for name, neighbours in (("noise", (-0.1, 0.1)), ("correlated_noise", (0.5, 0.95)), ("shading", (0.99, 1.0))):
+        transform = views.build_intensity(blur_p=0.0, intensity_p=1.0, **{name: 0.1})
+        sigmas = []
+        for seed in range(60):
+            views.seed_apart(transform, np.random.default_rng(seed))
+            field = transform(image=grey)["image"] - 128.0
+            sigmas.append(field.std() / 255)
+            if sigmas[-1] > 0.05:
+                assert neighbours[0] < np.corrcoef(field[:, 1:].ravel(), field[:, :-1].ravel())[0, 1] < neighbours[1]
+        assert max(sigmas) < 0.105
+        assert 0.03 < np.mean(sigmas) < 0.07                  # uniform between 0 and the limit
+
+
+def test_two_strong_views_differ_from_each_other_in_grey_only():
+    made = Views(labelled(), 48, strong_views=2, intensity={"blur_p": 0.0, "intensity_p": 1.0, "noise": 0.2})
+    single = Views(labelled(), 48, intensity={"blur_p": 0.0, "intensity_p": 1.0, "noise": 0.2})
+    item = made[1, 5]
+    assert item["strong"].shape == (2, 48, 48)
+    assert not torch.equal(item["strong"][0], item["strong"][1])
+    assert torch.equal(item["strong"][:1], single[1, 5]["strong"])
+    assert (item["strong"] - item["weak"]).abs().mean() < 0.2
+
+
+def test_quarter_turns_show_all_four_sides():
+    corner = np.zeros((64, 64), np.uint8)
+    corner[:32, :32] = 255
+    made = Views([Slice(Path("a"), corner)], 64, intensity={"blur_p": 0.0},
+                 geometry={"rotation": 0.0, "flip_p": 0.0, "vertical_flip_p": 0.0, "quarter_turns": True})
+    white = [np.argwhere(made[0, seed]["weak"][0].numpy() > 0.5) for seed in range(80)]
+    seen = [tuple(w.min(axis=0).tolist()) for w in white]
+    assert all(seen.count(where) > 8 for where in ((0, 0), (0, 32), (32, 0), (32, 32)))
+
+
+def test_a_guide_places_the_crops_of_unlabelled_slices():
+    image = np.zeros((200, 200), np.uint8)
+    guide = np.zeros(image.shape, bool)
+    guide[150:160, 20:30] = True
+    image[guide] = 255
+    made = Views([Slice(Path("a"), image)], 32, guides=[guide], geometry={"rotation": 0.0})
+    assert all(made[0, seed]["weak"].max() == 1 for seed in range(50))

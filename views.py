@@ -1,0 +1,125 @@
+"""Weak and strong views of a crop: recorded geometry, and what makes a strong view strong.
+
+All that depends on albumentations (2.0.8, the last MIT release) stands here. Its random state repeats in every
+epoch when workers are used, so each draw seeds it anew; and every transform apart, since a Compose gives all of
+its transforms one seed: a flipped crop would always be a blurred one. Crops and padding do not replay, so
+`datasets` does them in NumPy around it.
+"""
+
+import os
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing albumentations asks the network for a newer version
+
+import albumentations as A
+import cv2
+import numpy as np
+
+NOISE_PITCH, SHADING_PITCH = 3, 96  # px between independent values of correlated noise and of shading
+
+
+def build_geometry(flip_p: float = 0.5, vertical_flip_p: float = 0.2, rotation: float = 10.0,
+                   quarter_turns: bool = False) -> A.ReplayCompose:
+    """Flips, quarter turns and a rotation by up to ±`rotation` degrees; mirrored at the border, masks nearest."""
+    return A.ReplayCompose([
+        A.HorizontalFlip(p=flip_p),
+        A.VerticalFlip(p=vertical_flip_p),
+        *([A.RandomRotate90(p=1.0)] if quarter_turns else []),
+        A.Rotate(limit=(-rotation, rotation), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101,
+                 mask_interpolation=cv2.INTER_NEAREST, p=1.0),
+    ])
+
+
+class SmoothField(A.ImageOnlyTransform):
+    """Adds a smooth random field to a uint8 image: slow shading or correlated noise, by its pitch.
+
+    Independent normal values on a grid of `pitch` pixels, interpolated with cubics and scaled to a standard
+    deviation of up to `limit` (a share of the grey range).
+    """
+
+    def __init__(self, limit: float, pitch: int, p: float = 0.5):
+        super().__init__(p=p)
+        self.limit, self.pitch = limit, pitch
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, np.ndarray]:
+        """The field in grey levels, (H, W) float32."""
+        height, width = params["shape"][:2]
+        grid = (-(-height // self.pitch) + 2, -(-width // self.pitch) + 2)
+        coarse = self.random_generator.standard_normal(grid).astype(np.float32)
+        fine = cv2.resize(coarse, None, fx=self.pitch, fy=self.pitch, interpolation=cv2.INTER_CUBIC)
+        field = fine[self.pitch:self.pitch + height, self.pitch:self.pitch + width]
+        sigma = 255 * self.random_generator.uniform(0, self.limit)
+        return {"field": (field - field.mean()) * (sigma / max(1e-6, field.std()))}
+
+    def apply(self, img: np.ndarray, field: np.ndarray, **params) -> np.ndarray:
+        """Image plus field, rounded and clipped to 8 bit."""
+        return np.clip(np.rint(img + field), 0, 255).astype(np.uint8)
+
+
+def build_intensity(blur_p: float = 0.5, blur_limit: int = 7, brightness: float = 0.0, contrast: float = 0.0,
+                    gamma: float = 1.0, noise: float = 0.0, correlated_noise: float = 0.0, shading: float = 0.0,
+                    cutout: int = 0, intensity_p: float = 0.5) -> A.Compose:
+    """What makes the strong view strong, in the order in which an instrument would do it.
+
+    Parameters
+    ----------
+    blur_p, blur_limit : float, int
+        Probability of Gaussian or motion blur, and its largest kernel [px].
+    brightness, contrast : float
+        Largest shift, as a share of the grey range, and largest relative change of contrast.
+    gamma : float
+        Largest exponent; the smallest is its inverse. 1 is off.
+    noise, correlated_noise, shading : float
+        Largest standard deviation of white noise, of noise correlated over a few pixels and of slow shading, as a
+        share of the grey range.
+    cutout : int
+        Largest number of boxes that are filled with one random grey value.
+    intensity_p : float
+        Probability of each of these except blur.
+    """
+    p = intensity_p
+    return A.Compose([
+        *([SmoothField(shading, SHADING_PITCH, p)] if shading else []),
+        *([A.RandomBrightnessContrast(brightness, contrast, brightness_by_max=True, p=p)]
+          if brightness or contrast else []),
+        *([A.RandomGamma((100 / gamma, 100 * gamma), p=p)] if gamma > 1 else []),
+        A.OneOf([A.GaussianBlur(blur_limit=(3, blur_limit), p=1.0),
+                 A.MotionBlur(blur_limit=(3, blur_limit), p=1.0)], p=blur_p),
+        *([A.GaussNoise(std_range=(0.0, noise), p=p)] if noise else []),
+        *([SmoothField(correlated_noise, NOISE_PITCH, p)] if correlated_noise else []),
+        *([A.CoarseDropout(num_holes_range=(1, cutout), hole_height_range=(0.05, 0.2), hole_width_range=(0.05, 0.2),
+                           fill="random_uniform", p=p)] if cutout else []),
+    ])
+
+
+def seed_apart(transform: A.BasicTransform | A.BaseCompose, rng: np.random.Generator) -> None:
+    """Seed a transform and each one inside it with a number of its own."""
+    transform.set_random_seed(int(rng.integers(2**32)))
+    for inner in getattr(transform, "transforms", ()):
+        seed_apart(inner, rng)
+
+
+def make_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, intensity: A.Compose,
+               seed: int, strong_views: int = 1) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Weak view, strong views and mask in one geometry, which is recorded once and replayed.
+
+    Parameters
+    ----------
+    image, mask : (H, W) uint8 ndarrays
+    seed : int
+        The same seed gives the same views.
+
+    Returns
+    -------
+    weak : (H, W) uint8 ndarray
+    strong : list of `strong_views` such
+    mask : such
+    """
+    rng = np.random.default_rng([seed, 1])
+    seed_apart(geometry, rng)
+    recorded = geometry(image=image)
+    replayed = A.ReplayCompose.replay(recorded["replay"], image=image, mask=mask)
+    strong = []
+    for _ in range(strong_views):
+        seed_apart(intensity, rng)
+        strong.append(intensity(image=replayed["image"])["image"])
+    return recorded["image"], strong, replayed["mask"]
