@@ -256,11 +256,15 @@ def keep_best(config: Config, models: dict[str, UNet], scores: dict, best: dict,
 
 # --- a run ----------------------------------------------------------------------------------------------------
 
+def read_slices(config: Config) -> Data:
+    """The data that these settings name, read, preprocessed and split."""
+    return load_data(config.data, config.split, config.val_fraction, config.test_fraction, config.fold, config.labels,
+                     config.seed, config.roi, config.percentiles, config.mask_foreground, config.max_unlabelled)
+
+
 def prepare(config: Config, resume: bool = False) -> Data:
     """Read the data and open the run folder; `split.json` and `samples.npz` (for the figures) are written to it."""
-    data = load_data(config.data, config.split, config.val_fraction, config.test_fraction, config.fold,
-                     config.labels, config.seed, config.roi, config.percentiles, config.mask_foreground,
-                     config.max_unlabelled)
+    data = read_slices(config)
     weights = list((Path("checkpoints") / config.run).glob("*.*"))
     if weights and not (config.run_folder / "config.json").exists():
         raise InputError(f"{weights[0].parent}: holds weights of another run; move them away, or choose another --run")

@@ -1,0 +1,85 @@
+"""The comparison of methods: what is run, shared and counted, and that a stopped study goes on."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+from benchmarks import study
+from conftest import TINY
+from slices import Path
+from utils import InputError
+
+SETTINGS = {**{k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}, "sup_epochs": 2, "ssl_epochs": 2}
+
+
+@pytest.fixture
+def plan_file(workplace, data_folder) -> Path:
+    path = workplace / "study.json"
+    path.write_text(json.dumps({
+        "name": "s", "data": str(data_folder), "labels": [2], "folds": [0, 1], "seeds": [0],
+        "settings": SETTINGS, "variants": {"mt": {"method": "mean_teacher"}, "cm": {"method": "cutmix_mt"},
+                                           "lr": {"method": "mean_teacher", "lr": 0.01}}}))
+    return path
+
+
+def test_variants_share_supervised_models_and_each_has_its_control(plan_file, command, monkeypatch):
+    phases, phase = [], train.train_epoch
+    monkeypatch.setattr(train, "train_epoch", lambda *a: phases.append(1) or phase(*a))
+    code, out, err = command("benchmarks.study", plan_file)
+    assert code == 0, err
+    assert len(phases) == 2 * (2 * 2 + 2 + 2 + 2 * 3)       # folds × (supervised + control, two students; all three)
+    table = pd.read_csv("runs/study_s/study.csv")
+    assert table.groupby(["method", "role"]).size().to_dict() == {
+        ("mt", "Otsu"): 4, ("mt", "supervised"): 4, ("mt", "supervised continued"): 4, ("mt", "student"): 4,
+        ("mt", "teacher"): 4, ("cm", "student"): 4, ("cm", "teacher"): 4, ("lr", "Otsu"): 4, ("lr", "supervised"): 4,
+        ("lr", "supervised continued"): 4, ("lr", "student"): 4, ("lr", "teacher"): 4,
+        ("random forest", "random forest"): 4}
+    summary = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
+    scores = table.set_index(["method", "role", "fold", "stem"])["dice"].sort_index()
+    expected = scores["cm", "student"] - scores["mt", "supervised continued"]
+    assert summary.loc[("cm", "student"), "gain"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert "random forest" in out
+
+
+def test_a_stopped_study_goes_on_and_repeats_nothing(plan_file, command, monkeypatch):
+    count, phase = 0, train.train_epoch
+
+    def stopping(*arguments):
+        nonlocal count
+        count += 1
+        if count == 8:                                       # in the second student
+            raise KeyboardInterrupt
+        return phase(*arguments)
+    monkeypatch.setattr(train, "train_epoch", stopping)
+    assert command("benchmarks.study", plan_file)[0] == 130
+    first = Path("runs/s_mt_l2_f0_s0/summary.json")
+    before = first.stat().st_mtime_ns
+    assert command("benchmarks.study", plan_file)[0] == 0
+    assert first.stat().st_mtime_ns == before
+    assert count <= 2 * (2 * 2 + 2 + 2 + 2 * 3) + 2          # at most the epoch that was cut off and one before it
+    assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+
+
+def test_interval_and_test_of_a_known_gain():
+    rng = np.random.default_rng(0)
+    rows = [{"stem": f"s{i}", "seed": s, "control": 0.5, "dice": 0.55 + rng.normal(0, 0.02)}
+            for i in range(18) for s in range(3)]
+    found = study.paired(pd.DataFrame(rows))
+    assert found["gain_low"] < 0.05 < found["gain_high"]
+    assert 0.02 < found["gain_low"] < found["gain_high"] < 0.08
+    assert found["p"] < 0.001
+    for row in rows:
+        row["dice"] = 0.5 + rng.normal(0, 0.02)
+    assert study.paired(pd.DataFrame(rows))["p"] > 0.01
+
+
+def test_a_misspelt_key_is_an_error(plan_file, command):
+    plan_file.write_text(plan_file.read_text().replace('"seeds"', '"sedes"'))
+    code, _, err = command("benchmarks.study", plan_file)
+    assert code == 2
+    assert "sedes" in err
+    with pytest.raises(InputError):
+        study.plan({"colour": 1})
