@@ -31,13 +31,13 @@ def _one_of(*names: str) -> Callable[[Any], bool]:
 class Config:
     """Every setting. The defaults are the recipe; an unknown field or a value out of range is an error.
 
-    `method` only names what was chosen: `make_config(method="best")` also sets the fields of that preset.
+    `method` only names what was chosen: `make_config(method="unimatch")` also sets the fields of that preset.
     """
 
     data: str = option("data/demo", "data folder")
     run: str = option("demo", "name of runs/NAME and checkpoints/NAME", lambda v: v.strip(".") and Path(v).name == v)
-    method: str = option("mean_teacher", "supervised, mean_teacher, cutmix_mt, fixmatch, unimatch or best: sets the "
-                         "fields of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
+    method: str = option("mean_teacher", "supervised, mean_teacher, cutmix_mt, fixmatch or unimatch: sets the fields "
+                         "of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
     seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0, 2**63 - 1))
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     num_workers: int = option(-1, "processes that make views; -1: 4 with CUDA, else none", _between(-1))
@@ -126,6 +126,8 @@ class Config:
                 fits = False
             if not fits:
                 raise InputError(f"--{f.name.replace('_', '-')}: {value!r} is not possible: {f.metadata['help']}")
+        if self.cutmix_p and self.batch_size == 1:
+            raise InputError(f"--cutmix-p {self.cutmix_p}: mixes the views of a batch; --batch-size 2 or more")
 
     @property
     def run_folder(self) -> Path:
@@ -142,7 +144,6 @@ class Config:
 
 
 STRONG = {"brightness": 0.2, "contrast": 0.3, "gamma": 1.5, "noise": 0.1, "correlated_noise": 0.1, "shading": 0.1}
-LONGER = {"schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "quarter_turns": True, "vertical_flip_p": 0.5}
 FIXMATCH = {"freeze": (), "ema_alpha": 0.0, "consistency": "bce", "hard_labels": True, "confidence": 0.95,
             "cutmix_p": 0.5, **STRONG}
 PRESETS = {  # what a published method changes in the recipe
@@ -150,7 +151,6 @@ PRESETS = {  # what a published method changes in the recipe
     "cutmix_mt": {"freeze": (), "cutmix_p": 1.0, "confidence": 0.97},          # French et al., arXiv:1906.01916
     "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
-    "best": {},
 }
 CPU_PROFILE = {"base_channels": 8, "sup_epochs": 54, "ssl_epochs": 13, "steps_per_epoch": 8, "max_unlabelled": 40}
 GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns")

@@ -30,10 +30,10 @@ from utils import (
 
 PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # between two updates of a bar: a log keeps every one
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is stopped
-LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "semi_supervised": "ssl_metrics.csv"}
+LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"
 LABELS = {"mean_teacher": "Mean Teacher", "cutmix_mt": "CutMix Mean Teacher", "fixmatch": "FixMatch",
-          "unimatch": "UniMatch", "best": "best"}
+          "unimatch": "UniMatch"}
 
 
 def method_names(method: str) -> dict[str, str]:
@@ -53,7 +53,7 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
 
     All views pass the student as one batch: InstanceNorm treats images singly. Boxes and dropped channels are
     drawn from `generator`. With feature dropout its stream weighs as much as all strong views together (UniMatch,
-    arXiv:2208.09910, eq. 5).
+    arXiv:2208.09910).
     """
     if teacher is None:
         loss = bce_dice_loss(student(labelled["strong"]), labelled["mask"], config.bce_weight)
@@ -142,8 +142,7 @@ def continue_supervised(config: Config, data: Data) -> None:
 
 def train_mean_teacher(config: Config, data: Data) -> None:
     """Student and EMA teacher on all slices, encoder partly frozen: `best_ssl_*`, `ssl_metrics.csv`."""
-    train_phase(config, data, "semi_supervised", config.ssl_epochs, "supervised" if config.warm_start else None,
-                ssl=True)
+    train_phase(config, data, "mean_teacher", config.ssl_epochs, "supervised" if config.warm_start else None, ssl=True)
 
 
 def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str | None = None,
@@ -173,8 +172,9 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     done, best, seconds = restore_state(state, stateful)
     keep_rows(log, done)
     labelled = batches(config, make_dataset(config, data.train), phase, done * steps, device)
-    unlabelled = batches(config, make_dataset(config, data.unlabelled, predict_guides(config, data, device),
-                                              config.strong_views), "unlabelled", done * steps, device) if ssl else None
+    unlabelled = None if not ssl else batches(
+        config, make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views),
+        f"{phase} unlabelled", done * steps, device)
     shown, began = "", time.perf_counter()
     saved = began
     bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS,

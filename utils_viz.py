@@ -118,10 +118,12 @@ def draw_curves(logs: dict[str, pd.DataFrame]) -> Figure:
     for panel, (column, label) in zip(axes.flat, panels, strict=True):
         for name, log in logs.items():
             if column in log and log[column].notna().any():
-                panel.plot(log["epoch"], log[column], color=colours.get(name, "k"), label=name, lw=1.4)
+                rows = log.dropna(subset=[column])  # epochs without a validation have no score
+                panel.plot(rows["epoch"], rows[column], label=name, color=colours.get(name, "k"), lw=1.4)
         if column == "val_dice":
             for log in (log for log in logs.values() if "teacher_val_dice" in log):
-                panel.plot(log["epoch"], log["teacher_val_dice"], "-", color=RED, label="Mean Teacher, teacher", lw=1.4)
+                rows = log.dropna(subset=["teacher_val_dice"])
+                panel.plot(rows["epoch"], rows["teacher_val_dice"], color=RED, label="Mean Teacher, teacher", lw=1.4)
         if not panel.lines:
             write_inside(panel, "not recorded")
         elif column != "loss_consistency":

@@ -38,7 +38,6 @@ from utils import InputError, read_json, run_command_line, write_atomically, wri
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",
         "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")
-WHOLE = {"split": "blocks", "tta": False}
 
 
 def plan(study: dict) -> list[tuple[dict, Config]]:
@@ -50,7 +49,7 @@ def plan(study: dict) -> list[tuple[dict, Config]]:
     for seed, labels, fold in itertools.product(study["seeds"], study["labels"], study["folds"]):
         for variant, settings in study["variants"].items():
             about = {"variant": variant, "labels": labels, "fold": fold, "seed": seed}
-            given = {**WHOLE, **study["settings"], **settings, "data": study["data"],
+            given = {"split": "blocks", **study["settings"], **settings, "data": study["data"],
                      **{k: about[k] for k in ("labels", "fold", "seed")},
                      "run": f"{study['name']}_{variant}_l{labels}_f{fold}_s{seed}"}
             runs.append((about, make_config(**given)))
@@ -160,6 +159,7 @@ def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> di
 
     Slices and seeds are resampled independently of each other (both are crossed: every slice is predicted with every
     seed). The test flips the sign of whole slices, averaged over seeds, so seeds do not count as further evidence.
+    A slice may lack a seed while a study is under way.
 
     Parameters
     ----------
@@ -169,11 +169,12 @@ def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> di
     grid = table.assign(gain=table[metric] - table["control"]).pivot_table(index="stem", columns="seed", values="gain")
     gains, rng = grid.to_numpy(), np.random.default_rng(0)
     slices, seeds = gains.shape
-    means = [gains[rng.integers(0, slices, slices)][:, rng.integers(0, seeds, seeds)].mean() for _ in range(draws)]
-    each = gains.mean(axis=1)
+    samples = [gains[rng.integers(0, slices, slices)][:, rng.integers(0, seeds, seeds)] for _ in range(draws)]
+    means = [np.nanmean(sample) for sample in samples if not np.isnan(sample).all()]
+    each = np.nanmean(gains, axis=1)
     flips = rng.choice([-1.0, 1.0], (draws, slices)) @ each / slices
     p = (1 + np.count_nonzero(np.abs(flips) >= abs(each.mean()) - 1e-12)) / (1 + draws)
-    return {"gain": gains.mean(), "gain_low": np.quantile(means, 0.025), "gain_high": np.quantile(means, 0.975),
+    return {"gain": each.mean(), "gain_low": np.quantile(means, 0.025), "gain_high": np.quantile(means, 0.975),
             "p": p, "slices": slices, "seeds": seeds}
 
 

@@ -94,6 +94,8 @@ def test_presets_set_their_fields_and_given_ones_win():
         assert dataclasses.asdict(made) == dataclasses.asdict(Config()) | changes | {"method": name, "seed": 3}
     assert make_config(method="fixmatch", confidence=0.5).confidence == 0.5
     assert make_config(method="supervised").method == "supervised"
+    with pytest.raises(InputError, match=r"--cutmix-p 1\.0: .*--batch-size 2 or more"):
+        make_config(method="cutmix_mt", batch_size=1)
     with pytest.raises(InputError, match="--method: 'magic'"):
         make_config(method="magic")
 

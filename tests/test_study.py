@@ -71,6 +71,9 @@ def test_interval_and_test_of_a_known_gain():
     assert found["gain_low"] < 0.05 < found["gain_high"]
     assert 0.02 < found["gain_low"] < found["gain_high"] < 0.08
     assert found["p"] < 0.001
+    some = study.paired(pd.DataFrame(rows[:-2]))             # one slice of which two seeds are not there yet
+    assert some["gain"] == pytest.approx(found["gain"], abs=0.005)
+    assert some["gain_low"] > 0
     for row in rows:
         row["dice"] = 0.5 + rng.normal(0, 0.02)
     assert study.paired(pd.DataFrame(rows))["p"] > 0.01

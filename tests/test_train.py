@@ -185,7 +185,7 @@ def test_control_takes_as_many_steps_as_mean_teacher_from_the_same_weights(tiny,
     train.continue_supervised(tiny, data)
     train.train_mean_teacher(tiny, data)
     phases = json.loads((tiny.run_folder / "phases.json").read_text())
-    assert phases["continued"]["steps"] == phases["semi_supervised"]["steps"] == 6
+    assert phases["continued"]["steps"] == phases["mean_teacher"]["steps"] == 6
     (_, _), (control, lr1), (student, lr2) = starts
     assert torch.equal(control, student)
     assert lr1 == lr2 == tiny.lr
@@ -232,7 +232,7 @@ def test_finished_phases_are_kept(tiny, capsys):
         train.prepare(dataclasses.replace(tiny, lr=0.1), resume=True)
     run(tiny, resume=True)
     assert {p: p.stat().st_mtime_ns for p in Path("checkpoints/base").iterdir()} == before
-    assert "semi_supervised: finished before, kept" in capsys.readouterr().err
+    assert "mean_teacher: finished before, kept" in capsys.readouterr().err
     tiny.checkpoint("continued").unlink()
     with pytest.raises(InputError, match=r"best_continued\.safetensors: no such checkpoint"):
         run(tiny, resume=True)
