@@ -36,8 +36,8 @@ class Config:
 
     data: str = option("data/demo", "data folder")
     run: str = option("demo", "name of runs/NAME and checkpoints/NAME", lambda v: v.strip(".") and Path(v).name == v)
-    method: str = option("mean_teacher", "supervised, mean_teacher, cutmix_mt, fixmatch or unimatch: sets the fields "
-                         "of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
+    method: str = option("mean_teacher", "supervised, mean_teacher, cutmix_mt, fixmatch, unimatch or best: sets the "
+                         "fields of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
     seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0, 2**63 - 1))
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     num_workers: int = option(-1, "processes that make views; -1: 4 with CUDA, else none", _between(-1))
@@ -54,12 +54,13 @@ class Config:
                                 lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
     mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", _one_of("auto", "dark", "bright"))
     # views: geometry of all, intensity of the strong one
-    patch_size: int = option(256, "side of patch and window [px], 32, 48, …", lambda v: v > STRIDE and v % STRIDE == 0)
+    patch_size: int = option(256, "side of patch and window [px], 32, 48, … times --downsample", _between(1))
     foreground_crop: bool = option(True, "labelled crops contain foreground")
     flip_p: float = option(0.5, "probability of a horizontal flip", _between(0, 1))
     vertical_flip_p: float = option(0.2, "probability of a vertical flip", _between(0, 1))
     quarter_turns: bool = option(False, "turn by 0, 90, 180 or 270 degrees: material without a preferred direction")
     rotation: float = option(10.0, "largest rotation, 0 to 45 [degrees]", _between(0, 45))
+    zoom: float = option(1.0, "largest magnification, 1 to 2; the smallest is its inverse", _between(1, 2))
     blur_p: float = option(0.5, "probability that the strong view is blurred", _between(0, 1))
     blur_limit: int = option(7, "largest blur kernel, odd, 3 or more [px]", lambda v: v >= 3 and v % 2 == 1)
     intensity_p: float = option(0.5, "probability of each of the following perturbations", _between(0, 1))
@@ -72,6 +73,8 @@ class Config:
     cutout: int = option(0, "largest number of boxes that are blanked, 0 to 20", _between(0, 20))
     # model and optimisation
     base_channels: int = option(64, "channels at full resolution, 1 or more; 64 is 31.45 M parameters", _between(1))
+    downsample: int = option(1, "the network works on means of blocks of this side, 1 to 16 [px]: it sees "
+                             "as many times further, and costs its square less", _between(1, 16))
     sup_epochs: int = option(200, "epochs of the supervised phase, 1 or more", _between(1))
     ssl_epochs: int = option(150, "epochs of the semi-supervised phase and of its supervised control, 1 or more",
                              _between(1))
@@ -126,6 +129,10 @@ class Config:
                 fits = False
             if not fits:
                 raise InputError(f"--{f.name.replace('_', '-')}: {value!r} is not possible: {f.metadata['help']}")
+        stride = STRIDE * self.downsample
+        if self.patch_size % stride or self.patch_size <= stride:
+            raise InputError(f"--patch-size {self.patch_size}: must be a multiple of {stride} and more than that"
+                             + f" (16 × --downsample {self.downsample})" * (self.downsample > 1))
         if self.cutmix_p and self.batch_size == 1:
             raise InputError(f"--cutmix-p {self.cutmix_p}: mixes the views of a batch; --batch-size 2 or more")
 
@@ -151,9 +158,15 @@ PRESETS = {  # what a published method changes in the recipe
     "cutmix_mt": {"freeze": (), "cutmix_p": 1.0, "confidence": 0.97},          # French et al., arXiv:1906.01916
     "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
+    "best": {  # what served best on real slices: runs/reference_study
+        "downsample": 2, "patch_size": 384, **STRONG,                          # wide context; then: every orientation
+        "quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0, "zoom": 1.3,
+        "schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "steps_per_epoch": 10,
+        "selection": "full", "validate_every": 5, "tta": True,
+        "freeze": (), "consistency": "bce", "cutmix_p": 1.0},
 }
-CPU_PROFILE = {"base_channels": 8, "sup_epochs": 54, "ssl_epochs": 13, "steps_per_epoch": 8, "max_unlabelled": 40}
-GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns")
+CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 8, "steps_per_epoch": 8, "max_unlabelled": 40}
+GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns", "zoom")
 INTENSITY = ("blur_p", "blur_limit", "intensity_p", "brightness", "contrast", "gamma", "noise", "correlated_noise",
              "shading", "cutout")
 FREE = ("device", "num_workers")  # settings that a resumed run may change: results stay the same up to rounding

@@ -191,8 +191,8 @@ def crop_corner(mask: np.ndarray | None, size: int, shape: tuple[int, int],
 class Views(Dataset):
     """Weak view, strong views and mask of a random crop of slice `index`: `views[index, seed]`.
 
-    Crops of labelled slices are foreground-aware. The window that is turned is larger than the patch, so its
-    corners come from the image; only beyond the image's own border are pixels mirrored.
+    Crops of labelled slices are foreground-aware. The window that is turned and zoomed is larger than the
+    patch, so its corners come from the image; only beyond the image's own border are pixels mirrored.
 
     Each item is a dict of float32 tensors: `weak` (1, P, P) and `strong` (`strong_views`, P, P) in [0, 1], and
     `mask` (1, P, P) of 0 and 1; all 0 for an unlabelled slice.
@@ -211,9 +211,10 @@ class Views(Dataset):
                  intensity: dict | None = None):
         self.slices, self.patch_size, self.strong_views = slices, patch_size, strong_views
         self.guides = guides or [s.mask if foreground_crop else None for s in slices]
-        geometry = {"rotation": 10.0, **(geometry or {})}
+        geometry = {"rotation": 10.0, "zoom": 1.0, **(geometry or {})}
         angle = math.radians(geometry["rotation"])
-        self.margin = math.ceil(patch_size * (math.cos(angle) + math.sin(angle) - 1) / 2) + 1 if angle else 0
+        reach = geometry["zoom"] * (math.cos(angle) + math.sin(angle)) - 1
+        self.margin = math.ceil(patch_size * reach / 2) + 1 if reach else 0
         self.geometry, self.intensity = build_geometry(**geometry), build_intensity(**(intensity or {}))
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -36,21 +36,29 @@ class UNet(nn.Module):
     With `base_channels=64` it has 31.45 M parameters and needs 120.9 GFLOP for one 256×256 image. A last
     DoubleConv at full resolution (`refine`) sharpens outlines before the 1×1 head.
 
+    With `downsample=k` the network works on means of k×k pixels and its logits are interpolated back, so that
+    windows, masks and losses stay in the pixels of the slice: the same network sees k times as far, and costs 1/k².
+
     Parameters
     ----------
     base_channels : int
-        Channels at full resolution. Cost grows with its square.
+        Channels at the finest level. Cost grows with its square.
+    downsample : int
+        Side of the pixel blocks that are averaged first. Kept with the weights.
 
     Raises
     ------
     ValueError
-        In `encode`, when height or width is not a multiple of 16 or is 16 (InstanceNorm at the coarsest
-        level needs more than one pixel).
+        In `encode`, when height or width (after downsampling) is not a multiple of 16 or both are 16 (InstanceNorm
+        at the coarsest level needs more than one pixel).
     """
 
-    def __init__(self, base_channels: int = 64):
+    def __init__(self, base_channels: int = 64, downsample: int = 1):
         super().__init__()
         c = base_channels
+        if downsample > 1:  # weights without it are those of the plain network
+            self.register_buffer("downsample", torch.tensor(downsample))
+        self.factor = downsample
         self.down1 = DoubleConv(1, c)
         self.down2 = DoubleConv(c, 2 * c)
         self.down3 = DoubleConv(2 * c, 4 * c)
@@ -73,7 +81,7 @@ class UNet(nn.Module):
             When the weights are not those of this network.
         """
         try:
-            model = cls(len(weights["down1.0.weight"]))
+            model = cls(len(weights["down1.0.weight"]), int(weights.get("downsample", 1)))
             model.load_state_dict(weights)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"not the weights of this U-Net: {str(error).splitlines()[0]}") from None
@@ -84,10 +92,16 @@ class UNet(nn.Module):
         return self.decode(self.encode(x))
 
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 1, H, W) images → the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16)."""
+        """(B, 1, H, W) images → the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16).
+
+        H and W are those after downsampling.
+        """
         height, width = x.shape[-2:]
-        if height % STRIDE or width % STRIDE or height * width <= STRIDE * STRIDE:
-            raise ValueError(f"input is {height}×{width}; sides must be multiples of {STRIDE}, and not both {STRIDE}")
+        stride = STRIDE * self.factor
+        if height % stride or width % stride or height * width <= stride * stride:
+            raise ValueError(f"input is {height}×{width}; sides must be multiples of {stride}, and not both {stride}")
+        if self.factor > 1:
+            x = F.avg_pool2d(x, self.factor)
         x1 = self.down1(x)                              # (B,  c, H, W)
         x2 = self.down2(F.max_pool2d(x1, 2))            # (B, 2c, H/2, W/2)
         x3 = self.down3(F.max_pool2d(x2, 2))            # (B, 4c, H/4, W/4)
@@ -96,13 +110,16 @@ class UNet(nn.Module):
         return [x1, x2, x3, x4, x5]
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """What `encode` gave, perturbed or not → (B, 1, H, W) logits."""
+        """What `encode` gave, perturbed or not → (B, 1, H, W) logits of the input's size."""
         x1, x2, x3, x4, x5 = features
         y = self.up4(_upsample_and_concatenate(x5, x4))  # (B, 8c, H/8, W/8)
         y = self.up3(_upsample_and_concatenate(y, x3))   # (B, 4c, H/4, W/4)
         y = self.up2(_upsample_and_concatenate(y, x2))   # (B, 2c, H/2, W/2)
         y = self.up1(_upsample_and_concatenate(y, x1))   # (B,  c, H, W)
-        return self.head(self.refine(y))                # (B, 1, H, W)
+        logits = self.head(self.refine(y))              # (B, 1, H, W)
+        if self.factor > 1:
+            logits = F.interpolate(logits, scale_factor=self.factor, mode="bilinear", align_corners=False)
+        return logits
 
 
 def _upsample_and_concatenate(coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:

@@ -18,14 +18,17 @@ NOISE_PITCH, SHADING_PITCH = 3, 96  # px between independent values of correlate
 
 
 def build_geometry(flip_p: float = 0.5, vertical_flip_p: float = 0.2, rotation: float = 10.0,
-                   quarter_turns: bool = False) -> A.ReplayCompose:
-    """Flips, quarter turns and a rotation by up to ±`rotation` degrees; mirrored at the border, masks nearest."""
+                   quarter_turns: bool = False, zoom: float = 1.0) -> A.ReplayCompose:
+    """Flips, quarter turns, a rotation by up to ±`rotation` degrees and a magnification of 1/`zoom` to `zoom`;
+    mirrored at the border, masks nearest."""
+    border = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST,
+              "border_mode": cv2.BORDER_REFLECT_101, "p": 1.0}
     return A.ReplayCompose([
         A.HorizontalFlip(p=flip_p),
         A.VerticalFlip(p=vertical_flip_p),
         *([A.RandomRotate90(p=1.0)] if quarter_turns else []),
-        A.Rotate(limit=(-rotation, rotation), interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101,
-                 mask_interpolation=cv2.INTER_NEAREST, p=1.0),
+        A.Rotate(limit=(-rotation, rotation), **border) if zoom == 1 else
+        A.Affine(rotate=(-rotation, rotation), scale=(1 / zoom, zoom), balanced_scale=True, **border),
     ])
 
 

@@ -35,7 +35,8 @@ WRONG = {
     "test_fraction": [2.0], "fold": [-1], "labels": [-1], "max_unlabelled": [-1], "num_workers": [-2],
     "roi": [(1, 2, 3), (5, 1, 0, 2), "all", ("a", "b", "c", "d")],
     "percentiles": [(99.0, 1.0), (1.0,), (0.0, 101.0), ("a", "b")],
-    "mask_foreground": ["grey"], "patch_size": [16, 40, 0], "flip_p": [1.5], "vertical_flip_p": [-0.5],
+    "mask_foreground": ["grey"], "patch_size": [0, "a"], "downsample": [0, 17, 1.5], "zoom": [0.5, 3.0],
+    "flip_p": [1.5], "vertical_flip_p": [-0.5],
     "rotation": [-1.0, 60.0], "blur_p": [2.0], "blur_limit": [1, 4], "base_channels": [0], "sup_epochs": [0],
     "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0], "lr": [0.0, -1.0, float("nan"), float("inf")],
     "weight_decay": [-1.0, float("inf")], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
@@ -54,6 +55,13 @@ def test_values_out_of_range_are_rejected(name, value):
         Config(**{name: value})
 
 
+@pytest.mark.parametrize(("size", "factor", "multiple"), [(16, 1, 16), (40, 1, 16), (32, 2, 32), (80, 2, 32)])
+def test_patches_that_cannot_be_pooled_are_rejected(size, factor, multiple):
+    with pytest.raises(InputError, match=f"--patch-size {size}: must be a multiple of {multiple} and more"):
+        Config(patch_size=size, downsample=factor)
+    assert Config(patch_size=2 * multiple, downsample=factor).downsample == factor
+
+
 CHANGES = {  # another value for each field that makes results; all must make a difference
     "method": "supervised", "seed": 1, "split": "random", "val_fraction": 0.125, "test_fraction": 0.125, "fold": 1,
     "labels": 2, "max_unlabelled": 1, "roi": (0, 64, 0, 64), "percentiles": (5.0, 95.0), "mask_foreground": "bright",
@@ -61,7 +69,8 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "blur_limit": 15, "base_channels": 3, "sup_epochs": 4, "ssl_epochs": 4, "steps_per_epoch": 1, "batch_size": 3,
     "lr": 1e-2, "weight_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 5, "min_lr": 9e-4, "bce_weight": 0.9,
     "freeze": (), "ema_alpha": 0.5, "consistency_weight": 50.0, "ramp_epochs": 0, "overlap": 0.1, "threshold": 0.3,
-    "quarter_turns": True, "brightness": 0.5, "contrast": 0.5, "gamma": 2.0, "noise": 0.3, "correlated_noise": 0.3,
+    "quarter_turns": True, "zoom": 1.5,
+    "brightness": 0.5, "contrast": 0.5, "gamma": 2.0, "noise": 0.3, "correlated_noise": 0.3,
     "shading": 0.3, "cutout": 2, "schedule": "cosine", "weight_average": 0.5, "selection": "full", "validate_every": 2,
     "warm_start": False, "consistency": "bce", "confidence": 0.55, "hard_labels": True, "cutmix_p": 1.0,
     "strong_views": 2, "feature_dropout": 0.5, "unlabelled_foreground": True, "tta": True,
@@ -70,7 +79,8 @@ CHANGES = {  # another value for each field that makes results; all must make a 
 
 def test_every_setting_matters(tiny):
     fields = {f.name for f in dataclasses.fields(Config)}
-    assert fields == {*CHANGES, "data", "run", "device", "num_workers", "intensity_p"}  # a new one belongs in CHANGES
+    elsewhere = {"data", "run", "device", "num_workers", "intensity_p", "downsample"}
+    assert fields == {*CHANGES} | elsewhere                              # a new one belongs in CHANGES
     run(tiny)
     base = fingerprint(tiny)
     again = dataclasses.replace(tiny, run="again")
@@ -82,9 +92,11 @@ def test_every_setting_matters(tiny):
         run(changed)
         assert fingerprint(changed) != base, f"{name} makes no difference"
     noisy = [dataclasses.replace(tiny, noise=0.3, intensity_p=p, run=f"noisy{p}") for p in (0.5, 1.0)]
-    for config in noisy:
+    reduced = [dataclasses.replace(tiny, patch_size=64, downsample=k, run=f"reduced{k}") for k in (1, 2)]
+    for config in noisy + reduced:
         run(config)
     assert fingerprint(noisy[0]) != fingerprint(noisy[1])
+    assert fingerprint(reduced[0]) != fingerprint(reduced[1])
 
 
 def test_presets_set_their_fields_and_given_ones_win():

@@ -33,6 +33,30 @@ def test_sizes_that_cannot_be_pooled_are_an_error(shape):
         UNet(2)(torch.zeros(1, 1, *shape))
 
 
+def test_downsampling_works_on_block_means_and_gives_logits_of_the_input_size():
+    torch.manual_seed(0)
+    model = UNet(4, 2).eval()
+    x = torch.rand(1, 1, 96, 64)
+    shuffled = x.unfold(2, 2, 2).unfold(3, 2, 2).flip(-1, -2).permute(0, 1, 2, 4, 3, 5).reshape(x.shape)
+    assert not torch.equal(x, shuffled)
+    torch.testing.assert_close(model(shuffled), model(x))                # only the means of 2×2 blocks count
+    plain = UNet(4).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "downsample"})
+    small = plain(torch.nn.functional.avg_pool2d(x, 2))
+    torch.testing.assert_close(model(x), torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear"))
+    again = UNet.from_weights(model.state_dict())                        # the factor travels with the weights
+    assert again.factor == 2
+    torch.testing.assert_close(again(x), model(x))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        model(torch.zeros(1, 1, 48, 64))
+    with FlopCounterMode(display=False) as counts:
+        model(x)
+    half = counts.get_total_flops()
+    with FlopCounterMode(display=False) as counts:
+        plain(x)
+    assert counts.get_total_flops() == 4 * half
+
+
 def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
     model = UNet(4)

@@ -44,10 +44,11 @@ def test_mask_follows_the_image_exactly():
     masks = [(cv2.GaussianBlur(rng.random((96, 96)), (0, 0), 2) > 0.5).astype(np.uint8) for _ in range(3)]
     turned = Views([Slice(Path("m"), m * np.uint8(255), m) for m in masks], 64, intensity={"blur_p": 0.0})
     flipped = Views(turned.slices, 64, geometry={"rotation": 0.0}, intensity={"blur_p": 0.0})
+    zoomed = Views(turned.slices, 64, geometry={"zoom": 1.5, "quarter_turns": True}, intensity={"blur_p": 0.0})
     for seed in range(60):
-        item = turned[seed % 3, seed]
-        assert item["weak"][item["mask"] == 1].min() > 0.2
-        assert item["weak"][item["mask"] == 0].max() < 0.8
+        for item in (turned[seed % 3, seed], zoomed[seed % 3, seed]):
+            assert item["weak"][item["mask"] == 1].min() > 0.2
+            assert item["weak"][item["mask"] == 0].max() < 0.8
         item = flipped[seed % 3, seed]
         assert torch.equal(item["weak"], item["mask"])
 
@@ -70,6 +71,24 @@ def test_flips_have_their_probabilities():
     vertical = sum(np.array_equal(v, image[::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
     assert 160 < horizontal < 240  # p = 0.5
     assert 50 < vertical < 115     # p = 0.2
+
+
+def test_magnification_goes_from_its_inverse_to_its_limit_and_brings_no_border():
+    image = np.full((160, 160), 200, np.uint8)
+    image[70:90, 70:90] = 100
+    made = Views([Slice(Path("a"), image)], 64, geometry={"rotation": 0.0, "zoom": 1.5}, intensity={"blur_p": 0.0},
+                 guides=[image == 100])
+    sides = []
+    for seed in range(200):
+        view = made[0, seed]["weak"][0] * 255
+        assert view.min() > 99
+        assert view.max() < 201
+        inside = (view < 150).numpy()
+        if not (inside[[0, -1]].any() or inside[:, [0, -1]].any()):
+            sides.append(np.sqrt(inside.sum()) / 20)
+    assert 1 / 1.5 - 0.06 < min(sides) < 0.75
+    assert 1.3 < max(sides) < 1.56
+    assert 0.3 < np.mean(np.array(sides) < 1) < 0.95                     # the larger ones are cut more often
 
 
 def test_flips_rotation_and_blur_are_independent():
