@@ -90,7 +90,7 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     """Score models and smoothed Otsu on test slices, as centre patches and as stitched full images.
 
     Writes `test_patches.csv`, `test_full.csv`, `summary.json` and, for the figures, `predictions.npz` (images,
-    masks, probabilities as uint8) to `folder`.
+    masks, probabilities as uint8), `calibration.csv` and `thresholds.csv` to `folder`.
 
     Parameters
     ----------
@@ -123,6 +123,12 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
         write_atomically(folder / f"test_{kind}.csv", lambda path, t=table: t.to_csv(path, index=False))
         rivals = [m for m in models if m != control] if control in models and test else []
         summary[kind] = {"methods": summarise(table), "paired": [compare(table, m, control) for m in rivals]}
+    if models and test:
+        for name, measure in (("calibration", reliability), ("thresholds", threshold_scores)):
+            table = pd.concat([measure(maps[method], truths).assign(method=method) for method in models])
+            write_atomically(folder / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False))
+            if name == "calibration":
+                summary[name] = {m: calibration_error(t) for m, t in table.groupby("method", sort=False)}
     write_json(folder / "summary.json", summary)
     arrays = {f"{method}_{i}": np.rint(255 * probability).astype(np.uint8)
               for method, probabilities in maps.items() for i, probability in enumerate(probabilities)}
@@ -144,6 +150,39 @@ def slice_table(predictions: dict[str, list[np.ndarray]], truths: list[np.ndarra
     rows = [{"method": method, "stem": stem, **slice_metrics(mask, truth)} for method, masks in predictions.items()
             for stem, mask, truth in zip(stems, masks, truths, strict=True)]
     return pd.DataFrame(rows, columns=["method", "stem", *METRICS, "fraction_predicted", "fraction_truth"])
+
+
+def reliability(probabilities: list[np.ndarray], truths: list[np.ndarray], bins: int = 10) -> pd.DataFrame:
+    """Reliability diagram: a row per bin of the probability with `low`, `high`, mean `predicted`, share `observed`
+    and number of `pixels`; all pixels of all slices together. Empty bins have NaN.
+
+    The expected calibration error is the mean of |observed − predicted| weighted with the pixels: Guo et al., 2017,
+    arXiv:1706.04599, here for the probability of foreground.
+
+    Parameters
+    ----------
+    probabilities, truths : lists of (H, W) ndarrays
+        In [0, 1], and bool or 0/1.
+    """
+    p, t = (np.concatenate([a.ravel() for a in arrays]) for arrays in (probabilities, truths))
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    count, total, true = (np.bincount(index, w, bins) for w in (None, p.astype(float), t.astype(float)))
+    some = np.where(count > 0, count, np.nan)
+    return pd.DataFrame({"low": np.arange(bins) / bins, "high": np.arange(1, bins + 1) / bins,
+                         "predicted": total / some, "observed": true / some, "pixels": count})
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error of a table of `reliability`, 0 to 1."""
+    filled = table[table["pixels"] > 0]
+    return float(np.average((filled["observed"] - filled["predicted"]).abs(), weights=filled["pixels"]))
+
+
+def threshold_scores(probabilities: list[np.ndarray], truths: list[np.ndarray]) -> pd.DataFrame:
+    """Mean Dice over slices for each `threshold` from 0.05 to 0.95."""
+    return pd.DataFrame([{"threshold": t / 100, "dice": np.mean([
+        overlap_metrics(p >= t / 100, truth)["dice"] for p, truth in zip(probabilities, truths, strict=True)])}
+        for t in range(5, 100, 5)])
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> dict[str, float | None]:

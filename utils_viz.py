@@ -1,4 +1,4 @@
-"""Figures: arrays or tables in, `Figure` out. Nothing here trains or reads a model.
+"""Plots of tables, and all figures of a run. Nothing here trains or reads a model.
 
     python utils_viz.py runs/NAME
 
@@ -7,100 +7,31 @@ draws every figure of a run again from what is stored in its folder. Colours: th
 """
 
 import argparse
+import itertools
 import sys
 import zipfile
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils import InputError, read_json, run_command_line
+from viz_slices import (
+    STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views, draw_worst, new_figure, write_inside,
+)
 
 ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-METHOD_COLOURS = {"Otsu": "#777777", "supervised": SKY, "supervised continued": BLUE,
-                  "Mean Teacher student": ORANGE, "Mean Teacher teacher": RED}
-FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
-STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
-         "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
-WIDTH = 9.5  # inches: a notebook column
 
 
-def new_figure(rows: int, columns: int, height: float, **options) -> tuple[Figure, np.ndarray]:
-    """Empty figure of notebook width with (rows, columns) axes, in this project's style."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height))
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+def colour_of(method: str) -> str:
+    """One colour for what a row of a table is: Otsu, supervised, its continuation, a student or a teacher."""
+    known = {"Otsu": "#777777", "random forest": PURPLE, "supervised": SKY, "supervised continued": BLUE}
+    return known.get(method, ORANGE if method.endswith("student") else RED if method.endswith("teacher") else GREEN)
 
 
-def show(axes, image: np.ndarray, title: str = "", **options) -> object:
-    """One (H, W) or (H, W, 3) image without ticks; uint8 grey is shown from 0 to 255."""
-    if image.ndim == 2 and image.dtype == np.uint8:
-        options = {"vmin": 0, "vmax": 255, **options}
-    shown = axes.imshow(image, interpolation="antialiased", **{"cmap": "gray", **options})
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=9)
-    return shown
-
-
-def write_inside(axes, text: str) -> None:
-    """A remark in the middle of a panel."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.3")
-
-
-def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], strength: float = 0.55) -> np.ndarray:
-    """(H, W) uint8 or (H, W, 3) float image in [0, 1] as RGB with `mask` pixels tinted."""
-    rgb = np.repeat(image[..., None] / 255.0, 3, axis=2) if image.ndim == 2 else image.copy()
-    rgb[mask.astype(bool)] = (1 - strength) * rgb[mask.astype(bool)] + strength * np.array(colour)
-    return rgb
-
-
-def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float]) -> Figure:
-    """A slice as stored, as the network sees it, and with its mask."""
-    figure, axes = new_figure(1, 3, 4.1)
-    shown = show(axes[0, 0], raw, "as stored: full grey range")
-    bar = figure.colorbar(shown, ax=axes[0, 0], location="bottom", shrink=0.8, pad=0.02, aspect=30)
-    bar.formatter.set_powerlimits((-2, 3))
-    show(axes[0, 1], image, f"percentile window {percentiles[0]:g} … {percentiles[1]:g} %, 8 bit")
-    show(axes[0, 2], tint(image, mask, (0.9, 0.6, 0.0)), f"mask (orange): {100 * mask.mean():.1f} % foreground")
-    return figure
-
-
-def draw_views(samples: dict[str, np.ndarray]) -> Figure:
-    """Crops of labelled and unlabelled slices: weak view, strong view, their difference, and the mask.
-
-    Of each kind two: one whose strong view was blurred and one where chance left it as it is, where there are both.
-
-    Parameters
-    ----------
-    samples : dict
-        `labelled_weak`, `labelled_strong`, `labelled_mask` and the same for `unlabelled`: (N, P, P) uint8.
-    """
-    figure, axes = new_figure(4, 4, 9.2)
-    for k, kind in enumerate(("labelled", "unlabelled")):
-        blurred = (samples[f"{kind}_weak"] != samples[f"{kind}_strong"]).any(axis=(1, 2))
-        order = np.concatenate([np.flatnonzero(blurred)[:1], np.flatnonzero(~blurred), np.flatnonzero(blurred)[1:]])
-        for i, chosen in enumerate(order[:2]):
-            weak, strong, mask = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong", "mask"))
-            row = axes[2 * k + i]
-            difference = strong.astype(float) - weak
-            limit = max(1.0, np.percentile(np.abs(difference), 99.5))
-            show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
-            show(row[1], strong, "strong view" if i == 0 else "")
-            show(row[2], difference, f"strong − weak (±{limit:.0f} grey levels)" if difference.any() else "",
-                 cmap="PuOr", vmin=-limit, vmax=limit)
-            if not difference.any():
-                write_inside(row[2], "not blurred\n(by chance)")
-            if kind == "labelled":
-                show(row[3], tint(weak, mask, (0.9, 0.6, 0.0)), "mask on weak view" if i == 0 else "")
-            else:
-                row[3].set_axis_off()
-                write_inside(row[3], "no mask:\nconsistency only")
-    return figure
-
+# --- learning curves and scores -------------------------------------------------------------------------------
 
 def draw_curves(logs: dict[str, pd.DataFrame]) -> Figure:
     """Loss, validation Dice, consistency weight and learning rate against the epoch, a line per phase.
@@ -111,19 +42,19 @@ def draw_curves(logs: dict[str, pd.DataFrame]) -> Figure:
         Columns `epoch` and whichever of `loss_sup`, `loss_consistency`, `lam`, `val_dice`, `teacher_val_dice`, `lr`
         a run has; a panel without data says so.
     """
-    colours = {"supervised": SKY, "supervised continued": BLUE, "Mean Teacher": ORANGE}
-    panels = (("loss_sup", "supervised loss"), ("val_dice", "validation Dice (centre patches)"),
+    panels = (("loss_sup", "supervised loss"), ("val_dice", "validation Dice"),
               ("loss_consistency", "consistency loss"), ("lr", "learning rate"))
     figure, axes = new_figure(2, 2, 5.6)
     for panel, (column, label) in zip(axes.flat, panels, strict=True):
         for name, log in logs.items():
             if column in log and log[column].notna().any():
                 rows = log.dropna(subset=[column])  # epochs without a validation have no score
-                panel.plot(rows["epoch"], rows[column], label=name, color=colours.get(name, "k"), lw=1.4)
+                panel.plot(rows["epoch"], rows[column], label=name, lw=1.4,
+                           color=ORANGE if "loss_consistency" in log else colour_of(name))
         if column == "val_dice":
-            for log in (log for log in logs.values() if "teacher_val_dice" in log):
+            for name, log in ((name, log) for name, log in logs.items() if "teacher_val_dice" in log):
                 rows = log.dropna(subset=["teacher_val_dice"])
-                panel.plot(rows["epoch"], rows["teacher_val_dice"], color=RED, label="Mean Teacher, teacher", lw=1.4)
+                panel.plot(rows["epoch"], rows["teacher_val_dice"], color=RED, label=f"{name}, teacher", lw=1.4)
         if not panel.lines:
             write_inside(panel, "not recorded")
         elif column != "loss_consistency":
@@ -139,54 +70,6 @@ def draw_curves(logs: dict[str, pd.DataFrame]) -> Figure:
         weight.set_ylabel("weight λ (dashed)", color=PURPLE)
         weight.spines["right"].set_visible(True)
         weight.spines["top"].set_visible(False)
-    return figure
-
-
-def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(H, W, 3) RGB: the darkened slice with false positives red and false negatives cyan."""
-    rgb = tint((image * 0.7).astype(np.uint8), prediction & ~truth, FALSE_POSITIVE, 0.85)
-    return tint(rgb, truth & ~prediction, FALSE_NEGATIVE, 0.85)
-
-
-def dice_of(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice for a panel's title; 1 when both are empty."""
-    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
-
-
-def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float,
-                     stem: str, method: str) -> Figure:
-    """Five panels of one slice: image, truth, probability, prediction, errors (FP red, FN cyan).
-
-    Parameters
-    ----------
-    image, truth : (H, W) uint8 and bool ndarrays
-    probability : (H, W) ndarray in [0, 1]
-    """
-    prediction = probability >= threshold
-    figure, axes = new_figure(1, 5, 2.5)
-    show(axes[0, 0], image, stem)
-    show(axes[0, 1], truth, "truth")
-    shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
-    show(axes[0, 3], prediction, f"prediction (p ≥ {threshold:g})")
-    show(axes[0, 4], error_map(image, truth, prediction), f"Dice {dice_of(prediction, truth):.3f}\nFP red, FN cyan")
-    figure.suptitle(method, fontsize=10)
-    return figure
-
-
-def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np.ndarray], stem: str) -> Figure:
-    """One full slice: image, truth, and the errors of every method side by side (FP red, FN cyan)."""
-    columns = min(4, 2 + len(predictions))
-    rows = -(-(2 + len(predictions)) // columns)
-    figure, axes = new_figure(rows, columns, 2.65 * rows)
-    show(axes.flat[0], image, stem)
-    show(axes.flat[1], truth, "truth")
-    for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
-        show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
-    for panel in axes.flat[2 + len(predictions):]:
-        panel.set_axis_off()
-    figure.suptitle("false positives red, false negatives cyan", fontsize=9)
     return figure
 
 
@@ -208,7 +91,7 @@ def draw_paired(tables: dict[str, pd.DataFrame], metric: str = "dice") -> Figure
             panel.plot(range(len(values)), values, color="0.75", lw=0.8, zorder=1)
         for x, method in enumerate(scores.columns):
             panel.scatter(np.full(len(scores), x), scores[method], s=26, zorder=2,
-                          color=METHOD_COLOURS.get(method, BLUE), edgecolor="white", lw=0.5)
+                          color=colour_of(method), edgecolor="white", lw=0.5)
             mean = scores[method].mean()
             panel.plot([x - 0.28, x + 0.28], [mean, mean], color="k", lw=2, zorder=3)
             panel.annotate(f"{mean:.3f}", (x, 1.0), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
@@ -216,6 +99,38 @@ def draw_paired(tables: dict[str, pd.DataFrame], metric: str = "dice") -> Figure
         panel.set_title(title, fontsize=9, pad=16)
         panel.grid(axis="y", color="0.92")
     axes[0, 0].set_ylabel(f"{'Dice' if metric == 'dice' else metric} per test slice (bar: mean)")
+    return figure
+
+
+def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame) -> Figure:
+    """Reliability diagram with expected calibration errors, and Dice against the threshold; a line per method.
+
+    Parameters
+    ----------
+    calibration : DataFrame
+        `method`, `predicted`, `observed`, `pixels` of each bin (`evaluate.reliability`).
+    thresholds : DataFrame
+        `method`, `threshold`, `dice`: mean over slices.
+    """
+    figure, axes = new_figure(1, 2, 3.9)
+    left, right = axes[0]
+    left.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
+    for method, table in calibration.groupby("method", sort=False):
+        table = table[table["pixels"] > 0]
+        error = np.average((table["observed"] - table["predicted"]).abs(), weights=table["pixels"])
+        left.plot(table["predicted"], table["observed"], "o-", ms=4, lw=1.4, color=colour_of(method),
+                  label=f"{method}: ECE {error:.3f}")
+    left.set(xlabel="mean predicted probability of foreground", ylabel="observed share of foreground",
+             xlim=(0, 1), ylim=(0, 1), title="calibration (over all pixels of the test slices)")
+    for method, table in thresholds.groupby("method", sort=False):
+        top = table.loc[table["dice"].idxmax()]
+        right.plot(table["threshold"], table["dice"], color=colour_of(method), lw=1.4,
+                   label=f"{method}: best {top['dice']:.3f} at {top['threshold']:.2f}")
+    right.axvline(0.5, color="0.8", lw=1, zorder=0)
+    right.set(xlabel="threshold on the probability", ylabel="full-image Dice, mean of test slices",
+              title="sensitivity to the threshold")
+    for panel in (left, right):
+        panel.legend(fontsize=8)
     return figure
 
 
@@ -236,12 +151,76 @@ def draw_sizes(diameters: dict[str, np.ndarray], unit: str) -> Figure:
     return figure
 
 
+# --- studies --------------------------------------------------------------------------------------------------
+
+def draw_budgets(summary: pd.DataFrame) -> Figure:
+    """Mean score against the number of labelled slices with 95 % intervals, and the paired gain over the control.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        Of `benchmarks/study.py`: `labels`, `variant`, `role`, `dice`, `low`, `high`, `gain`, `gain_low`, `gain_high`.
+    """
+    figure, axes = new_figure(1, 2, 4.2)
+    budgets = sorted(summary["labels"].unique(), key=lambda n: n or np.inf)  # 0 stands for all
+    lines = [((v, r), t) for (v, r), t in summary.groupby(["variant", "role"], sort=False) if r != "supervised"]
+    shown = {r: v for (v, r), _ in reversed(lines) if r in ("Otsu", "random forest")}  # the same for every variant
+    lines = [(k, t) for k, t in lines if shown.get(k[1], k[0]) == k[0]]
+    colours = itertools.cycle((BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", "#777777", "#8a5a00"))
+    for i, ((variant, role), table) in enumerate(lines):
+        x = np.array([budgets.index(n) for n in table["labels"]]) + 0.06 * (i - (len(lines) - 1) / 2)
+        name = role if role in shown else f"{variant}: {role}"
+        style = {"color": next(colours), "ms": 5, "lw": 1.4, "capsize": 2}
+        for panel, mean, low, high in ((axes[0, 0], "dice", "low", "high"),
+                                       (axes[0, 1], "gain", "gain_low", "gain_high")):
+            if table[mean].notna().all():
+                panel.errorbar(x, table[mean], [table[mean] - table[low], table[high] - table[mean]], fmt="o-",
+                               label=name, **style)
+    axes[0, 1].axhline(0, color="0.7", lw=1, zorder=0)
+    for panel, label in ((axes[0, 0], "full-image Dice on test slices"),
+                         (axes[0, 1], "gain over the compute-matched control")):
+        panel.set_xticks(range(len(budgets)), [str(n) if n else "all" for n in budgets])
+        panel.set(xlabel="labelled slices", ylabel=label)
+        panel.grid(axis="y", color="0.92")
+        panel.legend(fontsize=7.5)
+    return figure
+
+
+def draw_ablation(summary: pd.DataFrame, role: str = "student") -> Figure:
+    """Bars of the paired gain over the control for each variant of one study, with 95 % intervals and scores.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        As in `draw_budgets`; each budget is a panel.
+    role : str
+        Row of each variant that is shown; a variant without it (`supervised continued`) is left out.
+    """
+    budgets = summary["labels"].unique()
+    rows = summary[summary["role"] == role]
+    figure, axes = new_figure(1, len(budgets), 1.2 + 0.34 * rows["variant"].nunique(), sharey=True)
+    for panel, budget in zip(axes[0], budgets, strict=True):
+        table = rows[rows["labels"] == budget]
+        panel.barh(table["variant"], table["gain"], color=SKY,
+                   xerr=[table["gain"] - table["gain_low"], table["gain_high"] - table["gain"]], capsize=3)
+        for variant, dice, high in zip(table["variant"], table["dice"], table["gain_high"], strict=True):
+            panel.annotate(f"{dice:.3f}", (max(0.0, high), variant), (4, 0), textcoords="offset points", va="center",
+                           fontsize=8)
+        panel.axvline(0, color="0.3", lw=1)
+        panel.margins(x=0.15)
+        panel.set(title=f"{budget or 'all'} labelled slices: {role}, mean Dice at the bars",
+                  xlabel="gain in full-image Dice over the control")
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
 # --- a run's figures ------------------------------------------------------------------------------------------
 
 def read_logs(run: Path) -> dict[str, pd.DataFrame]:
     """The learning curves that a run folder holds, by phase."""
-    files = {"supervised": "sup_metrics.csv", "supervised continued": "continued_metrics.csv",
-             "Mean Teacher": "ssl_metrics.csv"}
+    phases = read_json(run / "phases.json") if (run / "phases.json").exists() else {}
+    semi = phases.get("mean_teacher", {}).get("label", "Mean Teacher")
+    files = {"supervised": "sup_metrics.csv", "supervised continued": "continued_metrics.csv", semi: "ssl_metrics.csv"}
     return {name: read_table(run / file) for name, file in files.items() if (run / file).exists()}
 
 
@@ -282,15 +261,21 @@ def draw_run(run: Path) -> dict[str, Figure]:
     tables = {title: read_table(run / file) for title, file in names.items() if (run / file).exists()}
     if tables:
         figures["paired"] = draw_paired(tables)
+    curves = [run / "calibration.csv", run / "thresholds.csv"]
+    if all(path.exists() for path in curves):
+        figures["calibration"] = draw_calibration(*map(read_table, curves))
     if (run / "predictions.npz").exists():
         stored = read_npz(run / "predictions.npz")
-        methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
+        methods, threshold, seen = [str(m) for m in stored["methods"]], float(stored["threshold"]), []
         for i, stem in enumerate(stored["stems"]):
             image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
             maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
             figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, stem)
             last = methods[-1]
             figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, str(stem), last)
+            seen.append((dice_of(maps[last] >= threshold, truth), (str(stem), image, truth, maps[last])))
+        if seen:
+            figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
     if not figures:
         raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
     (run / "figures").mkdir(exist_ok=True)

@@ -176,3 +176,27 @@ def test_unmatched_and_doubled_predictions_are_errors_whatever_the_folders_are_c
     (tmp_path / "truth_pred" / "new_1.tif").rename(tmp_path / "truth_pred" / "zzz_99.tif")
     monkeypatch.chdir(tmp_path)
     assert "zzz_99.tif: no mask" in command("evaluate", "--pred", "truth_pred", "--truth", "truth")[2]
+
+
+def test_reliability_of_known_probabilities():
+    p = [np.array([[0.05, 0.05, 0.05, 0.05]]), np.array([[0.95, 0.95, 1.0, 0.55]])]
+    t = [np.array([[0, 0, 0, 1]]), np.array([[1, 1, 0, 1]])]
+    table = evaluate.reliability(p, t, bins=10)
+    assert table["pixels"].tolist() == [4, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+    filled = table[table["pixels"] > 0]
+    np.testing.assert_allclose(filled["predicted"], [0.05, 0.55, 2.9 / 3])
+    np.testing.assert_allclose(filled["observed"], [0.25, 1, 2 / 3])
+    expected = (4 * 0.2 + 0.45 + 3 * (2.9 / 3 - 2 / 3)) / 8
+    assert evaluate.calibration_error(table) == pytest.approx(expected)
+    rng = np.random.default_rng(0)
+    p = rng.random((1, 300, 300))
+    assert evaluate.calibration_error(evaluate.reliability(list(p), list(rng.random(p.shape) < p))) < 0.01
+
+
+def test_scores_over_thresholds():
+    p, t = np.array([[0.2, 0.4, 0.6, 0.8]]), np.array([[0, 0, 0, 1]])
+    table = evaluate.threshold_scores([p, p], [t, t]).set_index("threshold")["dice"]
+    assert table.index[[0, -1]].tolist() == [0.05, 0.95]
+    assert table[0.05] == pytest.approx(0.4)
+    assert table[0.7] == 1
+    assert table[0.9] == 0

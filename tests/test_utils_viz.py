@@ -7,8 +7,8 @@ import tifffile
 from matplotlib.image import imread
 
 import utils_viz
-from conftest import TINY, disc_slice, run
-from slices import Path, percentile_window
+from conftest import TINY, run
+from slices import Path
 from config import Config
 from utils import InputError
 
@@ -29,7 +29,8 @@ def test_every_figure_is_drawn_from_the_run_folder_alone(workplace, data_folder,
     monkeypatch.setattr(tifffile, "imread", lambda *a: pytest.fail("figures must not read slices"))
     code, out, err = command("utils_viz", "runs/a")
     assert code == 0, err
-    names = ["slice", "views", "curves", "paired", "methods_s_00", "methods_s_01", "prediction_s_00", "prediction_s_01"]
+    names = ["slice", "views", "curves", "paired", "calibration", "worst", "methods_s_00", "methods_s_01",
+             "prediction_s_00", "prediction_s_01"]
     files = sorted(Path("runs/a/figures").iterdir())
     assert sorted(f"{n}.png" for n in names) == [p.name for p in files]
     assert f"{len(names)} figures" in out
@@ -65,17 +66,6 @@ def test_damaged_files_are_named(tmp_path, command, name, content):
     assert f"{name}: cannot be read" in err
 
 
-def test_errors_are_red_where_too_much_and_cyan_where_missed():
-    image = np.full((4, 4), 100, np.uint8)
-    truth, prediction = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    truth[0], prediction[:, 0] = True, True
-    rgb = utils_viz.error_map(image, truth, prediction)
-    assert rgb[2, 0, 0] > 0.7 > 0.3 > rgb[2, 0, 2]      # false positive: red
-    assert rgb[0, 2, 2] > 0.7 > 0.3 > rgb[0, 2, 0]      # false negative: cyan
-    for pixel in (rgb[0, 0], rgb[3, 3]):
-        assert np.ptp(pixel) == 0                       # right: grey
-
-
 def test_paired_plot_shows_every_score_and_the_means():
     table = pd.DataFrame([{"method": m, "stem": f"s{i}", "dice": v} for m, values in
                           {"b": [0.5, 0.7], "a": [0.6, 0.9]}.items() for i, v in enumerate(values)])
@@ -86,14 +76,6 @@ def test_paired_plot_shows_every_score_and_the_means():
     shown = sorted(float(y) for c in panel.collections for y in c.get_offsets()[:, 1])
     assert shown == [0.5, 0.6, 0.7, 0.9]
     assert [t.get_text() for t in panel.texts] == ["0.600", "0.750"]
-
-
-def test_five_panels():
-    image, truth = disc_slice(0)
-    figure = utils_viz.draw_predictions(percentile_window(image), truth.astype(bool), truth * 0.9, 0.5, "s", "teacher")
-    assert len(figure.axes) == 6  # five panels and a colour bar
-    assert figure.axes[4].get_title().startswith("Dice 1.000")
-    assert utils_viz.dice_of(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 1
 
 
 def test_sizes():
@@ -110,3 +92,40 @@ def test_results_table_as_text(workplace, data_folder):
         table = utils_viz.results_table(config.run_folder, kind)
         assert table.index.tolist() == ["Otsu", "supervised"]
         assert table["dice"].str.fullmatch(r"\d\.\d{3} \(\d\.\d{3}–\d\.\d{3}\)").all()
+
+
+def test_calibration_plot_shows_bins_errors_and_best_thresholds():
+    bins = pd.DataFrame({"method": "a student", "predicted": [0.1, 0.8, np.nan], "observed": [0.2, 0.5, np.nan],
+                         "pixels": [30, 10, 0]})
+    thresholds = pd.DataFrame({"method": "a student", "threshold": [0.4, 0.5], "dice": [0.7, 0.6]})
+    left, right = utils_viz.draw_calibration(bins, thresholds).axes
+    np.testing.assert_allclose(left.lines[1].get_xydata(), [[0.1, 0.2], [0.8, 0.5]])
+    assert left.get_legend().get_texts()[0].get_text() == "a student: ECE 0.150"
+    assert right.get_legend().get_texts()[0].get_text() == "a student: best 0.700 at 0.40"
+
+
+def study_summary() -> pd.DataFrame:
+    rows = []
+    for labels in (2, 0):
+        for variant, role in (("mt", "Otsu"), ("mt", "supervised"), ("mt", "supervised continued"), ("mt", "student"),
+                              ("cm", "Otsu"), ("cm", "student")):
+            row = {"labels": labels, "variant": variant, "role": role, "dice": 0.7, "low": 0.6, "high": 0.75}
+            rows.append(row | ({"gain": 0.02, "gain_low": -0.01, "gain_high": 0.04} if role == "student" else {}))
+    return pd.DataFrame(rows)
+
+
+def test_budget_plot_has_all_labels_last_and_each_rival_once():
+    left, right = utils_viz.draw_budgets(study_summary()).axes
+    assert [t.get_text() for t in left.get_xticklabels()] == ["2", "all"]
+    assert [t.get_text() for t in left.get_legend().get_texts()] == [
+        "Otsu", "mt: supervised continued", "mt: student", "cm: student"]
+    assert [t.get_text() for t in right.get_legend().get_texts()] == ["mt: student", "cm: student"]
+    assert list(right.containers[0].lines[0].get_ydata()) == [0.02, 0.02]
+
+
+def test_ablation_bars_show_gain_interval_and_score():
+    first, second = utils_viz.draw_ablation(study_summary()).axes
+    assert [bar.get_width() for bar in first.patches] == [0.02, 0.02]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["mt", "cm"]
+    assert [t.get_text() for t in first.texts] == ["0.700", "0.700"]
+    assert second.get_title().startswith("all labelled")

@@ -1,0 +1,43 @@
+import numpy as np
+
+import viz_slices
+from conftest import disc_slice
+from slices import percentile_window
+
+
+def test_errors_are_red_where_too_much_and_cyan_where_missed():
+    image = np.full((4, 4), 100, np.uint8)
+    truth, prediction = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    truth[0], prediction[:, 0] = True, True
+    rgb = viz_slices.error_map(image, truth, prediction)
+    assert rgb[2, 0, 0] > 0.7 > 0.3 > rgb[2, 0, 2]      # false positive: red
+    assert rgb[0, 2, 2] > 0.7 > 0.3 > rgb[0, 2, 0]      # false negative: cyan
+    for pixel in (rgb[0, 0], rgb[3, 3]):
+        assert np.ptp(pixel) == 0                       # right: grey
+
+
+def test_five_panels():
+    image, truth = disc_slice(0)
+    figure = viz_slices.draw_predictions(percentile_window(image), truth.astype(bool), truth * 0.9, 0.5, "s", "teacher")
+    assert len(figure.axes) == 6  # five panels and a colour bar
+    assert figure.axes[4].get_title().startswith("Dice 1.000")
+    assert viz_slices.dice_of(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 1
+
+
+def test_errors_in_words():
+    truth, prediction = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    truth[2:8, 2:8] = truth[20:30, 20:30] = True         # missed: 36 px; found with a rim of 100 − 81 px missing
+    prediction[20:29, 20:29] = True
+    prediction[35:38, 2:5] = True                        # invented: 9 px
+    assert viz_slices.describe_errors(truth, prediction) == (
+        "1 of 2 particles missed, 1 invented;\n30 % of wrong pixels at rims")       # 19 of 19 + 36 + 9
+    assert viz_slices.describe_errors(truth, truth).startswith("0 of 2 particles missed, 0 invented;\n0 %")
+
+
+def test_worst_slices_one_row_each():
+    image, truth = disc_slice(0)
+    rows = [(f"s{i}", percentile_window(image), truth.astype(bool), truth * 0.9 * i) for i in range(2)]
+    figure = viz_slices.draw_worst(rows, 0.5, "teacher")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert next(t for t in titles if t.startswith("Dice")).startswith("Dice 0.000; FP red, FN cyan\n2 of 2 particles")
+    assert [t for t in titles if t.startswith("s")] == ["s0", "s1"]

@@ -1,0 +1,178 @@
+"""Pictures of slices: what the network sees, what it found, and where it is wrong. Arrays in, `Figure` out."""
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+         "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
+WIDTH = 9.5  # inches: a notebook column
+
+
+def new_figure(rows: int, columns: int, height: float, **options) -> tuple[Figure, np.ndarray]:
+    """Empty figure of notebook width with (rows, columns) axes, in this project's style."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height))
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def show(axes, image: np.ndarray, title: str = "", **options) -> object:
+    """One (H, W) or (H, W, 3) image without ticks; uint8 grey is shown from 0 to 255."""
+    if image.ndim == 2 and image.dtype == np.uint8:
+        options = {"vmin": 0, "vmax": 255, **options}
+    shown = axes.imshow(image, interpolation="antialiased", **{"cmap": "gray", **options})
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=9)
+    return shown
+
+
+def write_inside(axes, text: str) -> None:
+    """A remark in the middle of a panel."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.3")
+
+
+def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], strength: float = 0.55) -> np.ndarray:
+    """(H, W) uint8 or (H, W, 3) float image in [0, 1] as RGB with `mask` pixels tinted."""
+    rgb = np.repeat(image[..., None] / 255.0, 3, axis=2) if image.ndim == 2 else image.copy()
+    rgb[mask.astype(bool)] = (1 - strength) * rgb[mask.astype(bool)] + strength * np.array(colour)
+    return rgb
+
+
+def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float]) -> Figure:
+    """A slice as stored, as the network sees it, and with its mask."""
+    figure, axes = new_figure(1, 3, 4.1)
+    shown = show(axes[0, 0], raw, "as stored: full grey range")
+    bar = figure.colorbar(shown, ax=axes[0, 0], location="bottom", shrink=0.8, pad=0.02, aspect=30)
+    bar.formatter.set_powerlimits((-2, 3))
+    show(axes[0, 1], image, f"percentile window {percentiles[0]:g} … {percentiles[1]:g} %, 8 bit")
+    show(axes[0, 2], tint(image, mask, (0.9, 0.6, 0.0)), f"mask (orange): {100 * mask.mean():.1f} % foreground")
+    return figure
+
+
+def draw_views(samples: dict[str, np.ndarray]) -> Figure:
+    """Crops of labelled and unlabelled slices: weak view, strong view, their difference, and the mask.
+
+    Of each kind two: one whose strong view differs and one where chance left it as it is, where there are both.
+
+    Parameters
+    ----------
+    samples : dict
+        `labelled_weak`, `labelled_strong`, `labelled_mask` and the same for `unlabelled`: (N, P, P) uint8.
+    """
+    figure, axes = new_figure(4, 4, 9.2)
+    for k, kind in enumerate(("labelled", "unlabelled")):
+        changed = (samples[f"{kind}_weak"] != samples[f"{kind}_strong"]).any(axis=(1, 2))
+        order = np.concatenate([np.flatnonzero(changed)[:1], np.flatnonzero(~changed), np.flatnonzero(changed)[1:]])
+        for i, chosen in enumerate(order[:2]):
+            weak, strong, mask = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong", "mask"))
+            row = axes[2 * k + i]
+            difference = strong.astype(float) - weak
+            limit = max(1.0, np.percentile(np.abs(difference), 99.5))
+            show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
+            show(row[1], strong, "strong view" if i == 0 else "")
+            show(row[2], difference, f"strong − weak (±{limit:.0f} grey levels)" if difference.any() else "",
+                 cmap="PuOr", vmin=-limit, vmax=limit)
+            if not difference.any():
+                write_inside(row[2], "not changed\n(by chance)")
+            if kind == "labelled":
+                show(row[3], tint(weak, mask, (0.9, 0.6, 0.0)), "mask on weak view" if i == 0 else "")
+            else:
+                row[3].set_axis_off()
+                write_inside(row[3], "no mask:\nconsistency only")
+    return figure
+
+
+def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(H, W, 3) RGB: the darkened slice with false positives red and false negatives cyan."""
+    rgb = tint((image * 0.7).astype(np.uint8), prediction & ~truth, FALSE_POSITIVE, 0.85)
+    return tint(rgb, truth & ~prediction, FALSE_NEGATIVE, 0.85)
+
+
+def dice_of(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice for a panel's title; 1 when both are empty."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+
+
+def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float,
+                     stem: str, method: str) -> Figure:
+    """Five panels of one slice: image, truth, probability, prediction, errors (FP red, FN cyan).
+
+    Parameters
+    ----------
+    image, truth : (H, W) uint8 and bool ndarrays
+    probability : (H, W) ndarray in [0, 1]
+    """
+    prediction = probability >= threshold
+    figure, axes = new_figure(1, 5, 2.5)
+    show(axes[0, 0], image, stem)
+    show(axes[0, 1], truth, "truth")
+    shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
+    show(axes[0, 3], prediction, f"prediction (p ≥ {threshold:g})")
+    show(axes[0, 4], error_map(image, truth, prediction), f"Dice {dice_of(prediction, truth):.3f}\nFP red, FN cyan")
+    figure.suptitle(method, fontsize=10)
+    return figure
+
+
+def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np.ndarray], stem: str) -> Figure:
+    """One full slice: image, truth, and the errors of every method side by side (FP red, FN cyan)."""
+    columns = min(4, 2 + len(predictions))
+    rows = -(-(2 + len(predictions)) // columns)
+    figure, axes = new_figure(rows, columns, 2.65 * rows)
+    show(axes.flat[0], image, stem)
+    show(axes.flat[1], truth, "truth")
+    for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
+        show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
+    for panel in axes.flat[2 + len(predictions):]:
+        panel.set_axis_off()
+    figure.suptitle("false positives red, false negatives cyan", fontsize=9)
+    return figure
+
+
+def describe_errors(truth: np.ndarray, prediction: np.ndarray) -> str:
+    """What went wrong in a slice, in words: particles missed and invented, and errors at the rim of found ones.
+
+    A particle (8-connected component) is missed when under half of it was found, and invented when no pixel of it is
+    true. The share of the rim counts the wrong pixels of all others.
+
+    Parameters
+    ----------
+    truth, prediction : (H, W) bool ndarrays
+    """
+    def lost(particles: np.ndarray, other: np.ndarray, share: float) -> tuple[int, int, int]:
+        """Number of particles, how many overlap `other` by less than `share` of their area, and those' pixels."""
+        labelled, count = ndimage.label(particles, np.ones((3, 3)))
+        areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
+        overlap = np.bincount(labelled[other], minlength=count + 1)[1:]
+        gone = overlap < np.maximum(1, share * areas)
+        return count, int(gone.sum()), int((areas - overlap)[gone].sum())
+
+    particles, missed, missed_pixels = lost(truth, prediction, 0.5)
+    _, invented, invented_pixels = lost(prediction, truth, 0.0)
+    wrong = np.count_nonzero(truth != prediction)
+    rim = (wrong - missed_pixels - invented_pixels) / wrong if wrong else 0.0
+    return f"{missed} of {particles} particles missed, {invented} invented;\n{100 * rim:.0f} % of wrong pixels at rims"
+
+
+def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], threshold: float, method: str) -> Figure:
+    """A row per slice: image, errors, probability; the title of the errors says in words what went wrong.
+
+    Parameters
+    ----------
+    slices : list of (stem, image, truth, probability)
+        The slices with the lowest scores, the worst first; arrays as in `draw_predictions`.
+    """
+    figure, axes = new_figure(len(slices), 3, 3.3 * len(slices))
+    for row, (stem, image, truth, probability) in zip(axes, slices, strict=True):
+        prediction = probability >= threshold
+        show(row[0], image, stem)
+        show(row[1], error_map(image, truth, prediction),
+             f"Dice {dice_of(prediction, truth):.3f}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
+        shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
+        figure.colorbar(shown, ax=row[2], shrink=0.8, pad=0.02)
+    figure.suptitle(f"{method}: its worst slices", fontsize=10)
+    return figure
