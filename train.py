@@ -23,6 +23,7 @@ from evaluate import evaluate_models, validate
 from losses import bce_dice_loss, consistency_loss, cosine_ramp_up, cutmix_boxes, drop_channels, mix
 from model_unet import UNet, ema_update, freeze
 from slices import read_image
+from uncertainty import rank_unlabelled
 from utils import (
     InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, predict_image, read_json,
     restore_state, run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
@@ -33,7 +34,7 @@ SAVE_SECONDS = 60.0  # at most this much training is lost when a run is stopped
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"
 LABELS = {"mean_teacher": "Mean Teacher", "cutmix_mt": "CutMix Mean Teacher", "fixmatch": "FixMatch",
-          "unimatch": "UniMatch"}
+          "unimatch": "UniMatch", "best": "best recipe"}
 
 
 def method_names(method: str) -> dict[str, str]:
@@ -193,8 +194,7 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
                   for name, model in models.items()}
         current = scores[next(iter(models))]
         row |= {f"val_{name}": value for name, value in current.items()}
-        row |= {f"teacher_val_{name}": value for name, value in scores.get("ssl_teacher", {}).items()}
-        row["lr"] = rate
+        row |= {f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()} | {"lr": rate}
         if due:
             if data.val and config.schedule == "plateau":
                 scheduler.step(current["dice"])
@@ -208,13 +208,14 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             saved = time.perf_counter()
     write_json(phases, {**done_before, phase: {
         "epochs": epochs, "steps": epochs * steps, "seconds": round(seconds + time.perf_counter() - began, 1),
-        "best": best, "parameters": sum(p.numel() for p in student.parameters()), "environment": environment(device)}})
+        "best": best, "label": LABELS[config.method] if ssl else phase, "environment": environment(device),
+        "parameters": sum(p.numel() for p in student.parameters())}})
     state.unlink(missing_ok=True)
 
 
 def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:
     """Network to train, from the checkpoint `start` or random weights, and its moving average where there is one."""
-    student = UNet(config.base_channels).to(device)
+    student = UNet(config.base_channels, config.downsample).to(device)
     if start is not None:
         student.load_state_dict(load_checkpoint(config.checkpoint(start))[0])
     average = copy.deepcopy(student).eval().requires_grad_(False) if ssl or config.weight_average else None
@@ -315,7 +316,9 @@ def main() -> None:
         continue_supervised(config, data)
         train_mean_teacher(config, data)
     for method, scores in evaluate_run(config, data)["full"]["methods"].items():
-        print(f"{method:22s} full-image test Dice {scores['dice']['mean']:.4f}")
+        print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
+    if config.method != "supervised" and data.unlabelled:
+        print(f"annotate next: {rank_unlabelled(config, data)['file'][0]} (ranking: annotate_next.csv)")
     print(f"results: {config.run_folder}; draw the figures with: python utils_viz.py {config.run_folder}")
 
 

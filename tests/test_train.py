@@ -18,9 +18,9 @@ from model_unet import ENCODER_BLOCKS, UNet
 from slices import Path, Slice, percentile_window
 from utils import InputError, load_checkpoint, overlap_metrics
 
-RUN_FILES = ["config.json", "continued_metrics.csv", "environment.json", "phases.json", "predictions.npz",
-             "samples.npz", "split.json", "ssl_metrics.csv", "summary.json", "sup_metrics.csv", "test_full.csv",
-             "test_patches.csv"]
+RUN_FILES = ["calibration.csv", "config.json", "continued_metrics.csv", "environment.json", "phases.json",
+             "predictions.npz", "samples.npz", "split.json", "ssl_metrics.csv", "summary.json", "sup_metrics.csv",
+             "test_full.csv", "test_patches.csv", "thresholds.csv"]
 
 
 # --- steps ----------------------------------------------------------------------------------------------------
