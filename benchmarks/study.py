@@ -1,17 +1,19 @@
 """Which method pays, and with how many labels: variants × label budgets × block folds × seeds, on one data set.
 
-    python benchmarks/study.py FILE.json [--summary]
+    python benchmarks/study.py FILE.json [--data DIR] [--summary]
 
 FILE.json holds `name`, `data`, `labels`, `folds`, `seeds`, `settings` (of every run) and `variants` (name → settings
 of that variant, `method` among them). Each run is a folder `runs/NAME_VARIANT_lL_fF_sS`, made by the same functions
 as `train.py`; runs that do not differ before the semi-supervised phase share their supervised models, so every
 variant is compared with the very control it has. The random-forest pixel classifier that ilastik and Weka made popular
-is trained on the same slices. A stopped study goes on where it was; finished runs are kept. Rows (one per slice and
-model) go to `runs/study_NAME/study.csv`, the summary beside it.
+is trained on the same slices. Rows (one per slice and model) go to `runs/study_NAME/study.csv`, summary and figures
+beside it. A stopped study goes on where it was; what has its rows in that file is not run again, even where its run
+folder is gone.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -34,10 +36,15 @@ from train import (  # noqa: E402
     CONTROL, LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher,
     train_supervised,
 )
-from utils import InputError, read_json, run_command_line, write_atomically, write_json  # noqa: E402
+from utils import (  # noqa: E402
+    InputError, choose_device, environment, read_json, run_command_line, write_atomically, write_json,
+)
+from utils_viz import draw_ablation, draw_budgets  # noqa: E402
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",
-        "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")
+        "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")  # not of the control
+SHARED = ("Otsu", "supervised", CONTROL)  # rows that runs with equal supervised phases have in common
+FOREST = "random forest"
 
 
 def plan(study: dict) -> list[tuple[dict, Config]]:
@@ -56,16 +63,17 @@ def plan(study: dict) -> list[tuple[dict, Config]]:
     return runs
 
 
-def key(config: Config) -> str:
-    """Equal for runs whose supervised phases are equal."""
-    return json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in SEMI})
-
-
-def adopt(config: Config, donor: Config) -> None:
-    """Take the supervised phases of a finished run with the same settings, instead of training them again."""
-    phases = read_json(donor.run_folder / "phases.json")
+def adopt(config: Config, donors: list[Config]) -> None:
+    """Take the supervised phases of a run with the same ones, instead of training them again."""
     mine = config.run_folder / "phases.json"
     if mine.exists():
+        return
+    for donor in donors:
+        theirs = donor.run_folder / "phases.json"
+        phases = read_json(theirs) if digest(donor, SEMI) == digest(config, SEMI) and theirs.exists() else {}
+        if "continued" in phases and donor.checkpoint("continued").exists():
+            break
+    else:
         return
     for phase in ("supervised", "continued"):
         config.checkpoint(phase).parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +82,12 @@ def adopt(config: Config, donor: Config) -> None:
     write_json(mine, {phase: phases[phase] for phase in ("supervised", "continued")})
 
 
-def run_one(config: Config, donor: Config | None) -> None:
+def run_one(config: Config, donors: list[Config]) -> None:
     """A run from its data to its tables, or what is left of it."""
     if (config.run_folder / "summary.json").exists():
         return
     data = prepare(config, resume=True)
-    if donor is not None:
-        adopt(config, donor)
+    adopt(config, donors)
     train_supervised(config, data)
     continue_supervised(config, data)
     if config.method != "supervised":
@@ -112,109 +119,140 @@ def forest_scores(data: Data, seed: int, pixels: int = 20_000) -> pd.DataFrame:
     return slice_table({"random forest": found}, [s.mask.astype(bool) for s in data.test], [s.stem for s in data.test])
 
 
-def run_forest(study: dict, about: dict, config: Config) -> None:
-    """Scores of the pixel classifier for one budget, fold and seed, unless they are there."""
-    path = forest_path(study, about)
-    if not path.exists():
-        table = forest_scores(read_slices(config), about["seed"])
-        write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+def forest_rows(about: dict, config: Config, known: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the pixel classifier for one budget, fold and seed; nothing where they are `known`."""
+    about = {**about, "variant": FOREST}
+    if finished(known, about, FOREST):
+        return pd.DataFrame()
+    return forest_scores(read_slices(config), about["seed"]).assign(
+        role=FOREST, group=digest(config, SEMI), settings=FOREST, **about).drop(columns="method")
 
 
-def forest_path(study: dict, about: dict) -> Path:
-    """Where the pixel classifier's scores for one budget, fold and seed are kept."""
-    name = f"forest_l{about['labels']}_f{about['fold']}_s{about['seed']}.csv"
-    return Path("runs") / f"study_{study['name']}" / name
+def run_rows(about: dict, config: Config, known: pd.DataFrame) -> pd.DataFrame:
+    """A row per slice and model of a finished run, without the models that `known` rows of its group hold."""
+    table = pd.read_csv(config.run_folder / "test_full.csv").merge(
+        pd.read_csv(config.run_folder / "test_patches.csv"), on=["method", "stem"], suffixes=("", "_patch"))
+    own = list(method_names(config.method))[2:]
+    table["role"] = table.pop("method").map(lambda name: name.split()[-1] if name in own else name)
+    group = digest(config, SEMI)
+    if len(known) and (known["group"] == group).any():
+        table = table[table["role"].isin(["student", "teacher"])]
+    return table.assign(group=group, settings=digest(config), **about)
 
 
-def collect(study: dict) -> pd.DataFrame:
-    """A row per slice and model of every finished run; models that several variants share appear once."""
-    tables, seen = [], set()
-    for about, config in plan(study):
-        path = config.run_folder / "test_full.csv"
-        if not (config.run_folder / "summary.json").exists():
-            continue
-        table = pd.read_csv(path).merge(pd.read_csv(config.run_folder / "test_patches.csv"), on=["method", "stem"],
-                                        suffixes=("", "_patch"))
-        own = list(method_names(config.method))[2:]
-        table["role"] = table["method"].map({name: name.split()[-1] for name in own}).fillna(table["method"])
-        table["method"] = about["variant"]
-        table["group"] = f"{key(config)}"
-        fresh = table["role"].isin(["student", "teacher"]) | (key(config) not in seen)
-        seen.add(key(config))
-        forest = forest_path(study, about)
-        if forest.exists() and forest not in seen:
-            seen.add(forest)
-            table = pd.concat([table[fresh], pd.read_csv(forest).assign(role="random forest", group=key(config))])
-            fresh = slice(None)
-        tables.append(table[fresh].assign(**{k: v for k, v in about.items() if k != "variant"}))
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    if len(table):
-        codes = {k: i for i, k in enumerate(dict.fromkeys(table["group"]))}
-        table["group"] = table["group"].map(codes)
-    return table
+def finished(known: pd.DataFrame, about: dict, settings: str) -> bool:
+    """Whether `known` holds rows of a run with this name and these settings."""
+    wanted = {**about, "settings": settings}
+    return len(known) > 0 and bool((known[list(wanted)] == list(wanted.values())).all(axis=1).any())
+
+
+def of_plan(known: pd.DataFrame, runs: list[tuple[dict, Config]]) -> pd.DataFrame:
+    """The rows of these runs, in their order; `study.csv` keeps those of variants that were changed or left out since.
+    """
+    own = known["settings"].isin([digest(config) for _, config in runs])
+    shared = known["role"].isin([*SHARED, FOREST]) & known["group"].isin([digest(config, SEMI) for _, config in runs])
+    order = {variant: i for i, variant in enumerate(dict.fromkeys(about["variant"] for about, _ in runs))}
+    return known[own | shared].sort_values("variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable")
+
+
+def digest(config: Config, without: tuple[str, ...] = ("run",)) -> str:
+    """Short name of settings; equal for equal ones. Where the data lie and on what device is left out."""
+    left_out = {*without, "run", "data", "device", "num_workers"}
+    text = json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in left_out})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# --- statistics -----------------------------------------------------------------------------------------------
+
+def bootstrap(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of the mean of (slices, seeds) values, NaN where one is missing.
+
+    Slices and seeds are resampled independently of each other: both are crossed, every slice is predicted with every
+    seed (Owen, 2007, doi:10.1214/07-AOAS122).
+    """
+    rng, (slices, seeds) = np.random.default_rng(0), values.shape
+    samples = [values[rng.integers(0, slices, slices)][:, rng.integers(0, seeds, seeds)] for _ in range(draws)]
+    low, high = np.quantile([np.nanmean(s) for s in samples if not np.isnan(s).all()], (0.025, 0.975))
+    return low, high
 
 
 def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> dict:
-    """Mean difference to the control with its 95 % bootstrap interval over slices and seeds, and a sign-flip test.
+    """Mean difference to the control with its 95 % bootstrap interval, and a sign-flip test.
 
-    Slices and seeds are resampled independently of each other (both are crossed: every slice is predicted with every
-    seed). The test flips the sign of whole slices, averaged over seeds, so seeds do not count as further evidence.
-    A slice may lack a seed while a study is under way.
+    The test flips the sign of whole slices, averaged over seeds, so seeds do not count as further evidence. A slice
+    may lack a seed while a study is under way.
 
     Parameters
     ----------
     table : DataFrame
         Columns `stem`, `seed`, `metric` and `control`: the score, and that of the control on the same slice and seed.
     """
-    grid = table.assign(gain=table[metric] - table["control"]).pivot_table(index="stem", columns="seed", values="gain")
-    gains, rng = grid.to_numpy(), np.random.default_rng(0)
-    slices, seeds = gains.shape
-    samples = [gains[rng.integers(0, slices, slices)][:, rng.integers(0, seeds, seeds)] for _ in range(draws)]
-    means = [np.nanmean(sample) for sample in samples if not np.isnan(sample).all()]
-    each = np.nanmean(gains, axis=1)
-    flips = rng.choice([-1.0, 1.0], (draws, slices)) @ each / slices
+    gains = crossed(table.assign(gain=table[metric] - table["control"]), "gain")
+    each, rng = np.nanmean(gains, axis=1), np.random.default_rng(0)
+    flips = rng.choice([-1.0, 1.0], (draws, len(each))) @ each / len(each)
     p = (1 + np.count_nonzero(np.abs(flips) >= abs(each.mean()) - 1e-12)) / (1 + draws)
-    return {"gain": each.mean(), "gain_low": np.quantile(means, 0.025), "gain_high": np.quantile(means, 0.975),
-            "p": p, "slices": slices, "seeds": seeds}
+    low, high = bootstrap(gains, draws)
+    return {"gain": each.mean(), "gain_low": low, "gain_high": high, "p": p}
+
+
+def crossed(table: pd.DataFrame, metric: str) -> np.ndarray:
+    """(slices, seeds) values of a column."""
+    return table.pivot_table(index="stem", columns="seed", values=metric).to_numpy()
 
 
 def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """A row per label budget, variant and role: mean score, and the paired comparison with the control."""
+    """A row per label budget, variant and role: mean score with its interval, and the comparison with the control."""
     rows = []
     control = table[table["role"] == CONTROL].set_index(["group", "stem"])[metric].rename("control")
-    for (labels, method, role), part in table.groupby(["labels", "method", "role"], sort=False):
-        row = {"labels": labels, "variant": method, "role": role, metric: part[metric].mean()}
+    for (labels, variant, role), part in table.groupby(["labels", "variant", "role"], sort=False):
+        values = crossed(part, metric)
+        low, high = bootstrap(values)
+        row = {"labels": labels, "variant": variant, "role": role, metric: part[metric].mean(), "low": low,
+               "high": high, "slices": values.shape[0], "seeds": values.shape[1]}
         if role not in (CONTROL, "Otsu"):
             row |= paired(part.join(control, on=["group", "stem"]), metric)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def write_study(folder: Path, study: dict, table: pd.DataFrame) -> pd.DataFrame:
+    """`summary.csv`, `study.json` and the figures of the rows of a study; the summary."""
+    summary = summarise_study(table)
+    write_atomically(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
+    write_json(folder / "study.json", {**study, "data": Path(study["data"]).name,
+                                       "environment": environment(choose_device())})
+    (folder / "figures").mkdir(exist_ok=True)
+    draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
+    draw_ablation(summary).savefig(folder / "figures" / "gains.png", dpi=100)
+    return summary
+
+
 def main() -> None:
-    """Run what is not finished, then write rows and summary."""
+    """Run what is not finished, then write rows, summary and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, help="JSON file that says what to run")
-    parser.add_argument("--summary", action="store_true", help="run nothing, only collect what is finished")
+    parser.add_argument("--summary", action="store_true", help="run nothing, only sum up the rows that are there")
+    parser.add_argument("--data", help="data folder, where it is not the one that the file names")
     arguments = parser.parse_args()
     study = read_json(arguments.study)
-    runs, donors = plan(study), {}
+    study["data"] = arguments.data or study.get("data", Config.data)
+    runs = plan(study)
+    configs = [config for _, config in runs]
     folder = Path("runs") / f"study_{study['name']}"
+    rows = folder / "study.csv"
+    known = pd.read_csv(rows) if rows.exists() else pd.DataFrame()
     for number, (about, config) in enumerate(runs, 1):
-        if not arguments.summary:
-            print(f"run {number} of {len(runs)}: {about}", flush=True)
-            run_forest(study, about, config)
-            run_one(config, donors.get(key(config)))
-            donors[key(config)] = config
-            table = collect(study)
-            write_atomically(folder / "study.csv", lambda path, t=table: t.to_csv(path, index=False))
-    table = collect(study)
-    if table.empty:
-        raise InputError(f"{folder}: no finished run yet")
-    summary = summarise_study(table)
-    for name, content in (("study.csv", table), ("summary.csv", summary)):
-        write_atomically(folder / name, lambda path, t=content: t.to_csv(path, index=False))
-    write_json(folder / "study.json", study)
-    print(summary.round(4).to_string(index=False))
+        if arguments.summary or finished(known, about, digest(config)):
+            continue
+        print(f"run {number} of {len(runs)}: {about}", flush=True)
+        run_one(config, configs)
+        known = pd.concat([known, run_rows(about, config, known)], ignore_index=True)
+        known = pd.concat([known, forest_rows(about, config, known)], ignore_index=True)
+        write_atomically(rows, lambda path, t=known: t.to_csv(path, index=False))
+    known = of_plan(known, runs) if len(known) else known
+    if known.empty:
+        raise InputError(f"{folder}: no finished run of this study yet")
+    print(write_study(folder, study, known).round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

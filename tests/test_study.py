@@ -1,6 +1,8 @@
 """The comparison of methods: what is run, shared and counted, and that a stopped study goes on."""
 
+import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -32,13 +34,13 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     assert code == 0, err
     assert len(phases) == 2 * (2 * 2 + 2 + 2 + 2 * 3)       # folds × (supervised + control, two students; all three)
     table = pd.read_csv("runs/study_s/study.csv")
-    assert table.groupby(["method", "role"]).size().to_dict() == {
+    assert table.groupby(["variant", "role"]).size().to_dict() == {
         ("mt", "Otsu"): 4, ("mt", "supervised"): 4, ("mt", "supervised continued"): 4, ("mt", "student"): 4,
         ("mt", "teacher"): 4, ("cm", "student"): 4, ("cm", "teacher"): 4, ("lr", "Otsu"): 4, ("lr", "supervised"): 4,
         ("lr", "supervised continued"): 4, ("lr", "student"): 4, ("lr", "teacher"): 4,
         ("random forest", "random forest"): 4}
     summary = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
-    scores = table.set_index(["method", "role", "fold", "stem"])["dice"].sort_index()
+    scores = table.set_index(["variant", "role", "fold", "stem"])["dice"].sort_index()
     expected = scores["cm", "student"] - scores["mt", "supervised continued"]
     assert summary.loc[("cm", "student"), "gain"] == pytest.approx(expected.mean(), abs=1e-6)
     assert "random forest" in out
@@ -61,6 +63,29 @@ def test_a_stopped_study_goes_on_and_repeats_nothing(plan_file, command, monkeyp
     assert first.stat().st_mtime_ns == before
     assert count <= 2 * (2 * 2 + 2 + 2 + 2 * 3) + 2          # at most the epoch that was cut off and one before it
     assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+
+
+def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
+    assert command("benchmarks.study", plan_file)[0] == 0
+    rows = Path("runs/study_s/study.csv").read_bytes()
+    for folder in [*Path("runs").glob("s_*"), Path("checkpoints")]:
+        shutil.rmtree(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
+        assert command("benchmarks.study", plan_file)[0] == 0
+    assert Path("runs/study_s/study.csv").read_bytes() == rows
+    before = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
+    content = json.loads(plan_file.read_text())
+    content["variants"]["cm"]["confidence"] = 0.6            # changed: run again, the others are kept
+    plan_file.write_text(json.dumps(content))
+    assert command("benchmarks.study", plan_file)[0] == 0
+    assert sorted(p.name for p in Path("runs").glob("s_*")) == ["s_cm_l2_f0_s0", "s_cm_l2_f1_s0"]
+    after = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
+    assert after.index.tolist() == before.index.tolist()
+    others = before.index.get_level_values("variant") != "cm"
+    pd.testing.assert_frame_equal(after[others], before[others])
+    assert set(pd.read_csv("runs/study_s/study.csv")["settings"]) > set(pd.read_csv(io.BytesIO(rows))["settings"])
+
 
 
 def test_interval_and_test_of_a_known_gain():

@@ -1,0 +1,116 @@
+"""Does the ranking of `annotate_next.csv` help? A simulated annotator paints one more slice of the demo data.
+
+    python benchmarks/annotation.py [--seeds 3] [--random 4] [--held-out 10] [--any-setting=value of train.py]
+
+A model is trained on two labelled slices; the unlabelled scans are ranked by its uncertainty. Then, for the first and
+the last of the ranking and for some chosen at random, the true mask is added and the supervised model trained anew,
+with as many steps. All are scored on scans that nobody could choose. Rows go to `runs/annotation/annotation.csv`; what
+is there is not run again.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import Config, make_config, parse_value  # noqa: E402 - after the path
+from datasets import Data, evenly_spaced  # noqa: E402
+from demo_data import truth_folder_of  # noqa: E402
+from evaluate import slice_table  # noqa: E402
+from model_unet import UNet  # noqa: E402
+from slices import Slice, crop_roi, read_mask  # noqa: E402
+from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
+from uncertainty import rank_unlabelled  # noqa: E402
+from utils import (  # noqa: E402
+    InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically,
+)
+
+RESULTS = Path("runs/annotation/annotation.csv")
+
+
+def truth_file(s: Slice, config: Config) -> Path:
+    """Where the demo keeps the mask of a scan: outside the data folder. Hidden labels of slices are not there."""
+    return truth_folder_of(Path(config.data)) / f"{s.stem}.png"
+
+
+def annotate(s: Slice, config: Config) -> Slice:
+    """The scan with its true mask."""
+    truth = truth_file(s, config)
+    return dataclasses.replace(s, mask=crop_roi(read_mask(truth), config.roi, str(truth)))
+
+
+def score(config: Config, scans: list[Slice]) -> pd.DataFrame:
+    """Dice of the supervised model on each annotated scan."""
+    device = choose_device(config.device)
+    model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
+    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap) >= config.threshold
+             for s in scans]
+    return slice_table({"supervised": masks}, [s.mask.astype(bool) for s in scans], [s.stem for s in scans])
+
+
+def choices(config: Config, data: Data, held_out: list[Slice], count: int) -> list[tuple[str, str]]:
+    """(how it was chosen, stem): the first and the last of the ranking, and `count` at random."""
+    away = {s.stem for s in held_out}
+    pool = [s for s in data.unlabelled if s.stem not in away and truth_file(s, config).exists()]
+    ranking = rank_unlabelled(config, dataclasses.replace(data, unlabelled=pool))["stem"].tolist()
+    drawn = np.random.default_rng([config.seed, 77]).choice(ranking[1:-1], count, replace=False)
+    return [("first", ranking[0]), ("last", ranking[-1]), *(("random", stem) for stem in drawn)]
+
+
+def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one seed that are not `known` yet, added to them."""
+    config = make_config(**{"labels": 2, **given, "seed": seed, "run": f"annotation_s{seed}"})
+    data = prepare(config, resume=True)
+    train_supervised(config, data)
+    train_mean_teacher(config, data)
+    scans = {s.stem: s for s in data.unlabelled if truth_file(s, config).exists()}
+    if len(scans) < held_out + count + 2:
+        raise InputError(f"{config.data}: {len(scans)} scans with a known mask, expected {held_out + count + 2} or "
+                         "more; use the demo data of demo_data.py")
+    scored = [annotate(s, config) for s in evenly_spaced(list(scans.values()), held_out)]
+    for how, stem in [("none", ""), *choices(config, data, scored, count)]:
+        if len(known) and ((known["seed"] == seed) & (known["how"] == how) & (known["added"] == stem)).any():
+            continue
+        more = config if how == "none" else dataclasses.replace(config, run=f"annotation_s{seed}_{stem}")
+        if how != "none":
+            prepare(more, resume=True)
+            train_supervised(more, dataclasses.replace(data, train=[*data.train, annotate(scans[stem], config)]))
+        rows = score(more, scored).assign(seed=seed, how=how, added=stem)
+        known = pd.concat([known, rows], ignore_index=True)
+        write_atomically(RESULTS, lambda path, t=known: t.to_csv(path, index=False))
+    return known
+
+
+def main() -> None:
+    """All seeds, then the mean Dice by how the slice was chosen, and first against random for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions (%(default)s)")
+    parser.add_argument("--random", type=int, default=4, help="slices chosen at random, per seed (%(default)s)")
+    parser.add_argument("--held-out", type=int, default=10, help="scans to score on (%(default)s)")
+    arguments, rest = parser.parse_known_args()
+    given = {}
+    for option in rest:
+        name, sign, value = option.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not sign or name not in Config.__dataclass_fields__:
+            raise InputError(f"{option}: no such option; settings of train.py are written as --name=value here")
+        given[name] = parse_value(name, value)
+    known = pd.read_csv(RESULTS, keep_default_na=False) if RESULTS.exists() else pd.DataFrame()
+    for seed in range(arguments.seeds):
+        known = run_seed(given, seed, arguments.random, arguments.held_out, known)
+    means = known.groupby(["seed", "how", "added"], sort=False)["dice"].mean()
+    print(means.round(4).to_string())
+    table = means.groupby(["seed", "how"], sort=False).mean().unstack("how")
+    print(table.round(4).to_string())
+    gain = table["first"] - table["random"]
+    print(f"first of the ranking − random: {gain.mean():+.4f} (seeds: {', '.join(f'{g:+.4f}' for g in gain)})")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,47 @@
+"""The simulated annotator: what it adds, what it is scored on, and that finished trainings are kept."""
+
+import pandas as pd
+import pytest
+
+import train
+from benchmarks import annotation
+from config import make_config
+from conftest import as_options
+from demo_data import truth_folder_of, write_demo
+from slices import Path, crop_roi, read_mask
+
+SETTINGS = {"base_channels": 2, "patch_size": 64, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,
+            "split": "blocks", "batch_size": 2, "device": "cpu", "num_workers": 0}
+
+
+def test_first_last_and_random_slices_are_added_and_scored_elsewhere(workplace, command, monkeypatch):
+    write_demo(Path("data/demo"), scans=5, labelled=6)
+    trained = []
+    phase = train.train_supervised
+    monkeypatch.setattr(annotation, "train_supervised",
+                        lambda config, data: trained.append((config.run, data.train)) or phase(config, data))
+    options = ["--seeds=1", "--random=1", "--held-out=2", *as_options(SETTINGS)]
+    code, out, err = command("benchmarks.annotation", *options)
+    assert code == 0, err
+    assert "first of the ranking − random: " in out
+    rows = pd.read_csv(annotation.RESULTS, keep_default_na=False)
+    assert rows.groupby("how", sort=False).size().to_dict() == {"none": 2, "first": 2, "last": 2, "random": 2}
+    ranking = pd.read_csv("runs/annotation_s0/annotate_next.csv")["stem"].tolist()
+    scored = set(rows["stem"])
+    assert len(ranking) == 3
+    assert not scored & set(ranking)
+    added = rows.drop_duplicates("how").set_index("how")["added"]
+    assert added.tolist() == ["", ranking[0], ranking[2], ranking[1]]
+    config = make_config(data="data/demo", **SETTINGS)
+    for run, slices in trained[1:]:
+        stem = run.removeprefix("annotation_s0_")
+        assert len(slices) == 3
+        assert slices[-1].stem == stem
+        truth = read_mask(truth_folder_of(Path("data/demo")) / f"{stem}.png")
+        assert (slices[-1].mask == crop_roi(truth, config.roi)).all()
+    trained.clear()
+    monkeypatch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
+    assert command("benchmarks.annotation", *options)[0] == 0
+    assert [run for run, _ in trained] == ["annotation_s0"]               # looked at, found finished
+    assert command("benchmarks.annotation", *options, "--colour=1")[0] == 2
+    assert command("benchmarks.annotation", *options, "--held-out=4")[0] == 2
