@@ -33,13 +33,16 @@ def test_notebook_runs_from_top_to_bottom(executed):
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     pictures = [o for o in outputs if "image/jpeg" in o.get("data", {})]
-    assert len(pictures) >= 9
+    assert len(pictures) >= 13
     assert all(len(p["data"]["image/jpeg"]) > 5000 for p in pictures)
     text = json.dumps(outputs)
-    for expected in ("no problem found", "U-Net of width 2", "Mean Teacher teacher", "Full-image test Dice"):
+    for expected in ("no problem found", "U-Net of width 2", "Mean Teacher teacher", "best recipe teacher",
+                     "classic, full-image test Dice", "best, full-image test Dice", "chosen: "):
         assert expected in text
     figures = {p.name for p in (folder / "runs" / "mini" / "figures").iterdir()}
-    assert {"slice.png", "views.png", "curves.png", "paired.png", "sizes.png"} < figures
+    assert {"slice.png", "views.png", "curves.png", "paired.png"} < figures
+    best = {p.name for p in (folder / "runs" / "mini_best").rglob("*.*")}
+    assert {"views.png", "curves.png", "calibration.png", "worst.png", "sizes.png", "annotate_next.csv"} < best
 
 
 def test_committed_notebook_keeps_the_house_rules():
