@@ -158,7 +158,7 @@ PRESETS = {  # what a published method changes in the recipe
     "cutmix_mt": {"freeze": (), "cutmix_p": 1.0, "confidence": 0.97},          # French et al., arXiv:1906.01916
     "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
-    "best": {  # what served best on real slices: runs/reference_study
+    "best": {  # what served best on real slices: runs/study_few_labels
         "downsample": 2, "patch_size": 384, **STRONG,                          # wide context; then: every orientation
         "quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0, "zoom": 1.3,
         "schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "steps_per_epoch": 10,
