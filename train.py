@@ -277,7 +277,7 @@ def prepare(config: Config, resume: bool = False) -> Data:
     write_json(split, known)
     first, views = data.train[0], {}
     for kind, slices in (("labelled", data.train), ("unlabelled", data.unlabelled)):
-        batch = next(make_loader(make_dataset(config, slices), 8, [config.seed, *b"figure"]))
+        batch = next(make_loader(make_dataset(config, slices), 8, [config.seed, *b"figure", *kind.encode()]))
         views |= {f"{kind}_{name}": (tensor[:, 0] * 255).round().byte().numpy() for name, tensor in batch.items()}
     write_npz(config.run_folder / "samples.npz", raw=read_image(first.path), image=first.image, mask=first.mask,
               percentiles=np.array(config.percentiles), **views)

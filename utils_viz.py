@@ -186,30 +186,33 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_ablation(summary: pd.DataFrame, role: str = "student") -> Figure:
-    """Bars of the paired gain over the control for each variant of one study, with 95 % intervals and scores.
+def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = "the control",
+                  role: str = "teacher") -> Figure:
+    """Bars of a paired difference for each variant of one study, with 95 % intervals and mean scores.
 
     Parameters
     ----------
     summary : DataFrame
         As in `draw_budgets`; each budget is a panel.
+    column, reference : str
+        `gain` over the compute-matched control, or `change` against the first variant; what the axis calls it.
     role : str
-        Row of each variant that is shown; a variant without it (`supervised continued`) is left out.
+        Row of each variant that is shown; a variant without it (supervised training alone) is left out.
     """
-    budgets = summary["labels"].unique()
-    rows = summary[summary["role"] == role]
+    rows = summary[(summary["role"] == role) & summary[column].notna()]
+    budgets = rows["labels"].unique()
     figure, axes = new_figure(1, len(budgets), 1.2 + 0.34 * rows["variant"].nunique(), sharey=True)
     for panel, budget in zip(axes[0], budgets, strict=True):
         table = rows[rows["labels"] == budget]
-        panel.barh(table["variant"], table["gain"], color=SKY,
-                   xerr=[table["gain"] - table["gain_low"], table["gain_high"] - table["gain"]], capsize=3)
-        for variant, dice, high in zip(table["variant"], table["dice"], table["gain_high"], strict=True):
-            panel.annotate(f"{dice:.3f}", (max(0.0, high), variant), (4, 0), textcoords="offset points", va="center",
+        mean, low, high = (table[column + suffix] for suffix in ("", "_low", "_high"))
+        panel.barh(table["variant"], mean, color=SKY, xerr=[mean - low, high - mean], capsize=3)
+        for variant, dice, x in zip(table["variant"], table["dice"], high, strict=True):
+            panel.annotate(f"{dice:.3f}", (max(0.0, x), variant), (4, 0), textcoords="offset points", va="center",
                            fontsize=8)
         panel.axvline(0, color="0.3", lw=1)
         panel.margins(x=0.15)
         panel.set(title=f"{budget or 'all'} labelled slices: {role}, mean Dice at the bars",
-                  xlabel="gain in full-image Dice over the control")
+                  xlabel=f"full-image Dice − that of {reference}")
     axes[0, 0].invert_yaxis()
     return figure
 

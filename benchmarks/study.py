@@ -201,9 +201,14 @@ def crossed(table: pd.DataFrame, metric: str) -> np.ndarray:
 
 
 def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """A row per label budget, variant and role: mean score with its interval, and the comparison with the control."""
-    rows = []
+    """A row per label budget, variant and role: mean score with its interval, and the comparison with the control.
+
+    `gain` is against the control of the same run, `change` against the same role of the first variant (ablations).
+    """
+    rows, first = [], table["variant"].iloc[0]
     control = table[table["role"] == CONTROL].set_index(["group", "stem"])[metric].rename("control")
+    same = ["labels", "fold", "seed", "stem", "role"]
+    base = table[table["variant"] == first].set_index(same)[metric].rename("control")
     for (labels, variant, role), part in table.groupby(["labels", "variant", "role"], sort=False):
         values = crossed(part, metric)
         low, high = bootstrap(values)
@@ -211,6 +216,9 @@ def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
                "high": high, "slices": values.shape[0], "seeds": values.shape[1]}
         if role not in (CONTROL, "Otsu"):
             row |= paired(part.join(control, on=["group", "stem"]), metric)
+        both = part.join(base, on=same, how="inner")
+        if variant != first and len(both):
+            row |= {k.replace("gain", "change"): v for k, v in paired(both, metric).items() if k != "p"}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -223,7 +231,9 @@ def write_study(folder: Path, study: dict, table: pd.DataFrame) -> pd.DataFrame:
                                        "environment": environment(choose_device())})
     (folder / "figures").mkdir(exist_ok=True)
     draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
-    draw_ablation(summary).savefig(folder / "figures" / "gains.png", dpi=100)
+    for column, of in (("gain", "the control"), ("change", next(iter(study["variants"])))):
+        if column in summary:
+            draw_ablation(summary, column, of).savefig(folder / "figures" / f"{column}s.png", dpi=100)
     return summary
 
 

@@ -43,7 +43,11 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     scores = table.set_index(["variant", "role", "fold", "stem"])["dice"].sort_index()
     expected = scores["cm", "student"] - scores["mt", "supervised continued"]
     assert summary.loc[("cm", "student"), "gain"] == pytest.approx(expected.mean(), abs=1e-6)
+    change = scores["lr", "teacher"] - scores["mt", "teacher"]
+    assert summary.loc[("lr", "teacher"), "change"] == pytest.approx(change.mean(), abs=1e-6)
+    assert summary["change"].notna().sum() == 2 + 5         # student and teacher of cm, everything of lr
     assert "random forest" in out
+    assert {p.name for p in Path("runs/study_s/figures").iterdir()} == {"budgets.png", "gains.png", "changes.png"}
 
 
 def test_a_stopped_study_goes_on_and_repeats_nothing(plan_file, command, monkeypatch):

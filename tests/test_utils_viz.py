@@ -111,6 +111,8 @@ def study_summary() -> pd.DataFrame:
                               ("cm", "Otsu"), ("cm", "student")):
             row = {"labels": labels, "variant": variant, "role": role, "dice": 0.7, "low": 0.6, "high": 0.75}
             rows.append(row | ({"gain": 0.02, "gain_low": -0.01, "gain_high": 0.04} if role == "student" else {}))
+            rows[-1] |= {f"change{k}": rows[-1].get(f"gain{k}", np.nan) - 0.05 if variant == "cm" else np.nan
+                         for k in ("", "_low", "_high")}
     return pd.DataFrame(rows)
 
 
@@ -124,8 +126,12 @@ def test_budget_plot_has_all_labels_last_and_each_rival_once():
 
 
 def test_ablation_bars_show_gain_interval_and_score():
-    first, second = utils_viz.draw_ablation(study_summary()).axes
+    first, second = utils_viz.draw_ablation(study_summary(), role="student").axes
     assert [bar.get_width() for bar in first.patches] == [0.02, 0.02]
     assert [t.get_text() for t in first.get_yticklabels()] == ["mt", "cm"]
     assert [t.get_text() for t in first.texts] == ["0.700", "0.700"]
     assert second.get_title().startswith("all labelled")
+    left, _ = utils_viz.draw_ablation(study_summary(), "change", "mt", "student").axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["cm"]
+    assert left.patches[0].get_width() == pytest.approx(-0.03)
+    assert left.get_xlabel().endswith("that of mt")
