@@ -195,3 +195,15 @@ def parse_value(name: str, text: str) -> Any:
         return {"true": True, "false": False}[text.lower()] if isinstance(default, bool) else type(default)(text)
     except (KeyError, ValueError):
         return text
+
+
+def parse_settings(options: list[str]) -> dict[str, Any]:
+    """Fields of `Config` from `--name=value` arguments, as the benchmarks take them."""
+    given = {}
+    for option in options:
+        name, sign, value = option.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not sign or name not in Config.__dataclass_fields__:
+            raise InputError(f"{option}: no such option; settings of train.py are written as --name=value here")
+        given[name] = parse_value(name, value)
+    return given

@@ -19,7 +19,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config, make_config, parse_value  # noqa: E402 - after the path
+from config import Config, make_config, parse_settings  # noqa: E402 - after the path
 from datasets import Data, evenly_spaced  # noqa: E402
 from demo_data import truth_folder_of  # noqa: E402
 from evaluate import slice_table  # noqa: E402
@@ -94,13 +94,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=4, help="slices chosen at random, per seed (%(default)s)")
     parser.add_argument("--held-out", type=int, default=10, help="scans to score on (%(default)s)")
     arguments, rest = parser.parse_known_args()
-    given = {}
-    for option in rest:
-        name, sign, value = option.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if not sign or name not in Config.__dataclass_fields__:
-            raise InputError(f"{option}: no such option; settings of train.py are written as --name=value here")
-        given[name] = parse_value(name, value)
+    given = parse_settings(rest)
     known = pd.read_csv(RESULTS, keep_default_na=False) if RESULTS.exists() else pd.DataFrame()
     for seed in range(arguments.seeds):
         known = run_seed(given, seed, arguments.random, arguments.held_out, known)

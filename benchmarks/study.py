@@ -1,6 +1,6 @@
 """Which method pays, and with how many labels: variants × label budgets × block folds × seeds, on one data set.
 
-    python benchmarks/study.py FILE.json [--data DIR] [--summary]
+    python benchmarks/study.py FILE.json [--data DIR] [--name NAME] [--summary] [--any-setting=value of train.py]
 
 FILE.json holds `name`, `data`, `labels`, `folds`, `seeds`, `settings` (of every run) and `variants` (name → settings
 of that variant, `method` among them). Each run is a folder `runs/NAME_VARIANT_lL_fF_sS`, made by the same functions
@@ -29,7 +29,7 @@ from sklearn.ensemble import RandomForestClassifier
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config, make_config  # noqa: E402 - after the path
+from config import Config, make_config, parse_settings  # noqa: E402 - after the path
 from datasets import Data  # noqa: E402
 from evaluate import slice_table  # noqa: E402
 from train import (  # noqa: E402
@@ -49,9 +49,10 @@ FOREST = "random forest"
 
 def plan(study: dict) -> list[tuple[dict, Config]]:
     """Every run: what it is called in the table, and its settings. Variants of one budget, fold and seed together."""
-    unknown = set(study) - {"name", "data", "labels", "folds", "seeds", "settings", "variants"}
-    if unknown:
-        raise InputError(f"study: unknown {', '.join(sorted(unknown))}")
+    keys = {"name", "data", "labels", "folds", "seeds", "settings", "variants"}
+    for what, wrong in (("unknown", set(study) - keys), ("missing", keys - set(study))):
+        if wrong:
+            raise InputError(f"study: {what} {', '.join(sorted(wrong))}")
     runs = []
     for seed, labels, fold in itertools.product(study["seeds"], study["labels"], study["folds"]):
         for variant, settings in study["variants"].items():
@@ -243,9 +244,11 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="JSON file that says what to run")
     parser.add_argument("--summary", action="store_true", help="run nothing, only sum up the rows that are there")
     parser.add_argument("--data", help="data folder, where it is not the one that the file names")
-    arguments = parser.parse_args()
+    parser.add_argument("--name", help="name of the study, likewise: runs/study_NAME")
+    arguments, rest = parser.parse_known_args()
     study = read_json(arguments.study)
-    study["data"] = arguments.data or study.get("data", Config.data)
+    study |= {key: value for key in ("data", "name") if (value := getattr(arguments, key))}
+    study["settings"] = {**study.get("settings", {}), **parse_settings(rest)}
     runs = plan(study)
     configs = [config for _, config in runs]
     folder = Path("runs") / f"study_{study['name']}"

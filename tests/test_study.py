@@ -12,7 +12,6 @@ import train
 from benchmarks import study
 from conftest import TINY
 from slices import Path
-from utils import InputError
 
 SETTINGS = {**{k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}, "sup_epochs": 2, "ssl_epochs": 2}
 
@@ -113,5 +112,19 @@ def test_a_misspelt_key_is_an_error(plan_file, command):
     code, _, err = command("benchmarks.study", plan_file)
     assert code == 2
     assert "sedes" in err
-    with pytest.raises(InputError):
-        study.plan({"colour": 1})
+    content = json.loads(plan_file.read_text().replace("sedes", "seeds"))
+    del content["variants"]
+    plan_file.write_text(json.dumps(content))
+    assert "study: missing variants" in command("benchmarks.study", plan_file)[2]
+
+
+def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
+    content = json.loads(plan_file.read_text()) | {"data": "elsewhere", "folds": [0], "variants": {"mt": {}}}
+    plan_file.write_text(json.dumps(content))
+    code, _, err = command("benchmarks.study", plan_file, "--data", data_folder, "--name", "other", "--lr=0.005")
+    assert code == 0, err
+    assert json.loads(Path("runs/other_mt_l2_f0_s0/config.json").read_text())["lr"] == 0.005
+    assert Path("runs/study_other/summary.csv").exists()
+    code, _, err = command("benchmarks.study", plan_file, "--colour=3")
+    assert code == 2
+    assert "--colour=3: no such option" in err
