@@ -63,6 +63,7 @@ class Config:
     zoom: float = option(1.0, "largest magnification, 1 to 2; the smallest is its inverse", _between(1, 2))
     blur_p: float = option(0.5, "probability that the strong view is blurred", _between(0, 1))
     blur_limit: int = option(7, "largest blur kernel, odd, 3 or more [px]", lambda v: v >= 3 and v % 2 == 1)
+    motion_blur: float = option(0.5, "share of motion blur among both kinds, 0 to 1", _between(0, 1))
     intensity_p: float = option(0.5, "probability of each of the following perturbations", _between(0, 1))
     brightness: float = option(0.0, "largest shift, as share of the grey range, 0 to 1", _between(0, 1))
     contrast: float = option(0.0, "largest relative change of contrast, 0 to 1", _between(0, 1))
@@ -167,8 +168,8 @@ PRESETS = {  # what a published method changes in the recipe
 }
 CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 8, "steps_per_epoch": 8, "max_unlabelled": 40}
 GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns", "zoom")
-INTENSITY = ("blur_p", "blur_limit", "intensity_p", "brightness", "contrast", "gamma", "noise", "correlated_noise",
-             "shading", "cutout")
+INTENSITY = ("blur_p", "blur_limit", "motion_blur", "intensity_p", "brightness", "contrast", "gamma", "noise",
+             "correlated_noise", "shading", "cutout")
 FREE = ("device", "num_workers")  # settings that a resumed run may change: results stay the same up to rounding
 
 

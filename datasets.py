@@ -225,10 +225,10 @@ class Views(Dataset):
         top, left, size = top - self.margin, left - self.margin, self.patch_size + 2 * self.margin
         image = cut_window(s.image, top, left, size)
         mask = np.zeros_like(image) if s.mask is None else cut_window(s.mask, top, left, size)
-        weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views)
-        inner = slice(self.margin, self.margin + self.patch_size)
-        return {"weak": to_tensor(weak[None, inner, inner]), "strong": to_tensor(np.stack(strong)[:, inner, inner]),
-                "mask": to_tensor(mask[None, inner, inner] * np.uint8(255))}
+        weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views,
+                                        self.margin)
+        return {"weak": to_tensor(weak[None]), "strong": to_tensor(np.stack(strong)),
+                "mask": to_tensor(mask[None] * np.uint8(255))}
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

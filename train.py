@@ -23,7 +23,7 @@ from evaluate import evaluate_models, validate
 from losses import bce_dice_loss, consistency_loss, cosine_ramp_up, cutmix_boxes, drop_channels, mix
 from model_unet import UNet, ema_update, freeze
 from slices import read_image
-from uncertainty import rank_unlabelled
+from uncertainty import rank_unlabelled, without_label
 from utils import (
     InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, predict_image, read_json,
     restore_state, run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
@@ -317,7 +317,7 @@ def main() -> None:
         train_mean_teacher(config, data)
     for method, scores in evaluate_run(config, data)["full"]["methods"].items():
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
-    if config.method != "supervised" and data.unlabelled:
+    if config.method != "supervised" and without_label(data):
         print(f"annotate next: {rank_unlabelled(config, data)['file'][0]} (ranking: annotate_next.csv)")
     print(f"results: {config.run_folder}; draw the figures with: python utils_viz.py {config.run_folder}")
 

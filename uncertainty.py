@@ -7,6 +7,7 @@ from tqdm import tqdm
 from config import Config
 from datasets import Data
 from model_unet import UNet
+from slices import Slice
 from utils import InputError, choose_device, load_checkpoint, predict_image, write_atomically
 
 MODELS = ("ssl_student", "ssl_teacher")
@@ -38,6 +39,12 @@ def slice_uncertainty(student: np.ndarray, teacher: np.ndarray, threshold: float
             "disagreement": float(np.abs(student - teacher).mean()), "fraction_predicted": foreground / mean.size}
 
 
+def without_label(data: Data) -> list[Slice]:
+    """The slices that somebody could still annotate; where nothing is unlabelled, the labelled ones stand in for it."""
+    labelled = {s.path for s in data.train}
+    return [s for s in data.unlabelled if s.path not in labelled]
+
+
 def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     """Write `annotate_next.csv`: the unlabelled slices by falling uncertainty of student and teacher; the table.
 
@@ -50,7 +57,8 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     InputError
         When the run has no student and teacher yet, or no unlabelled slice.
     """
-    if not data.unlabelled:
+    slices = without_label(data)
+    if not slices:
         raise InputError(f"{config.data}: no unlabelled slice to rank")
     device = choose_device(config.device)
     for name in MODELS:
@@ -58,7 +66,7 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
             raise InputError(f"{config.checkpoint(name)}: missing; train a semi-supervised method first")
     models = [UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device) for name in MODELS]
     rows = []
-    for s in tqdm(data.unlabelled, "what to annotate next", unit="slice", leave=False):
+    for s in tqdm(slices, "what to annotate next", unit="slice", leave=False):
         student, teacher = (predict_image(m, s.image, device, config.patch_size, 0.25, config.batch_size, config.tta)
                             for m in models)
         rows.append({"stem": s.stem, "file": str(s.path), **slice_uncertainty(student, teacher, config.threshold)})

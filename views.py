@@ -28,7 +28,8 @@ def build_geometry(flip_p: float = 0.5, vertical_flip_p: float = 0.2, rotation: 
         A.VerticalFlip(p=vertical_flip_p),
         *([A.RandomRotate90(p=1.0)] if quarter_turns else []),
         A.Rotate(limit=(-rotation, rotation), **border) if zoom == 1 else
-        A.Affine(rotate=(-rotation, rotation), scale=(1 / zoom, zoom), balanced_scale=True, **border),
+        A.Affine(rotate=(-rotation, rotation), scale=(1 / zoom, zoom), balanced_scale=True,
+                 keep_ratio=True, **border),
     ])
 
 
@@ -58,15 +59,15 @@ class SmoothField(A.ImageOnlyTransform):
         return np.clip(np.rint(img + field), 0, 255).astype(np.uint8)
 
 
-def build_intensity(blur_p: float = 0.5, blur_limit: int = 7, brightness: float = 0.0, contrast: float = 0.0,
-                    gamma: float = 1.0, noise: float = 0.0, correlated_noise: float = 0.0, shading: float = 0.0,
-                    cutout: int = 0, intensity_p: float = 0.5) -> A.Compose:
+def build_intensity(blur_p: float = 0.5, blur_limit: int = 7, motion_blur: float = 0.5, brightness: float = 0.0,
+                    contrast: float = 0.0, gamma: float = 1.0, noise: float = 0.0, correlated_noise: float = 0.0,
+                    shading: float = 0.0, cutout: int = 0, intensity_p: float = 0.5) -> A.Compose:
     """What makes the strong view strong, in the order in which an instrument would do it.
 
     Parameters
     ----------
-    blur_p, blur_limit : float, int
-        Probability of Gaussian or motion blur, and its largest kernel [px].
+    blur_p, blur_limit, motion_blur : float, int, float
+        Probability of Gaussian or motion blur, its largest kernel [px], and the share of motion blur among both.
     brightness, contrast : float
         Largest shift, as a share of the grey range, and largest relative change of contrast.
     gamma : float
@@ -85,8 +86,8 @@ def build_intensity(blur_p: float = 0.5, blur_limit: int = 7, brightness: float 
         *([A.RandomBrightnessContrast(brightness, contrast, brightness_by_max=True, p=p)]
           if brightness or contrast else []),
         *([A.RandomGamma((100 / gamma, 100 * gamma), p=p)] if gamma > 1 else []),
-        A.OneOf([A.GaussianBlur(blur_limit=(3, blur_limit), p=1.0),
-                 A.MotionBlur(blur_limit=(3, blur_limit), p=1.0)], p=blur_p),
+        A.OneOf([A.GaussianBlur(blur_limit=(3, blur_limit), p=1.0 - motion_blur),
+                 A.MotionBlur(blur_limit=(3, blur_limit), p=motion_blur)], p=blur_p),
         *([A.GaussNoise(std_range=(0.0, noise), p=p)] if noise else []),
         *([SmoothField(correlated_noise, NOISE_PITCH, p)] if correlated_noise else []),
         *([A.CoarseDropout(num_holes_range=(1, cutout), hole_height_range=(0.05, 0.2), hole_width_range=(0.05, 0.2),
@@ -102,7 +103,7 @@ def seed_apart(transform: A.BasicTransform | A.BaseCompose, rng: np.random.Gener
 
 
 def make_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, intensity: A.Compose,
-               seed: int, strong_views: int = 1) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+               seed: int, strong_views: int = 1, margin: int = 0) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """Weak view, strong views and mask in one geometry, which is recorded once and replayed.
 
     Parameters
@@ -110,10 +111,12 @@ def make_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, i
     image, mask : (H, W) uint8 ndarrays
     seed : int
         The same seed gives the same views.
+    margin : int
+        Pixels on each side that only the geometry sees; they are cut off before grey values are perturbed.
 
     Returns
     -------
-    weak : (H, W) uint8 ndarray
+    weak : (H − 2·margin, W − 2·margin) uint8 ndarray
     strong : list of `strong_views` such
     mask : such
     """
@@ -121,8 +124,10 @@ def make_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, i
     seed_apart(geometry, rng)
     recorded = geometry(image=image)
     replayed = A.ReplayCompose.replay(recorded["replay"], image=image, mask=mask)
+    weak, again, mask = (np.ascontiguousarray(array[margin:array.shape[0] - margin, margin:array.shape[1] - margin])
+                         for array in (recorded["image"], replayed["image"], replayed["mask"]))
     strong = []
     for _ in range(strong_views):
         seed_apart(intensity, rng)
-        strong.append(intensity(image=replayed["image"])["image"])
-    return recorded["image"], strong, replayed["mask"]
+        strong.append(intensity(image=again)["image"])
+    return weak, strong, mask

@@ -5,7 +5,7 @@
 A model is trained on two labelled slices; the unlabelled scans are ranked by its uncertainty. Then, for the first and
 the last of the ranking and for some chosen at random, the true mask is added and the supervised model trained anew,
 with as many steps. All are scored on scans that nobody could choose. Rows go to `runs/annotation/annotation.csv`; what
-is there is not run again.
+is there is not run again, and rows of other settings or scans stay beside it.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.study import digest, finished  # noqa: E402 - after the path
 from config import Config, make_config, parse_settings  # noqa: E402 - after the path
 from datasets import Data, evenly_spaced  # noqa: E402
 from demo_data import truth_folder_of  # noqa: E402
@@ -63,9 +64,14 @@ def choices(config: Config, data: Data, held_out: list[Slice], count: int) -> li
     return [("first", ranking[0]), ("last", ranking[-1]), *(("random", stem) for stem in drawn)]
 
 
-def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one seed that are not `known` yet, added to them."""
-    config = make_config(**{"labels": 2, **given, "seed": seed, "run": f"annotation_s{seed}"})
+def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFrame,
+             ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`known` with the rows of one seed that were not in it yet, and the rows of that seed."""
+    config = make_config(**{"labels": 2, "data": "data/demo", **given, "seed": seed, "run": "annotation"})
+    steps = config.steps_per_epoch or max(1, config.labels // config.batch_size)  # the same with one more slice
+    config = dataclasses.replace(config, steps_per_epoch=steps)
+    name = digest(config)
+    config = dataclasses.replace(config, run=f"annotation_s{seed}_{name}")
     data = prepare(config, resume=True)
     train_supervised(config, data)
     train_mean_teacher(config, data)
@@ -74,31 +80,35 @@ def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFr
         raise InputError(f"{config.data}: {len(scans)} scans with a known mask, expected {held_out + count + 2} or "
                          "more; use the demo data of demo_data.py")
     scored = [annotate(s, config) for s in evenly_spaced(list(scans.values()), held_out)]
+    about = {"settings": name, "held_out": held_out, "seed": seed}
     for how, stem in [("none", ""), *choices(config, data, scored, count)]:
-        if len(known) and ((known["seed"] == seed) & (known["how"] == how) & (known["added"] == stem)).any():
+        if finished(known, {**about, "how": how, "added": stem}):
             continue
-        more = config if how == "none" else dataclasses.replace(config, run=f"annotation_s{seed}_{stem}")
+        more = config if how == "none" else dataclasses.replace(config, run=f"{config.run}_{stem}")
         if how != "none":
             prepare(more, resume=True)
             train_supervised(more, dataclasses.replace(data, train=[*data.train, annotate(scans[stem], config)]))
-        rows = score(more, scored).assign(seed=seed, how=how, added=stem)
+        rows = score(more, scored).assign(**about, how=how, added=stem)
         known = pd.concat([known, rows], ignore_index=True)
         write_atomically(RESULTS, lambda path, t=known: t.to_csv(path, index=False))
-    return known
+    return known, known[(known[list(about)] == list(about.values())).all(axis=1)]
 
 
 def main() -> None:
     """All seeds, then the mean Dice by how the slice was chosen, and first against random for each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=3, help="repetitions (%(default)s)")
     parser.add_argument("--random", type=int, default=4, help="slices chosen at random, per seed (%(default)s)")
     parser.add_argument("--held-out", type=int, default=10, help="scans to score on (%(default)s)")
     arguments, rest = parser.parse_known_args()
-    given = parse_settings(rest)
+    given, tables = parse_settings(rest), []
+    if wrong := sorted({"seed", "run"} & set(given)):
+        raise InputError(f"--{wrong[0]}: is set by this script; use --seeds")
     known = pd.read_csv(RESULTS, keep_default_na=False) if RESULTS.exists() else pd.DataFrame()
     for seed in range(arguments.seeds):
-        known = run_seed(given, seed, arguments.random, arguments.held_out, known)
-    means = known.groupby(["seed", "how", "added"], sort=False)["dice"].mean()
+        known, mine = run_seed(given, seed, arguments.random, arguments.held_out, known)
+        tables.append(mine)
+    means = pd.concat(tables).groupby(["seed", "how", "added"], sort=False)["dice"].mean()
     print(means.round(4).to_string())
     table = means.groupby(["seed", "how"], sort=False).mean().unstack("how")
     print(table.round(4).to_string())

@@ -3,16 +3,17 @@
     python benchmarks/study.py FILE.json [--data DIR] [--name NAME] [--summary] [--any-setting=value of train.py]
 
 FILE.json holds `name`, `data`, `labels`, `folds`, `seeds`, `settings` (of every run) and `variants` (name → settings
-of that variant, `method` among them). Each run is a folder `runs/NAME_VARIANT_lL_fF_sS`, made by the same functions
-as `train.py`; runs that do not differ before the semi-supervised phase share their supervised models, so every
-variant is compared with the very control it has. The random-forest pixel classifier that ilastik and Weka made popular
-is trained on the same slices. Rows (one per slice and model) go to `runs/study_NAME/study.csv`, summary and figures
-beside it. A stopped study goes on where it was; what has its rows in that file is not run again, even where its run
-folder is gone.
+of that variant, `method` among them). Each run is a folder `runs/NAME_VARIANT_lL_fF_sS_…`, made by the same functions
+as `train.py`; the end of its name stands for all settings and for the content of the data folder, so runs of other
+settings or data never mix. Runs that do not differ before the semi-supervised phase share their supervised models. The
+random-forest pixel classifier that ilastik and Weka made popular is trained on the same slices. Rows (one per slice and
+model) go to `runs/study_NAME/study.csv`, summary and figures beside it. A stopped study goes on where it was; what has
+its rows in that file is not run again, even where its run folder is gone.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -31,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from config import Config, make_config, parse_settings  # noqa: E402 - after the path
 from datasets import Data  # noqa: E402
-from evaluate import slice_table  # noqa: E402
+from evaluate import sign_flip_p, slice_table  # noqa: E402
+from slices import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
     CONTROL, LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher,
     train_supervised,
@@ -43,25 +45,61 @@ from utils_viz import draw_ablation, draw_budgets  # noqa: E402
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",
         "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")  # not of the control
+SPLIT = ("split", "val_fraction", "test_fraction", "fold", "labels", "seed", "roi", "percentiles", "mask_foreground")
 SHARED = ("Otsu", "supervised", CONTROL)  # rows that runs with equal supervised phases have in common
 FOREST = "random forest"
+KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list, "settings": dict, "variants": dict}
+RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
 
 
 def plan(study: dict) -> list[tuple[dict, Config]]:
     """Every run: what it is called in the table, and its settings. Variants of one budget, fold and seed together."""
-    keys = {"name", "data", "labels", "folds", "seeds", "settings", "variants"}
-    for what, wrong in (("unknown", set(study) - keys), ("missing", keys - set(study))):
+    for what, wrong in (("unknown", set(study) - set(KINDS)), ("missing", set(KINDS) - set(study))):
         if wrong:
             raise InputError(f"study: {what} {', '.join(sorted(wrong))}")
+    for key, kind in KINDS.items():
+        value = study[key]
+        if not isinstance(value, kind) or not (value or key == "settings"):
+            raise InputError(f"study: {key} is {value!r}, expected a filled {kind.__name__}")
+        if kind is list and not all(type(number) is int for number in value):
+            raise InputError(f"study: {key} is {value!r}, expected whole numbers")
+    for name, settings in {"settings": study["settings"], **study["variants"]}.items():
+        if not isinstance(settings, dict):
+            raise InputError(f"study: {name} is {settings!r}, expected settings by name")
+        for wrong in sorted(set(settings) - (set(Config.__dataclass_fields__) - RESERVED)):
+            raise InputError(f"study: {name}: {wrong} " + (
+                "is set by the study itself; use labels, folds, seeds, data" if wrong in RESERVED else
+                "is no setting of train.py"))
     runs = []
     for seed, labels, fold in itertools.product(study["seeds"], study["labels"], study["folds"]):
         for variant, settings in study["variants"].items():
             about = {"variant": variant, "labels": labels, "fold": fold, "seed": seed}
-            given = {"split": "blocks", **study["settings"], **settings, "data": study["data"],
-                     **{k: about[k] for k in ("labels", "fold", "seed")},
-                     "run": f"{study['name']}_{variant}_l{labels}_f{fold}_s{seed}"}
-            runs.append((about, make_config(**given)))
+            config = make_config(**{"split": "blocks", **study["settings"], **settings, "data": study["data"],
+                                    "labels": labels, "fold": fold, "seed": seed, "run": "study"})
+            name = f"{study['name']}_{variant}_l{labels}_f{fold}_s{seed}_{digest(config)[:6]}"
+            runs.append((about, dataclasses.replace(config, run=name)))
     return runs
+
+
+@functools.cache
+def content_of(folder: str) -> str:
+    """SHA-256 of all files of a data folder, whatever their dates and wherever it lies."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in MASK_SUFFIXES and p.is_file()):
+        total.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def digest(config: Config, without: tuple[str, ...] = ("run",)) -> str:
+    """Short name of settings and data; equal for equal ones. Where the data lie and on what device is left out."""
+    left_out = {*without, "run", "data", "device", "num_workers"}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
+    return hashlib.sha256(json.dumps([settings, content_of(config.data)]).encode()).hexdigest()[:12]
+
+
+def forest_digest(config: Config) -> str:
+    """Short name of what the pixel classifier depends on."""
+    return hashlib.sha256(json.dumps([config.subset(SPLIT), content_of(config.data)]).encode()).hexdigest()[:12]
 
 
 def adopt(config: Config, donors: list[Config]) -> None:
@@ -123,82 +161,80 @@ def forest_scores(data: Data, seed: int, pixels: int = 20_000) -> pd.DataFrame:
 def forest_rows(about: dict, config: Config, known: pd.DataFrame) -> pd.DataFrame:
     """Scores of the pixel classifier for one budget, fold and seed; nothing where they are `known`."""
     about = {**about, "variant": FOREST}
-    if finished(known, about, FOREST):
+    if finished(known, {**about, "settings": forest_digest(config)}):
         return pd.DataFrame()
     return forest_scores(read_slices(config), about["seed"]).assign(
-        role=FOREST, group=digest(config, SEMI), settings=FOREST, **about).drop(columns="method")
+        role=FOREST, group=FOREST, settings=forest_digest(config), **about).drop(columns="method")
 
 
-def run_rows(about: dict, config: Config, known: pd.DataFrame) -> pd.DataFrame:
-    """A row per slice and model of a finished run, without the models that `known` rows of its group hold."""
+def run_rows(about: dict, config: Config) -> pd.DataFrame:
+    """A row per slice and model of a finished run; `group` is the same for runs with equal supervised phases."""
     table = pd.read_csv(config.run_folder / "test_full.csv").merge(
         pd.read_csv(config.run_folder / "test_patches.csv"), on=["method", "stem"], suffixes=("", "_patch"))
     own = list(method_names(config.method))[2:]
     table["role"] = table.pop("method").map(lambda name: name.split()[-1] if name in own else name)
-    group = digest(config, SEMI)
-    if len(known) and (known["group"] == group).any():
-        table = table[table["role"].isin(["student", "teacher"])]
-    return table.assign(group=group, settings=digest(config), **about)
+    return table.assign(group=digest(config, SEMI), settings=digest(config), **about)
 
 
-def finished(known: pd.DataFrame, about: dict, settings: str) -> bool:
-    """Whether `known` holds rows of a run with this name and these settings."""
-    wanted = {**about, "settings": settings}
+def finished(known: pd.DataFrame, wanted: dict) -> bool:
+    """Whether `known` holds a row with these values."""
     return len(known) > 0 and bool((known[list(wanted)] == list(wanted.values())).all(axis=1).any())
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """`study.csv`, or an empty table where there is none yet; names stay text, whatever they look like."""
+    names = dict.fromkeys(("stem", "role", "group", "settings", "variant"), str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""]) if path.exists() else pd.DataFrame()
 
 
 def of_plan(known: pd.DataFrame, runs: list[tuple[dict, Config]]) -> pd.DataFrame:
     """The rows of these runs, in their order; `study.csv` keeps those of variants that were changed or left out since.
     """
-    own = known["settings"].isin([digest(config) for _, config in runs])
-    shared = known["role"].isin([*SHARED, FOREST]) & known["group"].isin([digest(config, SEMI) for _, config in runs])
+    planned = {(about["variant"], digest(config)) for about, config in runs}
+    planned |= {(FOREST, forest_digest(config)) for _, config in runs}
+    mine = [pair in planned for pair in zip(known["variant"], known["settings"], strict=True)]
     order = {variant: i for i, variant in enumerate(dict.fromkeys(about["variant"] for about, _ in runs))}
-    return known[own | shared].sort_values("variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable")
-
-
-def digest(config: Config, without: tuple[str, ...] = ("run",)) -> str:
-    """Short name of settings; equal for equal ones. Where the data lie and on what device is left out."""
-    left_out = {*without, "run", "data", "device", "num_workers"}
-    text = json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in left_out})
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return known[mine].sort_values("variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable")
 
 
 # --- statistics -----------------------------------------------------------------------------------------------
 
-def bootstrap(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """95 % interval of the mean of (slices, seeds) values, NaN where one is missing.
+def bootstrap(table: pd.DataFrame, column: str, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of the mean of a column with a value per slice, fold and seed; NaN for a single value.
 
-    Slices and seeds are resampled independently of each other: both are crossed, every slice is predicted with every
-    seed (Owen, 2007, doi:10.1214/07-AOAS122).
+    Two things vary: the slices, and the trainings (one per fold and seed), each of which favours or fails all of its
+    slices together. Both are resampled, slices within their fold and the same ones for all its seeds (a bootstrap of
+    crossed factors: Owen, 2007, doi:10.1214/07-AOAS122). With three trainings or fewer it is too narrow.
     """
-    rng, (slices, seeds) = np.random.default_rng(0), values.shape
-    samples = [values[rng.integers(0, slices, slices)][:, rng.integers(0, seeds, seeds)] for _ in range(draws)]
-    low, high = np.quantile([np.nanmean(s) for s in samples if not np.isnan(s).all()], (0.025, 0.975))
-    return low, high
+    rng, means = np.random.default_rng(0), []
+    if len(table) < 2:
+        return float("nan"), float("nan")
+    for _, part in table.groupby("fold"):
+        scores = part.pivot_table(index="seed", columns="stem", values=column).to_numpy()   # (seeds, slices)
+        slices = scores.shape[1]
+        counts = rng.multinomial(slices, np.full(slices, 1 / slices), draws)                # (draws, slices)
+        means.append(scores @ counts.T / slices)                                            # (seeds, draws)
+    each = np.concatenate(means)                                                            # (trainings, draws)
+    chosen = rng.integers(0, len(each), (len(each), draws))
+    low, high = np.quantile(np.take_along_axis(each, chosen, axis=0).mean(axis=0), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> dict:
     """Mean difference to the control with its 95 % bootstrap interval, and a sign-flip test.
 
-    The test flips the sign of whole slices, averaged over seeds, so seeds do not count as further evidence. A slice
-    may lack a seed while a study is under way.
+    The test flips whole trainings (fold and seed): their slices share one pair of models, so they are no further
+    evidence. With t trainings p cannot be below 2/2ᵗ.
 
     Parameters
     ----------
     table : DataFrame
-        Columns `stem`, `seed`, `metric` and `control`: the score, and that of the control on the same slice and seed.
+        Columns `stem`, `fold`, `seed`, `metric` and `control`: the score, and that of the control on the same slice.
     """
-    gains = crossed(table.assign(gain=table[metric] - table["control"]), "gain")
-    each, rng = np.nanmean(gains, axis=1), np.random.default_rng(0)
-    flips = rng.choice([-1.0, 1.0], (draws, len(each))) @ each / len(each)
-    p = (1 + np.count_nonzero(np.abs(flips) >= abs(each.mean()) - 1e-12)) / (1 + draws)
-    low, high = bootstrap(gains, draws)
-    return {"gain": each.mean(), "gain_low": low, "gain_high": high, "p": p}
-
-
-def crossed(table: pd.DataFrame, metric: str) -> np.ndarray:
-    """(slices, seeds) values of a column."""
-    return table.pivot_table(index="stem", columns="seed", values=metric).to_numpy()
+    table = table.assign(gain=table[metric] - table["control"])
+    low, high = bootstrap(table, "gain", draws)
+    trainings = table.groupby(["fold", "seed"])["gain"].mean().to_numpy()
+    return {"gain": table["gain"].mean(), "gain_low": low, "gain_high": high, "p": sign_flip_p(trainings)}
 
 
 def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
@@ -207,16 +243,16 @@ def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     `gain` is against the control of the same run, `change` against the same role of the first variant (ablations).
     """
     rows, first = [], table["variant"].iloc[0]
-    control = table[table["role"] == CONTROL].set_index(["group", "stem"])[metric].rename("control")
+    control = table[table["role"] == CONTROL].set_index(["variant", "settings", "stem"])[metric].rename("control")
     same = ["labels", "fold", "seed", "stem", "role"]
     base = table[table["variant"] == first].set_index(same)[metric].rename("control")
-    for (labels, variant, role), part in table.groupby(["labels", "variant", "role"], sort=False):
-        values = crossed(part, metric)
-        low, high = bootstrap(values)
+    twins = table["role"].isin(SHARED) & table.duplicated(["group", "role", "stem"])  # shown with the first variant
+    for (labels, variant, role), part in table[~twins].groupby(["labels", "variant", "role"], sort=False):
+        low, high = bootstrap(part, metric)
         row = {"labels": labels, "variant": variant, "role": role, metric: part[metric].mean(), "low": low,
-               "high": high, "slices": values.shape[0], "seeds": values.shape[1]}
-        if role not in (CONTROL, "Otsu"):
-            row |= paired(part.join(control, on=["group", "stem"]), metric)
+               "high": high, "slices": part["stem"].nunique(), "trainings": len(part.groupby(["fold", "seed"]))}
+        if role not in (CONTROL, "Otsu", FOREST):
+            row |= paired(part.join(control, on=["variant", "settings", "stem"]), metric)
         both = part.join(base, on=same, how="inner")
         if variant != first and len(both):
             row |= {k.replace("gain", "change"): v for k, v in paired(both, metric).items() if k != "p"}
@@ -240,12 +276,14 @@ def write_study(folder: Path, study: dict, table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Run what is not finished, then write rows, summary and figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("study", type=Path, help="JSON file that says what to run")
     parser.add_argument("--summary", action="store_true", help="run nothing, only sum up the rows that are there")
     parser.add_argument("--data", help="data folder, where it is not the one that the file names")
     parser.add_argument("--name", help="name of the study, likewise: runs/study_NAME")
     arguments, rest = parser.parse_known_args()
+    if wrong := sorted(RESERVED & set(parse_settings(rest))):
+        raise InputError(f"--{wrong[0]}: is set by the study itself; write it into {arguments.study}")
     study = read_json(arguments.study)
     study |= {key: value for key in ("data", "name") if (value := getattr(arguments, key))}
     study["settings"] = {**study.get("settings", {}), **parse_settings(rest)}
@@ -253,15 +291,15 @@ def main() -> None:
     configs = [config for _, config in runs]
     folder = Path("runs") / f"study_{study['name']}"
     rows = folder / "study.csv"
-    known = pd.read_csv(rows) if rows.exists() else pd.DataFrame()
+    known = read_rows(rows)
     for number, (about, config) in enumerate(runs, 1):
-        if arguments.summary or finished(known, about, digest(config)):
+        if arguments.summary or finished(known, {**about, "settings": digest(config)}):
             continue
         print(f"run {number} of {len(runs)}: {about}", flush=True)
         run_one(config, configs)
-        known = pd.concat([known, run_rows(about, config, known)], ignore_index=True)
+        known = pd.concat([known, run_rows(about, config)], ignore_index=True)
         known = pd.concat([known, forest_rows(about, config, known)], ignore_index=True)
-        write_atomically(rows, lambda path, t=known: t.to_csv(path, index=False))
+        write_atomically(rows, lambda path, t=known: t.to_csv(path, index=False, float_format="%.6g"))
     known = of_plan(known, runs) if len(known) else known
     if known.empty:
         raise InputError(f"{folder}: no finished run of this study yet")

@@ -26,7 +26,8 @@ def test_first_last_and_random_slices_are_added_and_scored_elsewhere(workplace, 
     assert "first of the ranking − random: " in out
     rows = pd.read_csv(annotation.RESULTS, keep_default_na=False)
     assert rows.groupby("how", sort=False).size().to_dict() == {"none": 2, "first": 2, "last": 2, "random": 2}
-    ranking = pd.read_csv("runs/annotation_s0/annotate_next.csv")["stem"].tolist()
+    base = trained[0][0]
+    ranking = pd.read_csv(f"runs/{base}/annotate_next.csv")["stem"].tolist()
     scored = set(rows["stem"])
     assert len(ranking) == 3
     assert not scored & set(ranking)
@@ -34,14 +35,21 @@ def test_first_last_and_random_slices_are_added_and_scored_elsewhere(workplace, 
     assert added.tolist() == ["", ranking[0], ranking[2], ranking[1]]
     config = make_config(data="data/demo", **SETTINGS)
     for run, slices in trained[1:]:
-        stem = run.removeprefix("annotation_s0_")
+        stem = run.removeprefix(f"{base}_")
         assert len(slices) == 3
         assert slices[-1].stem == stem
         truth = read_mask(truth_folder_of(Path("data/demo")) / f"{stem}.png")
         assert (slices[-1].mask == crop_roi(truth, config.roi)).all()
     trained.clear()
-    monkeypatch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
-    assert command("benchmarks.annotation", *options)[0] == 0
-    assert [run for run, _ in trained] == ["annotation_s0"]               # looked at, found finished
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
+        assert command("benchmarks.annotation", *options)[0] == 0
+    assert [run for run, _ in trained] == [base]                          # looked at, found finished
     assert command("benchmarks.annotation", *options, "--colour=1")[0] == 2
     assert command("benchmarks.annotation", *options, "--held-out=4")[0] == 2
+    assert command("benchmarks.annotation", *options, "--seed=5")[0] == 2                # not taken for --seeds
+    code, out, err = command("benchmarks.annotation", *options, "--held-out=1", "--random=2")
+    assert code == 0, err                                                                # other scans: other rows
+    both = pd.read_csv(annotation.RESULTS, keep_default_na=False)
+    assert len(both) == len(rows) + 1 * (1 + 2 + 2)
+    assert set(both.loc[both["held_out"] == 1, "stem"]).isdisjoint(both.loc[both["held_out"] == 1, "added"])

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 import train
 from benchmarks import study
@@ -35,7 +36,8 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     table = pd.read_csv("runs/study_s/study.csv")
     assert table.groupby(["variant", "role"]).size().to_dict() == {
         ("mt", "Otsu"): 4, ("mt", "supervised"): 4, ("mt", "supervised continued"): 4, ("mt", "student"): 4,
-        ("mt", "teacher"): 4, ("cm", "student"): 4, ("cm", "teacher"): 4, ("lr", "Otsu"): 4, ("lr", "supervised"): 4,
+        ("mt", "teacher"): 4, ("cm", "Otsu"): 4, ("cm", "supervised"): 4, ("cm", "supervised continued"): 4,
+        ("cm", "student"): 4, ("cm", "teacher"): 4, ("lr", "Otsu"): 4, ("lr", "supervised"): 4,
         ("lr", "supervised continued"): 4, ("lr", "student"): 4, ("lr", "teacher"): 4,
         ("random forest", "random forest"): 4}
     summary = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
@@ -44,6 +46,8 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     assert summary.loc[("cm", "student"), "gain"] == pytest.approx(expected.mean(), abs=1e-6)
     change = scores["lr", "teacher"] - scores["mt", "teacher"]
     assert summary.loc[("lr", "teacher"), "change"] == pytest.approx(change.mean(), abs=1e-6)
+    assert ("cm", "supervised") not in summary.index        # the same as that of mt
+    assert ("lr", "supervised") in summary.index
     assert summary["change"].notna().sum() == 2 + 5         # student and teacher of cm, everything of lr
     assert "random forest" in out
     assert {p.name for p in Path("runs/study_s/figures").iterdir()} == {"budgets.png", "gains.png", "changes.png"}
@@ -60,12 +64,17 @@ def test_a_stopped_study_goes_on_and_repeats_nothing(plan_file, command, monkeyp
         return phase(*arguments)
     monkeypatch.setattr(train, "train_epoch", stopping)
     assert command("benchmarks.study", plan_file)[0] == 130
-    first = Path("runs/s_mt_l2_f0_s0/summary.json")
+    first = next(Path("runs").glob("s_mt_l2_f0_s0_*/summary.json"))
     before = first.stat().st_mtime_ns
     assert command("benchmarks.study", plan_file)[0] == 0
     assert first.stat().st_mtime_ns == before
     assert count <= 2 * (2 * 2 + 2 + 2 + 2 * 3) + 2          # at most the epoch that was cut off and one before it
     assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+    stopped = pd.read_csv("runs/study_s/study.csv")
+    for folder in (Path("runs"), Path("checkpoints")):
+        shutil.rmtree(folder)
+    assert command("benchmarks.study", plan_file)[0] == 0    # never stopped: the same rows
+    pd.testing.assert_frame_equal(pd.read_csv("runs/study_s/study.csv"), stopped)
 
 
 def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
@@ -82,29 +91,84 @@ def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
     content["variants"]["cm"]["confidence"] = 0.6            # changed: run again, the others are kept
     plan_file.write_text(json.dumps(content))
     assert command("benchmarks.study", plan_file)[0] == 0
-    assert sorted(p.name for p in Path("runs").glob("s_*")) == ["s_cm_l2_f0_s0", "s_cm_l2_f1_s0"]
+    assert sorted(p.name[:-7] for p in Path("runs").glob("s_*")) == ["s_cm_l2_f0_s0", "s_cm_l2_f1_s0"]
     after = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
     assert after.index.tolist() == before.index.tolist()
     others = before.index.get_level_values("variant") != "cm"
+    stored = pd.read_csv("runs/study_s/study.csv")
+    own = stored[stored["variant"] == "cm"].groupby(["settings", "role"], sort=False)["dice"].mean().unstack()
+    gain = (own["student"] - own["supervised continued"]).iloc[2:].mean()
+    assert after.loc[("cm", "student"), "gain"] == pytest.approx(gain, abs=1e-6)   # against the control of its own run
     pd.testing.assert_frame_equal(after[others], before[others])
     assert set(pd.read_csv("runs/study_s/study.csv")["settings"]) > set(pd.read_csv(io.BytesIO(rows))["settings"])
 
 
+def test_changed_settings_and_changed_data_are_run_anew_beside_what_is_there(plan_file, command, data_folder):
+    content = json.loads(plan_file.read_text()) | {"folds": [0]}
+    plan_file.write_text(json.dumps(content))
+    assert command("benchmarks.study", plan_file)[0] == 0
+    rows = pd.read_csv("runs/study_s/study.csv")
+    content["settings"]["lr"] = 0.02
+    content["variants"] = {"cm": {"method": "cutmix_mt"}, "mt": {"method": "mean_teacher"}}
+    plan_file.write_text(json.dumps(content))
+    assert command("benchmarks.study", plan_file)[0] == 0
+    folders = list(Path("runs").glob("s_mt_l2_f0_s0_*"))
+    rates = {json.loads((folder / "config.json").read_text())["lr"] for folder in folders}
+    assert rates == {0.001, 0.02}
+    later = pd.read_csv("runs/study_s/study.csv")
+    assert len(later) == len(rows) + 2 * 2 * 5              # two variants, two slices; the forest is known
+    summary = pd.read_csv("runs/study_s/summary.csv")
+    assert "random forest" in set(summary["variant"])
+    mask = next((data_folder / "labeled" / "Original_masks").glob("*_00.tif"))
+    tifffile.imwrite(mask, np.flipud(tifffile.imread(mask)))
+    study.content_of.cache_clear()
+    assert command("benchmarks.study", plan_file)[0] == 0
+    again = pd.read_csv("runs/study_s/study.csv")
+    assert len(again) == len(later) + 2 * 2 * 5 + 2
+    assert len(list(Path("runs").glob("s_mt_l2_f0_s0_*"))) == 3
+    shown = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])["dice"]
+    assert shown["cm", "supervised"] == pytest.approx(
+        again.iloc[len(later):].query("variant == 'cm' and role == 'supervised'")["dice"].mean(), abs=1e-6)
+
+
+def simulated(rng, gain=0.0, training=0.0, rest=0.01, folds=3, seeds=3, slices=6):
+    rows = []
+    for fold in range(folds):
+        level = rng.normal(0.5, 0.05, slices)
+        for seed in range(seeds):
+            shift = gain + rng.normal(0, training)
+            rows += [{"stem": f"f{fold}s{i}", "fold": fold, "seed": seed, "control": level[i],
+                      "dice": level[i] + shift + rng.normal(0, rest)} for i in range(slices)]
+    return pd.DataFrame(rows)
+
 
 def test_interval_and_test_of_a_known_gain():
     rng = np.random.default_rng(0)
-    rows = [{"stem": f"s{i}", "seed": s, "control": 0.5, "dice": 0.55 + rng.normal(0, 0.02)}
-            for i in range(18) for s in range(3)]
-    found = study.paired(pd.DataFrame(rows))
-    assert found["gain_low"] < 0.05 < found["gain_high"]
-    assert 0.02 < found["gain_low"] < found["gain_high"] < 0.08
-    assert found["p"] < 0.001
-    some = study.paired(pd.DataFrame(rows[:-2]))             # one slice of which two seeds are not there yet
-    assert some["gain"] == pytest.approx(found["gain"], abs=0.005)
-    assert some["gain_low"] > 0
-    for row in rows:
-        row["dice"] = 0.5 + rng.normal(0, 0.02)
-    assert study.paired(pd.DataFrame(rows))["p"] > 0.01
+    table = simulated(rng, gain=0.05, rest=0.02)
+    found = study.paired(table)
+    assert found["gain"] == pytest.approx((table["dice"] - table["control"]).mean())
+    assert 0.03 < found["gain_low"] < 0.05 < found["gain_high"] < 0.07
+    assert found["p"] == pytest.approx(2 / 2**9)
+    assert study.paired(simulated(rng))["p"] > 0.05
+    shuffled = table.sample(frac=1, random_state=1)
+    assert study.paired(shuffled) == pytest.approx(found)
+
+
+def test_what_all_slices_of_a_training_share_is_no_repeated_evidence():
+    """Without a gain, but with luck that differs from training to training, both keep their promise."""
+    rng, covered, false = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        found = study.paired(simulated(rng, training=0.02, rest=0.005), draws=500)
+        covered += found["gain_low"] < 0 < found["gain_high"]
+        false += found["p"] < 0.05
+    assert covered / 200 > 0.85                              # of 0.95; resampling slices alone gives about 0.5
+    assert false / 200 < 0.1
+
+
+def test_too_few_values_have_no_interval():
+    one = simulated(np.random.default_rng(0), folds=1, seeds=1, slices=1)
+    assert np.isnan(study.bootstrap(one, "dice")).all()
+    assert np.isnan(study.paired(one)["p"])
 
 
 def test_a_misspelt_key_is_an_error(plan_file, command):
@@ -112,10 +176,25 @@ def test_a_misspelt_key_is_an_error(plan_file, command):
     code, _, err = command("benchmarks.study", plan_file)
     assert code == 2
     assert "sedes" in err
-    content = json.loads(plan_file.read_text().replace("sedes", "seeds"))
-    del content["variants"]
-    plan_file.write_text(json.dumps(content))
+    good = json.loads(plan_file.read_text().replace("sedes", "seeds"))
+    for change, message in (
+            ({"variants": None}, "study: variants is None, expected a filled dict"),
+            ({"variants": []}, "study: variants is [], expected a filled dict"),
+            ({"variants": {"mt": "mean_teacher"}}, "study: mt is 'mean_teacher', expected settings by name"),
+            ({"variants": {"mt": {"lrr": 1}}}, "study: mt: lrr is no setting of train.py"),
+            ({"settings": {"fold": 1}}, "study: settings: fold is set by the study itself"),
+            ({"labels": 2}, "study: labels is 2, expected a filled list"),
+            ({"seeds": ["a"]}, "study: seeds is ['a'], expected whole numbers"),
+            ({"folds": []}, "study: folds is [], expected a filled list")):
+        plan_file.write_text(json.dumps(good | change))
+        code, _, err = command("benchmarks.study", plan_file)
+        assert code == 2
+        assert err.startswith(f"error: {message}"), err
+    del good["variants"]
+    plan_file.write_text(json.dumps(good))
     assert "study: missing variants" in command("benchmarks.study", plan_file)[2]
+    plan_file.write_text(json.dumps(good | {"variants": {"mt": {}}}))
+    assert "--fold: is set by the study itself" in command("benchmarks.study", plan_file, "--fold=1")[2]
 
 
 def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
@@ -123,7 +202,7 @@ def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
     plan_file.write_text(json.dumps(content))
     code, _, err = command("benchmarks.study", plan_file, "--data", data_folder, "--name", "other", "--lr=0.005")
     assert code == 0, err
-    assert json.loads(Path("runs/other_mt_l2_f0_s0/config.json").read_text())["lr"] == 0.005
+    assert json.loads(next(Path("runs").glob("other_mt_l2_f0_s0_*/config.json")).read_text())["lr"] == 0.005
     assert Path("runs/study_other/summary.csv").exists()
     code, _, err = command("benchmarks.study", plan_file, "--colour=3")
     assert code == 2

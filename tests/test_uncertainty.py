@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 
 import train
 import uncertainty
+from config import make_config
 from conftest import TINY, as_options, run
 from utils import InputError
 
@@ -53,6 +55,18 @@ def test_training_ends_with_the_ranking(workplace, data_folder, command):
     assert code == 0, err
     assert re.search(r"annotate next: .*/unlabeled/scan_\d\.tif", out)
     assert len(pd.read_csv("runs/a/annotate_next.csv")) == 3
+
+
+def test_labelled_slices_are_not_proposed(workplace, data_folder, command):
+    shutil.rmtree(data_folder / "unlabeled")
+    code, out, err = command("train", "--run=a", f"--data={data_folder}", *as_options(TINY))
+    assert code == 0, err
+    assert "annotate next" not in out
+    code, out, err = command("train", "--run=b", f"--data={data_folder}", *as_options({**TINY, "labels": 2}))
+    assert code == 0, err
+    data = train.read_slices(make_config(**TINY, data=str(data_folder), labels=2))
+    assert set(pd.read_csv("runs/b/annotate_next.csv")["stem"]) == {s.stem for s in data.unlabelled}
+    assert not {s.stem for s in data.unlabelled} & {s.stem for s in [*data.train, *data.val, *data.test]}
 
 
 def test_what_cannot_be_ranked(tiny, command):

@@ -86,6 +86,8 @@ def test_magnification_goes_from_its_inverse_to_its_limit_and_brings_no_border()
         inside = (view < 150).numpy()
         if not (inside[[0, -1]].any() or inside[:, [0, -1]].any()):
             sides.append(np.sqrt(inside.sum()) / 20)
+            height, width = np.ptp(np.argwhere(inside), axis=0) + 1
+            assert abs(height - width) <= 1                              # magnified, not stretched
     assert 1 / 1.5 - 0.06 < min(sides) < 0.75
     assert 1.3 < max(sides) < 1.56
     assert 0.3 < np.mean(np.array(sides) < 1) < 0.95                     # the larger ones are cut more often
@@ -120,6 +122,27 @@ def test_both_kinds_and_all_sizes_of_blur_occur():
     made = Views([Slice(Path("a"), point)], 65, geometry={"rotation": 0.0}, intensity={"blur_p": 1.0})
     widths = {int(np.count_nonzero(made[0, seed]["strong"])) for seed in range(300)}
     assert len(widths) > 12
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_kinds_of_blur_have_their_shares(share):
+    edges = np.zeros((65, 65), np.uint8)
+    edges[32, 32] = 255
+    made = Views([Slice(Path("a"), edges)], 65, geometry={"rotation": 0.0},
+                 intensity={"blur_p": 1.0, "motion_blur": share})
+    strong = [made[0, seed]["strong"][0] for seed in range(200)]
+    round_ones = sum(torch.equal(s, s.T) and torch.equal(s, s.flip(0)) for s in strong)  # a streak has a direction
+    assert abs(1 - share - round_ones / 200) < (0.1 if 0 < share < 1 else 1e-9)
+
+
+def test_boxes_are_cut_out_of_the_patch_whatever_the_geometry_needs_around_it():
+    image = np.full((400, 400), 100, np.uint8)
+    made = Views([Slice(Path("a"), image)], 128, geometry={"rotation": 45.0, "zoom": 1.5},
+                 intensity={"blur_p": 0.0, "intensity_p": 1.0, "cutout": 1})
+    assert made.margin > 64
+    shares = [float((made[0, seed]["strong"] != made[0, seed]["weak"]).float().mean()) for seed in range(60)]
+    assert min(shares) > 0
+    assert max(shares) < 0.05                                            # sides up to a fifth of the patch
 
 
 PERTURBATIONS = {"brightness": 0.3, "contrast": 0.5, "gamma": 2.0, "noise": 0.2, "correlated_noise": 0.2,

@@ -1,0 +1,128 @@
+"""What keeps the Dice of finished runs below 1: what kind of errors is left, and would another model make them too?
+
+    python benchmarks/ceiling.py runs/NAME [runs/NAME …] [--output FILE.csv]
+
+For each run and test slice (from `predictions.npz`): the Dice of its last method, the Dice without a band along the
+true outline, and how much of the true area is lost to missed particles, to invented ones, and to outlines. Runs
+that share test slices, such as seeds, are compared with each other: models that agree far better with each other than
+with the annotation have learnt one reading of the images, and more training of the same kind moves little. How much
+neighbouring annotations differ stands below for the slices of the runs' data folder.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from skimage.measure import label
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import Config  # noqa: E402 - after the path
+from datasets import IMAGES, MASKS, load_slice  # noqa: E402
+from slices import MASK_SUFFIXES, Slice, last_number, list_files, pair_files  # noqa: E402
+from utils import InputError, overlap_metrics, read_json, run_command_line, write_atomically  # noqa: E402
+from utils_viz import read_npz  # noqa: E402
+
+BAND = 3  # px on both sides of an outline: a brush stroke
+
+
+def error_budget(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Wrong pixels by kind, each as a share of the true area; their sum is (FP + FN) / true area.
+
+    `missed`: of true particles of which less than half was found; `invented`: of predicted particles of which less
+    than half is true; `outline`: the others, where a particle was found but its shape differs. Particles are
+    8-connected components.
+
+    Parameters
+    ----------
+    prediction, truth : (H, W) bool ndarrays
+    """
+    missed, invented = (_outside_of(mine, other) for mine, other in ((truth, prediction), (prediction, truth)))
+    wrong = prediction ^ truth
+    area = max(1, np.count_nonzero(truth))
+    counts = {"missed": missed, "invented": invented, "outline": wrong & ~missed & ~invented}
+    return {name: np.count_nonzero(pixels) / area for name, pixels in counts.items()}
+
+
+def _outside_of(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Pixels outside `other` of those particles of `mask` that lie in it by less than half."""
+    particles = label(mask)
+    inside = np.bincount(particles.ravel(), other.ravel(), particles.max() + 1)
+    strangers = inside < 0.5 * np.bincount(particles.ravel(), minlength=particles.max() + 1)
+    strangers[0] = False  # the background
+    return strangers[particles] & ~other
+
+
+def dice_without_band(prediction: np.ndarray, truth: np.ndarray, band: int = BAND) -> float:
+    """Dice of the pixels farther than `band` pixels from the true outline; an error there is not one of outlines."""
+    distance = np.where(truth, ndimage.distance_transform_edt(truth), ndimage.distance_transform_edt(~truth))
+    far = distance > band
+    return overlap_metrics(prediction & far, truth & far)["dice"]
+
+
+def run_rows(run: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """A row per test slice of a run, and the predicted masks by stem; of the last method in its tables."""
+    stored = read_npz(run / "predictions.npz")
+    method, threshold = str(stored["methods"][-1]), float(stored["threshold"])
+    rows, masks = [], {}
+    for i, stem in enumerate(map(str, stored["stems"])):
+        truth = stored[f"truth_{i}"].astype(bool)
+        masks[stem] = stored[f"{method}_{i}"] / 255 >= threshold
+        rows.append({"run": run.name, "method": method, "stem": stem,
+                     "dice": overlap_metrics(masks[stem], truth)["dice"],
+                     "dice_without_band": dice_without_band(masks[stem], truth), **error_budget(masks[stem], truth)})
+    if not rows:
+        raise InputError(f"{run}: has no test slice")
+    return pd.DataFrame(rows), masks
+
+
+def agreement(predicted: list[dict[str, np.ndarray]]) -> pd.Series:
+    """Mean Dice between the masks of every two runs, by stem; empty where no slice was predicted twice."""
+    rows = [{"stem": stem, "dice": overlap_metrics(one[stem], other[stem])["dice"]}
+            for one, other in itertools.combinations(predicted, 2) for stem in one if stem in other]
+    return pd.DataFrame(rows, columns=["stem", "dice"]).groupby("stem")["dice"].mean()
+
+
+def neighbours(slices: list[Slice]) -> pd.DataFrame:
+    """Dice between the annotations of every two slices that follow each other, and how far their numbers are apart."""
+    return pd.DataFrame([{"one": a.stem, "other": b.stem,
+                          "distance": (last_number(b.stem) or 0) - (last_number(a.stem) or 0),
+                          "dice": overlap_metrics(a.mask, b.mask)["dice"]} for a, b in itertools.pairwise(slices)])
+
+
+def main() -> None:
+    """Print the tables; write the rows where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="runs/NAME")
+    parser.add_argument("--output", type=Path, help="write the rows of all runs to this CSV file")
+    arguments = parser.parse_args()
+    for run in arguments.runs:
+        if not (run / "predictions.npz").exists():
+            raise InputError(f"{run / 'predictions.npz'}: missing; it is written at the end of a run")
+    tables, predicted = zip(*map(run_rows, arguments.runs), strict=True)
+    table = pd.concat(tables, ignore_index=True)
+    print(table.groupby("run", sort=False).mean(numeric_only=True).round(4).to_string())
+    print(table.mean(numeric_only=True).round(4).rename("all").to_frame().T.to_string())
+    if len(both := agreement(list(predicted))):
+        print(f"Dice of two runs with each other: {both.mean():.4f}, of one with the truth: "
+              f"{table[table['stem'].isin(both.index)]['dice'].mean():.4f} ({len(both)} slices)")
+    config = read_json(arguments.runs[0] / "config.json")
+    pairs, _ = pair_files(list_files(Path(config["data"]) / IMAGES),
+                          list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES))
+    slices = [load_slice(image, mask, Config.percentiles, config["mask_foreground"]) for image, mask in pairs.items()]
+    if len(slices) > 1:
+        near = neighbours(slices)
+        near = near[near["distance"] == near["distance"].min()]["dice"]
+        print(f"Dice of neighbouring annotations: {near.mean():.4f} ({near.min():.4f} to {near.max():.4f}, "
+              f"{len(near)} pairs)")
+    if arguments.output:
+        write_atomically(arguments.output, lambda path: table.to_csv(path, index=False))
+
+
+if __name__ == "__main__":
+    run_command_line(main)
