@@ -160,7 +160,7 @@ PRESETS = {  # what a published method changes in the recipe
     "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
     "best": {  # what served best on real slices: runs/study_few_labels
-        "downsample": 2, "patch_size": 384, **STRONG,                          # wide context; then: every orientation
+        "downsample": 4, "patch_size": 768, **STRONG,                          # whole slices; then: every orientation
         "quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0, "zoom": 1.3,
         "schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "steps_per_epoch": 10,
         "selection": "full", "validate_every": 5, "tta": True,

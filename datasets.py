@@ -192,7 +192,8 @@ class Views(Dataset):
     """Weak view, strong views and mask of a random crop of slice `index`: `views[index, seed]`.
 
     Crops of labelled slices are foreground-aware. The window that is turned and zoomed is larger than the
-    patch, so its corners come from the image; only beyond the image's own border are pixels mirrored.
+    patch where the image is, so its corners come from the image; only beyond the image's own border are pixels
+    mirrored.
 
     Each item is a dict of float32 tensors: `weak` (1, P, P) and `strong` (`strong_views`, P, P) in [0, 1], and
     `mask` (1, P, P) of 0 and 1; all 0 for an unlabelled slice.
@@ -222,11 +223,12 @@ class Views(Dataset):
         s = self.slices[index]
         rng = np.random.default_rng(seed)
         top, left = crop_corner(self.guides[index], self.patch_size, s.image.shape, rng)
-        top, left, size = top - self.margin, left - self.margin, self.patch_size + 2 * self.margin
+        margin = min(self.margin, max(0, max(s.image.shape) - self.patch_size))  # mirroring needs no window
+        top, left, size = top - margin, left - margin, self.patch_size + 2 * margin
         image = cut_window(s.image, top, left, size)
         mask = np.zeros_like(image) if s.mask is None else cut_window(s.mask, top, left, size)
         weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views,
-                                        self.margin)
+                                        margin)
         return {"weak": to_tensor(weak[None]), "strong": to_tensor(np.stack(strong)),
                 "mask": to_tensor(mask[None] * np.uint8(255))}
 

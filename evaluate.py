@@ -17,6 +17,7 @@ from utils import (
 )
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
+CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
 METRICS = ("dice", "iou", "precision", "recall", "surface_dice")
 
 
@@ -89,6 +90,9 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
                     threshold: float, tta: bool = False) -> dict:
     """Score models and smoothed Otsu on test slices, as centre patches and as stitched full images.
 
+    A centre patch is predicted from one window; its inner `CENTRE` pixels are scored, so that recipes with different
+    windows are scored on the same pixels.
+
     Writes `test_patches.csv`, `test_full.csv`, `summary.json` and, for the figures, `predictions.npz` (images,
     masks, probabilities as uint8), `calibration.csv` and `thresholds.csv` to `folder`.
 
@@ -108,15 +112,16 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     truths = [s.mask.astype(bool) for s in test]
     sigma, bright = fit_otsu(train)
     otsu = [predict_otsu(s.image, sigma, bright) for s in test]
+    side = min(CENTRE, patch_size)
     maps, full = {"Otsu": [mask.astype(np.float32) for mask in otsu]}, {"Otsu": otsu}
-    patches = {"Otsu": [center_patch(mask, patch_size) for mask in otsu]}
+    patches = {"Otsu": [center_patch(mask, side) for mask in otsu]}
     for method, model in models.items():
         maps[method] = [predict_image(model, s.image, device, patch_size, overlap, batch_size, tta) for s in test]
         full[method] = [probability >= threshold for probability in maps[method]]
-        patches[method] = [probability_of(model, center_patch(s.image, patch_size)[None], device, tta)[0] >= threshold
-                           for s in test]
+        windows = [probability_of(model, center_patch(s.image, patch_size)[None], device, tta)[0] for s in test]
+        patches[method] = [center_patch(window, side) >= threshold for window in windows]
     stems = [s.stem for s in test]
-    tables = {"patches": slice_table(patches, [center_patch(t, patch_size) for t in truths], stems),
+    tables = {"patches": slice_table(patches, [center_patch(t, side) for t in truths], stems),
               "full": slice_table(full, truths, stems)}
     summary = {"threshold": threshold, "control": control, "otsu": {"sigma": sigma, "bright": bright}}
     for kind, table in tables.items():

@@ -200,3 +200,26 @@ def test_scores_over_thresholds():
     assert table[0.05] == pytest.approx(0.4)
     assert table[0.7] == 1
     assert table[0.9] == 0
+
+
+class Threshold(torch.nn.Module):
+    """Foreground where the window is brighter than its own mean: what it says depends on the window."""
+
+    def forward(self, x):
+        return 20 * (x - x.mean(dim=(2, 3), keepdim=True))
+
+
+def test_windows_of_any_size_are_scored_on_the_same_centre(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "CENTRE", 32)
+    image, truth = disc_slice(3, (96, 96))
+    some = [Slice(Path("s"), percentile_window(image), truth)]
+    for side in (32, 64):
+        evaluate.evaluate_models({"m": Threshold()}, some, some, tmp_path, "m", torch.device("cpu"), side, 0.5, 4, 0.5)
+        rows = pd.read_csv(tmp_path / "test_patches.csv").set_index("method")
+        window = some[0].image[48 - side // 2:48 + side // 2, 48 - side // 2:48 + side // 2]
+        edge = side // 2 - 16
+        found = (window > window.mean())[edge:edge + 32, edge:edge + 32]
+        expected = evaluate.slice_metrics(found, truth[32:64, 32:64])
+        assert rows.loc["m", ["dice", "recall", "fraction_truth"]].tolist() == pytest.approx(
+            [expected[k] for k in ("dice", "recall", "fraction_truth")])
+        assert rows.loc["Otsu", "fraction_truth"] == expected["fraction_truth"]
