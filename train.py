@@ -237,7 +237,10 @@ def batches(config: Config, views: Views, name: str, start: int, device: torch.d
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
-    """Where the supervised model sees foreground in each unlabelled slice, (H, W) bool; None where not asked for."""
+    """Where the supervised model sees foreground in each unlabelled slice, (H, W) bool; None where not asked for.
+
+    With `warm_start` that model is the teacher as it starts; a teacher that starts from random weights knows nothing.
+    """
     if not config.unlabelled_foreground:
         return None
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)

@@ -180,7 +180,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
     for panel, label in ((axes[0, 0], "full-image Dice on test slices"),
                          (axes[0, 1], "gain over the compute-matched control")):
         panel.set_xticks(range(len(budgets)), [str(n) if n else "all" for n in budgets])
-        panel.set(xlabel="labelled slices", ylabel=label)
+        panel.set(xlabel="labelled training slices (validation slices choose the checkpoint)", ylabel=label)
         panel.grid(axis="y", color="0.92")
         panel.legend(fontsize=7.5)
     return figure

@@ -89,10 +89,11 @@ def agreement(predicted: list[dict[str, np.ndarray]]) -> pd.Series:
 
 
 def neighbours(slices: list[Slice]) -> pd.DataFrame:
-    """Dice between the annotations of every two slices that follow each other, and how far their numbers are apart."""
+    """Dice between the annotations of slices that follow each other and have one size; `distance`: of their numbers."""
     return pd.DataFrame([{"one": a.stem, "other": b.stem,
                           "distance": (last_number(b.stem) or 0) - (last_number(a.stem) or 0),
-                          "dice": overlap_metrics(a.mask, b.mask)["dice"]} for a, b in itertools.pairwise(slices)])
+                          "dice": overlap_metrics(a.mask, b.mask)["dice"]} for a, b in itertools.pairwise(slices)
+                         if a.mask.shape == b.mask.shape], columns=["one", "other", "distance", "dice"])
 
 
 def main() -> None:
@@ -111,17 +112,16 @@ def main() -> None:
     if len(both := agreement(list(predicted))):
         print(f"Dice of two runs with each other: {both.mean():.4f}, of one with the truth: "
               f"{table[table['stem'].isin(both.index)]['dice'].mean():.4f} ({len(both)} slices)")
+    if arguments.output:
+        write_atomically(arguments.output, lambda path: table.to_csv(path, index=False))
     config = read_json(arguments.runs[0] / "config.json")
     pairs, _ = pair_files(list_files(Path(config["data"]) / IMAGES),
                           list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES))
     slices = [load_slice(image, mask, Config.percentiles, config["mask_foreground"]) for image, mask in pairs.items()]
-    if len(slices) > 1:
-        near = neighbours(slices)
+    if len(near := neighbours(slices)):
         near = near[near["distance"] == near["distance"].min()]["dice"]
         print(f"Dice of neighbouring annotations: {near.mean():.4f} ({near.min():.4f} to {near.max():.4f}, "
               f"{len(near)} pairs)")
-    if arguments.output:
-        write_atomically(arguments.output, lambda path: table.to_csv(path, index=False))
 
 
 if __name__ == "__main__":

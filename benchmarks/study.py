@@ -260,12 +260,16 @@ def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_study(folder: Path, study: dict, table: pd.DataFrame) -> pd.DataFrame:
-    """`summary.csv`, `study.json` and the figures of the rows of a study; the summary."""
+def write_study(folder: Path, study: dict, table: pd.DataFrame, ran: bool = True) -> pd.DataFrame:
+    """`summary.csv`, `study.json` and the figures of the rows of a study; the summary.
+
+    `study.json` names the machine that last `ran` something, not one that only drew the figures again.
+    """
+    stored = folder / "study.json"
+    machine = environment(choose_device()) if ran or not stored.exists() else read_json(stored)["environment"]
     summary = summarise_study(table)
     write_atomically(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
-    write_json(folder / "study.json", {**study, "data": Path(study["data"]).name,
-                                       "environment": environment(choose_device())})
+    write_json(stored, {**study, "data": Path(study["data"]).name, "environment": machine})
     (folder / "figures").mkdir(exist_ok=True)
     draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
     for column, of in (("gain", "the control"), ("change", next(iter(study["variants"])))):
@@ -291,19 +295,20 @@ def main() -> None:
     configs = [config for _, config in runs]
     folder = Path("runs") / f"study_{study['name']}"
     rows = folder / "study.csv"
-    known = read_rows(rows)
+    known, ran = read_rows(rows), False
     for number, (about, config) in enumerate(runs, 1):
         if arguments.summary or finished(known, {**about, "settings": digest(config)}):
             continue
         print(f"run {number} of {len(runs)}: {about}", flush=True)
         run_one(config, configs)
+        ran = True
         known = pd.concat([known, run_rows(about, config)], ignore_index=True)
         known = pd.concat([known, forest_rows(about, config, known)], ignore_index=True)
         write_atomically(rows, lambda path, t=known: t.to_csv(path, index=False, float_format="%.6g"))
     known = of_plan(known, runs) if len(known) else known
     if known.empty:
         raise InputError(f"{folder}: no finished run of this study yet")
-    print(write_study(folder, study, known).round(4).to_string(index=False))
+    print(write_study(folder, study, known, ran).round(4).to_string(index=False))
 
 
 if __name__ == "__main__":
