@@ -11,7 +11,7 @@ from demo_data import write_demo
 from slices import Path
 
 NOTEBOOK = ROOT / "main_freezelayers.ipynb"
-MINIATURE = {"base_channels": 2, "patch_size": 64, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,
+MINIATURE = {"base_channels": 2, "patch_size": 128, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,
              "batch_size": 2, "device": "cpu", "num_workers": 0}
 
 
