@@ -180,7 +180,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
     for panel, label in ((axes[0, 0], "full-image Dice on test slices"),
                          (axes[0, 1], "gain over the compute-matched control")):
         panel.set_xticks(range(len(budgets)), [str(n) if n else "all" for n in budgets])
-        panel.set(xlabel="labelled training slices (validation slices choose the checkpoint)", ylabel=label)
+        panel.set(xlabel="labelled training slices\n(the checkpoint is chosen on further ones)", ylabel=label)
         panel.grid(axis="y", color="0.92")
         panel.legend(fontsize=7.5)
     return figure
@@ -283,7 +283,8 @@ def draw_run(run: Path) -> dict[str, Figure]:
         raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
     (run / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(run / "figures" / f"{name}.png", dpi=STYLE["savefig.dpi"])
+        noisy = name in ("views", "worst")  # many grey pixels: a PNG of them is large
+        figure.savefig(run / "figures" / f"{name}.png", dpi=80 if noisy else STYLE["savefig.dpi"])
     return figures
 
 

@@ -22,8 +22,7 @@ from skimage.measure import label
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config  # noqa: E402 - after the path
-from datasets import IMAGES, MASKS, load_slice  # noqa: E402
+from datasets import IMAGES, MASKS, load_slice  # noqa: E402 - after the path
 from slices import MASK_SUFFIXES, Slice, last_number, list_files, pair_files  # noqa: E402
 from utils import InputError, overlap_metrics, read_json, run_command_line, write_atomically  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
@@ -117,7 +116,8 @@ def main() -> None:
     config = read_json(arguments.runs[0] / "config.json")
     pairs, _ = pair_files(list_files(Path(config["data"]) / IMAGES),
                           list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES))
-    slices = [load_slice(image, mask, Config.percentiles, config["mask_foreground"]) for image, mask in pairs.items()]
+    how = config["percentiles"], config["mask_foreground"]
+    slices = [load_slice(image, mask, *how) for image, mask in pairs.items()]
     if len(near := neighbours(slices)):
         near = near[near["distance"] == near["distance"].min()]["dice"]
         print(f"Dice of neighbouring annotations: {near.mean():.4f} ({near.min():.4f} to {near.max():.4f}, "
