@@ -161,7 +161,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
     summary : DataFrame
         Of `benchmarks/study.py`: `labels`, `variant`, `role`, `dice`, `low`, `high`, `gain`, `gain_low`, `gain_high`.
     """
-    figure, axes = new_figure(1, 2, 4.2)
+    figure, axes = new_figure(1, 2, 4.6)
     budgets = sorted(summary["labels"].unique(), key=lambda n: n or np.inf)  # 0 stands for all
     lines = [((v, r), t) for (v, r), t in summary.groupby(["variant", "role"], sort=False) if r != "supervised"]
     shown = {r: v for (v, r), _ in reversed(lines) if r in ("Otsu", "random forest")}  # the same for every variant
@@ -182,7 +182,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
         panel.set_xticks(range(len(budgets)), [str(n) if n else "all" for n in budgets])
         panel.set(xlabel="labelled training slices\n(the checkpoint is chosen on further ones)", ylabel=label)
         panel.grid(axis="y", color="0.92")
-        panel.legend(fontsize=7.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7.5)
     return figure
 
 

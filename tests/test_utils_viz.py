@@ -117,11 +117,12 @@ def study_summary() -> pd.DataFrame:
 
 
 def test_budget_plot_has_all_labels_last_and_each_rival_once():
-    left, right = utils_viz.draw_budgets(study_summary()).axes
+    figure = utils_viz.draw_budgets(study_summary())
+    left, right = figure.axes
     assert [t.get_text() for t in left.get_xticklabels()] == ["2", "all"]
-    assert [t.get_text() for t in left.get_legend().get_texts()] == [
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [
         "Otsu", "mt: supervised continued", "mt: student", "cm: student"]
-    assert [t.get_text() for t in right.get_legend().get_texts()] == ["mt: student", "cm: student"]
+    assert [bars.get_label() for bars in right.containers] == ["mt: student", "cm: student"]
     assert list(right.containers[0].lines[0].get_ydata()) == [0.02, 0.02]
 
 
