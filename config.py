@@ -164,9 +164,9 @@ PRESETS = {  # what a published method changes in the recipe
         "quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0, "zoom": 1.3,
         "schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "steps_per_epoch": 10,
         "selection": "full", "validate_every": 5, "tta": True,
-        "freeze": (), "consistency": "bce", "cutmix_p": 1.0, "consistency_weight": 3.0, "ramp_epochs": 0},
+        "freeze": (), "consistency": "bce_dice", "cutmix_p": 1.0, "ramp_epochs": 0},
 }
-CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 8, "steps_per_epoch": 8, "max_unlabelled": 40}
+CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 12, "steps_per_epoch": 8, "max_unlabelled": 40}
 GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns", "zoom")
 INTENSITY = ("blur_p", "blur_limit", "motion_blur", "intensity_p", "brightness", "contrast", "gamma", "noise",
              "correlated_noise", "shading", "cutout")
