@@ -153,8 +153,15 @@ def draw_sizes(diameters: dict[str, np.ndarray], unit: str) -> Figure:
 
 # --- studies --------------------------------------------------------------------------------------------------
 
+def by_budget(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a study by rising number of labelled slices, 0 (all) last; else in their order."""
+    return summary.sort_values("labels", key=lambda n: n.replace(0, np.inf), kind="stable")
+
+
 def draw_budgets(summary: pd.DataFrame) -> Figure:
     """Mean score against the number of labelled slices with 95 % intervals, and the paired gain over the control.
+
+    Scores of Otsu and random forest are given above the plot: they lie too far below to share its axis.
 
     Parameters
     ----------
@@ -162,27 +169,32 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
         Of `benchmarks/study.py`: `labels`, `variant`, `role`, `dice`, `low`, `high`, `gain`, `gain_low`, `gain_high`.
     """
     figure, axes = new_figure(1, 2, 4.6)
-    budgets = sorted(summary["labels"].unique(), key=lambda n: n or np.inf)  # 0 stands for all
-    lines = [((v, r), t) for (v, r), t in summary.groupby(["variant", "role"], sort=False) if r != "supervised"]
-    shown = {r: v for (v, r), _ in reversed(lines) if r in ("Otsu", "random forest")}  # the same for every variant
-    lines = [(k, t) for k, t in lines if shown.get(k[1], k[0]) == k[0]]
+    summary = by_budget(summary)
+    budgets = list(summary["labels"].unique())
+    rivals = ("Otsu", "random forest")
+    lines = list(summary[~summary["role"].isin((*rivals, "supervised"))].groupby(["variant", "role"], sort=False))
     colours = itertools.cycle((BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", "#777777", "#8a5a00"))
     for i, ((variant, role), table) in enumerate(lines):
         x = np.array([budgets.index(n) for n in table["labels"]]) + 0.06 * (i - (len(lines) - 1) / 2)
-        name = role if role in shown else f"{variant}: {role}"
         style = {"color": next(colours), "ms": 5, "lw": 1.4, "capsize": 2}
         for panel, mean, low, high in ((axes[0, 0], "dice", "low", "high"),
                                        (axes[0, 1], "gain", "gain_low", "gain_high")):
             if table[mean].notna().all():
                 panel.errorbar(x, table[mean], [table[mean] - table[low], table[high] - table[mean]], fmt="o-",
-                               label=name, **style)
+                               label=f"{variant}: {role}", **style)
     axes[0, 1].axhline(0, color="0.7", lw=1, zorder=0)
+    known = {name: summary.loc[summary["role"] == name, "dice"] for name in rivals}
+    axes[0, 0].set_title(", ".join(
+        f"{name} " + " to ".join(dict.fromkeys((f"{dice.min():.2f}", f"{dice.max():.2f}")))
+        for name, dice in known.items() if len(dice)), fontsize=9)
     for panel, label in ((axes[0, 0], "full-image Dice on test slices"),
                          (axes[0, 1], "gain over the compute-matched control")):
         panel.set_xticks(range(len(budgets)), [str(n) if n else "all" for n in budgets])
-        panel.set(xlabel="labelled training slices\n(the checkpoint is chosen on further ones)", ylabel=label)
+        panel.set(xlabel="labelled training slices\n(the checkpoint is chosen on further ones)", ylabel=label,
+                  xlim=(-0.5, len(budgets) - 0.5))
         panel.grid(axis="y", color="0.92")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7.5,
+                  frameon=False)
     return figure
 
 
@@ -199,7 +211,7 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
     role : str
         Row of each variant that is shown; a variant without it (supervised training alone) is left out.
     """
-    rows = summary[(summary["role"] == role) & summary[column].notna()]
+    rows = by_budget(summary[(summary["role"] == role) & summary[column].notna()])
     budgets = rows["labels"].unique()
     figure, axes = new_figure(1, len(budgets), 1.2 + 0.34 * rows["variant"].nunique(), sharey=True)
     for panel, budget in zip(axes[0], budgets, strict=True):

@@ -106,7 +106,7 @@ def test_calibration_plot_shows_bins_errors_and_best_thresholds():
 
 def study_summary() -> pd.DataFrame:
     rows = []
-    for labels in (2, 0):
+    for labels in (0, 2):
         for variant, role in (("mt", "Otsu"), ("mt", "supervised"), ("mt", "supervised continued"), ("mt", "student"),
                               ("cm", "Otsu"), ("cm", "student")):
             row = {"labels": labels, "variant": variant, "role": role, "dice": 0.7, "low": 0.6, "high": 0.75}
@@ -116,14 +116,16 @@ def study_summary() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_budget_plot_has_all_labels_last_and_each_rival_once():
+def test_budget_plot_has_all_labels_last_and_names_the_rivals():
     figure = utils_viz.draw_budgets(study_summary())
     left, right = figure.axes
     assert [t.get_text() for t in left.get_xticklabels()] == ["2", "all"]
+    assert left.get_title() == "Otsu 0.70"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == [
-        "Otsu", "mt: supervised continued", "mt: student", "cm: student"]
+        "mt: supervised continued", "mt: student", "cm: student"]
     assert [bars.get_label() for bars in right.containers] == ["mt: student", "cm: student"]
     assert list(right.containers[0].lines[0].get_ydata()) == [0.02, 0.02]
+    assert all(np.all(np.diff(bars.lines[0].get_xdata()) > 0) for bars in right.containers)
 
 
 def test_ablation_bars_show_gain_interval_and_score():
