@@ -159,7 +159,7 @@ PRESETS = {  # what a published method changes in the recipe
     "cutmix_mt": {"freeze": (), "cutmix_p": 1.0, "confidence": 0.97},          # French et al., arXiv:1906.01916
     "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
-    "best": {  # chosen on validation slices of real data; measured in runs/study_few_labels
+    "best": {  # chosen on validation slices, real ones and the demo's; measured in runs/study_few_labels
         "downsample": 4, "patch_size": 768, **STRONG,                          # whole slices; then: every orientation
         "quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0, "zoom": 1.3,
         "schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "steps_per_epoch": 10,

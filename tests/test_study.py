@@ -207,3 +207,12 @@ def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
     code, _, err = command("benchmarks.study", plan_file, "--colour=3")
     assert code == 2
     assert "--colour=3: no such option" in err
+
+
+@pytest.mark.parametrize("name", ["few_labels", "ablation"])
+def test_study_files_can_be_planned_and_share_supervised_phases(name):
+    runs = study.plan(json.loads((study.ROOT / "benchmarks" / f"{name}.json").read_text()))
+    first, second = (config for _, config in runs[:2])
+    assert len({config.run for _, config in runs}) == len(runs)
+    assert study.digest(first, study.SEMI) == study.digest(second, study.SEMI)
+    assert study.digest(first) != study.digest(second)
