@@ -130,6 +130,8 @@ class Config:
                 fits = False
             if not fits:
                 raise InputError(f"--{f.name.replace('_', '-')}: {value!r} is not possible: {f.metadata['help']}")
+            if f.type is float:  # 1 and 1.0 are one setting, and one name in a study
+                object.__setattr__(self, f.name, float(value))
         stride = STRIDE * self.downsample
         if self.patch_size % stride or self.patch_size <= stride:
             raise InputError(f"--patch-size {self.patch_size}: must be a multiple of {stride} and more than that"
@@ -159,7 +161,7 @@ PRESETS = {  # what a published method changes in the recipe
     "cutmix_mt": {"freeze": (), "cutmix_p": 1.0, "confidence": 0.97},          # French et al., arXiv:1906.01916
     "fixmatch": FIXMATCH,                                                      # Sohn et al., arXiv:2001.07685
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},       # Yang et al., arXiv:2208.09910
-    "best": {  # chosen on validation slices, real ones and the demo's; measured in runs/study_few_labels
+    "best": {  # how it was chosen, and what that means for its scores: README, "On real slices"
         "downsample": 4, "patch_size": 768, **STRONG,                          # whole slices; then: every orientation
         "quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0, "zoom": 1.3,
         "schedule": "one_cycle", "lr": 2e-3, "weight_average": 0.99, "steps_per_epoch": 10,
@@ -178,6 +180,13 @@ def profile(name: str, device: torch.device) -> dict:
     if name not in ("auto", "full", "cpu"):
         raise InputError(f"profile {name!r}: expected auto, full or cpu")
     return CPU_PROFILE if name == "cpu" or (name == "auto" and device.type != "cuda") else {}
+
+
+def describe_profile(config: Config, changes: dict) -> str:
+    """In words, what the `changes` of a profile make of the recipe that `config.method` names."""
+    recipe = make_config(method=config.method)
+    parts = [f"{name} {getattr(recipe, name)} → {getattr(config, name)}" for name in changes]
+    return f"cpu profile, {', '.join(parts)}" if parts else "full recipe"
 
 
 def make_config(**given: Any) -> Config:

@@ -76,6 +76,8 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     scans = evenly_spaced(scans, max_unlabelled or len(scans))
     parts = make_split(root, list(labelled), split, val_fraction, test_fraction, fold, seed, [p.stem for p in scans])
     train, val, test = ([labelled[stem] for stem in parts[part]] for part in PARTS)
+    if labels > len(train):
+        raise InputError(f"--labels {labels}: there are {len(train)} training slices")
     kept = evenly_spaced(train, labels or len(train))
     unlabelled = [Slice(s.path, s.image) for s in train if s not in kept]
     held_back = {s.image.tobytes(): s.stem for s in [*val, *test]}
@@ -107,9 +109,11 @@ def load_slice(image_path: Path, mask_path: Path, percentiles: tuple[float, floa
 
 
 def evenly_spaced(items: list, count: int) -> list:
-    """`count` of `items` in their order, first and last included; all where there are not more."""
+    """`count` of `items` in their order, first and last included, of one the middle; all where there are not more."""
     if count >= len(items):
         return list(items)
+    if count == 1:
+        return [items[len(items) // 2]]
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
 
 

@@ -50,7 +50,7 @@ def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, bce_weight: float 
 
 def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: str = "mse", confidence: float = 0.0,
                      hard: bool = False) -> torch.Tensor:
-    """Distance of the student from the teacher's probability, where the teacher is confident.
+    """How far the student is from the teacher's probability, where the teacher is confident.
 
     Averaged over all pixels: one below the confidence counts as zero, it is not left out, so a batch in which few
     pixels are sure pulls little (FixMatch, Sohn et al., 2020, arXiv:2001.07685, eq. 4).
@@ -62,7 +62,9 @@ def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: s
         Probability in [0, 1], in the same geometry; it receives no gradients.
     kind : str
         `mse`: squared difference of probabilities (Mean Teacher, arXiv:1703.01780, eq. 1); `bce`: binary
-        cross-entropy; `bce_dice`: half of it and half soft Dice over the confident pixels.
+        cross-entropy; `bce_dice`: half of it and half soft Dice over the confident pixels. The first two are smallest
+        at the target. Soft Dice of a probability is smallest at a decision (1 above about half the Dice, 0 below), so
+        `bce_dice` also makes the student surer than its teacher, as entropy minimisation does.
     confidence : float
         A pixel counts where max(p, 1 − p) is at least this; 0.5 or less is every pixel.
     hard : bool

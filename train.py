@@ -1,4 +1,4 @@
-"""Training: supervised U-Net, its compute-matched continuation, semi-supervision by teacher and student; then tables.
+"""Training: supervised U-Net, its continuation for as many steps, semi-supervision by teacher and student; then tables.
 
 One step serves every method: Mean Teacher, CutMix, FixMatch and UniMatch differ in settings alone (`config.PRESETS`).
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import FREE, GEOMETRY, INTENSITY, Config, make_config, parse_value, profile
+from config import FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile
 from datasets import Data, Views, describe_data, load_data, make_loader
 from evaluate import evaluate_models, validate
 from losses import bce_dice_loss, consistency_loss, cosine_ramp_up, cutmix_boxes, drop_channels, mix
@@ -133,7 +133,7 @@ def train_supervised(config: Config, data: Data) -> None:
 
 
 def continue_supervised(config: Config, data: Data) -> None:
-    """The compute-matched control: `best_continued`, `continued_metrics.csv`.
+    """The step-matched control: `best_continued`, `continued_metrics.csv`.
 
     It starts where the semi-supervised phase starts, with optimizer and schedule reset likewise, and takes as many
     steps.
@@ -311,8 +311,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     changes, resume = profile(given.pop("profile"), choose_device(given.get("device", "auto"))), given.pop("resume")
     config = make_config(**changes | {name: parse_value(name, text) for name, text in given.items()})
-    if changes:
-        print("cpu profile: " + ", ".join(f"{k} {getattr(Config, k)} → {getattr(config, k)}" for k in changes))
+    print(describe_profile(config, changes))
     data = prepare(config, resume)
     train_supervised(config, data)
     if config.method != "supervised":

@@ -22,10 +22,10 @@ def binary_entropy(probability: np.ndarray) -> np.ndarray:
 def slice_uncertainty(student: np.ndarray, teacher: np.ndarray, threshold: float = 0.5) -> dict[str, float]:
     """How unsure two models are about one slice.
 
-    `uncertainty`: entropy of their mean probability per pixel of predicted foreground [bit], so that a slice is not
-    ranked first only because it holds more particles; `entropy` [bit per pixel] and `disagreement` (mean absolute
-    difference) of all pixels; `fraction_predicted`. Entropy of an averaged prediction: Lakshminarayanan et al., 2017,
-    arXiv:1612.01474; over test-time views: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103.
+    `entropy` of their mean probability [bit per pixel] and `disagreement` (mean absolute difference) of all pixels;
+    `fraction_predicted`. Entropy of an averaged prediction: Lakshminarayanan et al., 2017, arXiv:1612.01474; over
+    test-time views: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103. It is not divided by the predicted foreground:
+    that would rank slices by how little of it they have.
 
     Parameters
     ----------
@@ -33,10 +33,8 @@ def slice_uncertainty(student: np.ndarray, teacher: np.ndarray, threshold: float
         Foreground probabilities.
     """
     mean = (student + teacher) / 2
-    entropy = binary_entropy(mean)
-    foreground = np.count_nonzero(mean >= threshold)
-    return {"uncertainty": float(entropy.sum() / max(foreground, 0.01 * mean.size)), "entropy": float(entropy.mean()),
-            "disagreement": float(np.abs(student - teacher).mean()), "fraction_predicted": foreground / mean.size}
+    return {"entropy": float(binary_entropy(mean).mean()), "disagreement": float(np.abs(student - teacher).mean()),
+            "fraction_predicted": float(np.mean(mean >= threshold))}
 
 
 def without_label(data: Data) -> list[Slice]:
@@ -46,7 +44,7 @@ def without_label(data: Data) -> list[Slice]:
 
 
 def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
-    """Write `annotate_next.csv`: the unlabelled slices by falling uncertainty of student and teacher; the table.
+    """Write `annotate_next.csv`: the unlabelled slices by falling entropy of student and teacher; the table.
 
     With `config.tta` each model predicts the mean of eight views, which takes eight times as long. Neighbours of a
     slice are near-copies of it: annotate the first one, train again, and rank again, rather than taking the first few
@@ -70,7 +68,7 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
         student, teacher = (predict_image(m, s.image, device, config.patch_size, 0.25, config.batch_size, config.tta)
                             for m in models)
         rows.append({"stem": s.stem, "file": str(s.path), **slice_uncertainty(student, teacher, config.threshold)})
-    table = pd.DataFrame(rows).sort_values("uncertainty", ascending=False, ignore_index=True)
+    table = pd.DataFrame(rows).sort_values("entropy", ascending=False, ignore_index=True)
     table.insert(0, "rank", np.arange(1, len(table) + 1))
     write_atomically(config.run_folder / "annotate_next.csv", lambda path: table.to_csv(path, index=False))
     return table

@@ -17,17 +17,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils import InputError, read_json, run_command_line
+from evaluate import calibration_error
+from utils import InputError, overlap_metrics, read_json, run_command_line
 from viz_slices import (
-    STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views, draw_worst, new_figure, write_inside,
+    STYLE, draw_methods, draw_predictions, draw_slice, draw_views, draw_worst, new_figure, write_inside,
 )
 
 ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
 
 
 def colour_of(method: str) -> str:
     """One colour for what a row of a table is: Otsu, supervised, its continuation, a student or a teacher."""
-    known = {"Otsu": "#777777", "random forest": PURPLE, "supervised": SKY, "supervised continued": BLUE}
+    known = {"Otsu": "#777777", FOREST: PURPLE, "supervised": SKY, "supervised continued": BLUE}
     return known.get(method, ORANGE if method.endswith("student") else RED if method.endswith("teacher") else GREEN)
 
 
@@ -116,10 +118,9 @@ def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame) -> Fig
     left, right = axes[0]
     left.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
     for method, table in calibration.groupby("method", sort=False):
-        table = table[table["pixels"] > 0]
-        error = np.average((table["observed"] - table["predicted"]).abs(), weights=table["pixels"])
-        left.plot(table["predicted"], table["observed"], "o-", ms=4, lw=1.4, color=colour_of(method),
-                  label=f"{method}: ECE {error:.3f}")
+        filled = table[table["pixels"] > 0]
+        left.plot(filled["predicted"], filled["observed"], "o-", ms=4, lw=1.4, color=colour_of(method),
+                  label=f"{method}: ECE {calibration_error(table):.3f}")
     left.set(xlabel="mean predicted probability of foreground", ylabel="observed share of foreground",
              xlim=(0, 1), ylim=(0, 1), title="calibration (over all pixels of the test slices)")
     for method, table in thresholds.groupby("method", sort=False):
@@ -171,7 +172,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
     figure, axes = new_figure(1, 2, 4.6)
     summary = by_budget(summary)
     budgets = list(summary["labels"].unique())
-    rivals = ("Otsu", "random forest")
+    rivals = ("Otsu", FOREST)
     lines = list(summary[~summary["role"].isin((*rivals, "supervised"))].groupby(["variant", "role"], sort=False))
     colours = itertools.cycle((BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", "#777777", "#8a5a00"))
     for i, ((variant, role), table) in enumerate(lines):
@@ -188,7 +189,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
         f"{name} " + " to ".join(dict.fromkeys((f"{dice.min():.2f}", f"{dice.max():.2f}")))
         for name, dice in known.items() if len(dice)), fontsize=9)
     for panel, label in ((axes[0, 0], "full-image Dice on test slices"),
-                         (axes[0, 1], "gain over the compute-matched control")):
+                         (axes[0, 1], "gain over the step-matched control")):
         panel.set_xticks(range(len(budgets)), [str(n) if n else "all" for n in budgets])
         panel.set(xlabel="labelled training slices\n(the checkpoint is chosen on further ones)", ylabel=label,
                   xlim=(-0.5, len(budgets) - 0.5))
@@ -207,7 +208,7 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
     summary : DataFrame
         As in `draw_budgets`; each budget is a panel.
     column, reference : str
-        `gain` over the compute-matched control, or `change` against the first variant; what the axis calls it.
+        `gain` over the control, or `change` against the first variant; what the axis calls it.
     role : str
         Row of each variant that is shown; a variant without it (supervised training alone) is left out.
     """
@@ -288,7 +289,8 @@ def draw_run(run: Path) -> dict[str, Figure]:
             figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, stem)
             last = methods[-1]
             figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, str(stem), last)
-            seen.append((dice_of(maps[last] >= threshold, truth), (str(stem), image, truth, maps[last])))
+            dice = overlap_metrics(maps[last] >= threshold, truth)["dice"]
+            seen.append((dice, (str(stem), image, truth, maps[last])))
         if seen:
             figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
     if not figures:

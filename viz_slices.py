@@ -3,7 +3,10 @@
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import ndimage
+from skimage.measure import label
+
+from evaluate import lost_particles
+from utils import overlap_metrics
 
 FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -91,10 +94,8 @@ def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> n
     return tint(rgb, truth & ~prediction, FALSE_NEGATIVE, 0.85)
 
 
-def dice_of(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice for a panel's title; 1 when both are empty."""
-    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> str:
+    return f"Dice {overlap_metrics(prediction, truth)['dice']:.3f}"
 
 
 def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float,
@@ -113,7 +114,7 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
     shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
     show(axes[0, 3], prediction, f"prediction (p ≥ {threshold:g})")
-    show(axes[0, 4], error_map(image, truth, prediction), f"Dice {dice_of(prediction, truth):.3f}\nFP red, FN cyan")
+    show(axes[0, 4], error_map(image, truth, prediction), f"{_dice(prediction, truth)}\nFP red, FN cyan")
     figure.suptitle(method, fontsize=10)
     return figure
 
@@ -126,7 +127,7 @@ def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np
     show(axes.flat[0], image, stem)
     show(axes.flat[1], truth, "truth")
     for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
-        show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
+        show(panel, error_map(image, truth, prediction), f"{method}\n{_dice(prediction, truth)}")
     for panel in axes.flat[2 + len(predictions):]:
         panel.set_axis_off()
     figure.suptitle("false positives red, false negatives cyan", fontsize=9)
@@ -136,26 +137,18 @@ def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np
 def describe_errors(truth: np.ndarray, prediction: np.ndarray) -> str:
     """What went wrong in a slice, in words: particles missed and invented, and errors at the rim of found ones.
 
-    A particle (8-connected component) is missed when under half of it was found, and invented when no pixel of it is
-    true. The share of the rim counts the wrong pixels of all others.
+    See `evaluate.lost_particles`; the share of the rim counts the wrong pixels of all other particles.
 
     Parameters
     ----------
     truth, prediction : (H, W) bool ndarrays
     """
-    def lost(particles: np.ndarray, other: np.ndarray, share: float) -> tuple[int, int, int]:
-        """Number of particles, how many overlap `other` by less than `share` of their area, and those' pixels."""
-        labelled, count = ndimage.label(particles, np.ones((3, 3)))
-        areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
-        overlap = np.bincount(labelled[other], minlength=count + 1)[1:]
-        gone = overlap < np.maximum(1, share * areas)
-        return count, int(gone.sum()), int((areas - overlap)[gone].sum())
-
-    particles, missed, missed_pixels = lost(truth, prediction, 0.5)
-    _, invented, invented_pixels = lost(prediction, truth, 0.0)
-    wrong = np.count_nonzero(truth != prediction)
-    rim = (wrong - missed_pixels - invented_pixels) / wrong if wrong else 0.0
-    return f"{missed} of {particles} particles missed, {invented} invented;\n{100 * rim:.0f} % of wrong pixels at rims"
+    missed, invented = lost_particles(truth, prediction), lost_particles(prediction, truth)
+    numbers = [np.count_nonzero(np.unique(particles)) for particles in (missed, invented)]
+    wrong = truth != prediction
+    rim = np.count_nonzero(wrong & (missed == 0) & (invented == 0)) / max(1, np.count_nonzero(wrong))
+    return f"{numbers[0]} of {label(truth).max()} particles missed, {numbers[1]} invented;\n" \
+           f"{100 * rim:.0f} % of wrong pixels at rims"
 
 
 def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], threshold: float, method: str) -> Figure:
@@ -171,7 +164,7 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
         prediction = probability >= threshold
         show(row[0], image, stem)
         show(row[1], error_map(image, truth, prediction),
-             f"Dice {dice_of(prediction, truth):.3f}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
+             f"{_dice(prediction, truth)}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
         shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(shown, ax=row[2], shrink=0.8, pad=0.02)
     figure.suptitle(f"{method}: its worst slices", fontsize=10)

@@ -104,6 +104,11 @@ def main() -> None:
     given, tables = parse_settings(rest), []
     if wrong := sorted({"seed", "run"} & set(given)):
         raise InputError(f"--{wrong[0]}: is set by this script; use --seeds")
+    if given.get("method") == "supervised":
+        raise InputError("--method supervised: has no teacher to rank with; choose a semi-supervised method")
+    for name in ("seeds", "random", "held_out"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: expected 1 or more")
     known = pd.read_csv(RESULTS, keep_default_na=False) if RESULTS.exists() else pd.DataFrame()
     for seed in range(arguments.seeds):
         known, mine = run_seed(given, seed, arguments.random, arguments.held_out, known)

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from skimage.measure import label
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datasets import IMAGES, MASKS, load_slice  # noqa: E402 - after the path
+from evaluate import lost_particles  # noqa: E402
 from slices import MASK_SUFFIXES, Slice, last_number, list_files, pair_files  # noqa: E402
 from utils import InputError, overlap_metrics, read_json, run_command_line, write_atomically  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
@@ -33,28 +33,19 @@ BAND = 3  # px on both sides of an outline: a brush stroke
 def error_budget(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Wrong pixels by kind, each as a share of the true area; their sum is (FP + FN) / true area.
 
-    `missed`: of true particles of which less than half was found; `invented`: of predicted particles of which less
-    than half is true; `outline`: the others, where a particle was found but its shape differs. Particles are
-    8-connected components.
+    `missed` and `invented`: of particles as in `evaluate.lost_particles`; `outline`: the others, where a particle was
+    found but its shape differs.
 
     Parameters
     ----------
     prediction, truth : (H, W) bool ndarrays
     """
-    missed, invented = (_outside_of(mine, other) for mine, other in ((truth, prediction), (prediction, truth)))
     wrong = prediction ^ truth
+    missed, invented = (wrong & (lost_particles(mine, other) > 0)
+                        for mine, other in ((truth, prediction), (prediction, truth)))
     area = max(1, np.count_nonzero(truth))
     counts = {"missed": missed, "invented": invented, "outline": wrong & ~missed & ~invented}
     return {name: np.count_nonzero(pixels) / area for name, pixels in counts.items()}
-
-
-def _outside_of(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Pixels outside `other` of those particles of `mask` that lie in it by less than half."""
-    particles = label(mask)
-    inside = np.bincount(particles.ravel(), other.ravel(), particles.max() + 1)
-    strangers = inside < 0.5 * np.bincount(particles.ravel(), minlength=particles.max() + 1)
-    strangers[0] = False  # the background
-    return strangers[particles] & ~other
 
 
 def dice_without_band(prediction: np.ndarray, truth: np.ndarray, band: int = BAND) -> float:

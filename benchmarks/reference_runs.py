@@ -17,12 +17,18 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils import InputError, run_command_line  # noqa: E402 - after the path
+
 TEACHER = "best_ssl_teacher.safetensors"
 
 
 def call(module: str, *arguments: object) -> None:
-    """Run one of the command lines; its failure ends this script."""
-    subprocess.run([sys.executable, ROOT / f"{module}.py", *map(str, arguments)], check=True)
+    """Run one of the command lines; its failure ends this script with the same status."""
+    status = subprocess.run([sys.executable, ROOT / f"{module}.py", *map(str, arguments)]).returncode
+    if status:
+        sys.exit(status)
 
 
 def run_once(data: Path, run: str, method: str, options: list[str]) -> pd.DataFrame:
@@ -54,6 +60,10 @@ def main() -> None:
     arguments, options = parser.parse_known_args()
     options = ["--profile", arguments.profile, *(o for o in options if o != "--")]
     tables = []
+    if arguments.no_demo and not arguments.real:
+        raise InputError("--no-demo: leaves nothing to run without --real DIR")
+    if arguments.folds < 1:
+        raise InputError(f"--folds {arguments.folds}: expected 1 or more")
     if not arguments.no_demo and not Path("data/demo").exists():
         call("demo_data", "--output", "data/demo")
     for method in arguments.methods.split(","):
@@ -73,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line(main)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from skimage.feature import multiscale_basic_features
 from skimage.future import TrainableSegmenter
 from sklearn.ensemble import RandomForestClassifier
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import Config, make_config, parse_settings  # noqa: E402 - after the path
 from datasets import Data  # noqa: E402
-from evaluate import sign_flip_p, slice_table  # noqa: E402
+from evaluate import slice_table  # noqa: E402
 from slices import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
     CONTROL, LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher,
@@ -41,13 +42,12 @@ from train import (  # noqa: E402
 from utils import (  # noqa: E402
     InputError, choose_device, environment, read_json, run_command_line, write_atomically, write_json,
 )
-from utils_viz import draw_ablation, draw_budgets  # noqa: E402
+from utils_viz import FOREST, draw_ablation, draw_budgets  # noqa: E402
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",
         "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")  # not of the control
 SPLIT = ("split", "val_fraction", "test_fraction", "fold", "labels", "seed", "roi", "percentiles", "mask_foreground")
 SHARED = ("Otsu", "supervised", CONTROL)  # rows that runs with equal supervised phases have in common
-FOREST = "random forest"
 KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list, "settings": dict, "variants": dict}
 RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
 
@@ -70,6 +70,10 @@ def plan(study: dict) -> list[tuple[dict, Config]]:
             raise InputError(f"study: {name}: {wrong} " + (
                 "is set by the study itself; use labels, folds, seeds, data" if wrong in RESERVED else
                 "is no setting of train.py"))
+        if settings.get("split", "blocks") != "blocks":
+            raise InputError(f"study: {name}: split is {settings['split']!r}; a study is made of folds of blocks")
+    if FOREST in study["variants"]:
+        raise InputError(f"study: {FOREST!r} is the pixel classifier beside the variants; choose another name")
     runs = []
     for seed, labels, fold in itertools.product(study["seeds"], study["labels"], study["folds"]):
         for variant, settings in study["variants"].items():
@@ -79,6 +83,13 @@ def plan(study: dict) -> list[tuple[dict, Config]]:
             name = f"{study['name']}_{variant}_l{labels}_f{fold}_s{seed}_{digest(config)[:6]}"
             runs.append((about, dataclasses.replace(config, run=name)))
     return runs
+
+
+def check_folds(configs: list[Config]) -> None:
+    """Read and split the data of every fold and budget once, so that no training precedes an error in the last one."""
+    for config in {str(dataclasses.replace(c, seed=0).subset(SPLIT)): c for c in configs}.values():
+        if not read_slices(config).test:
+            raise InputError(f"study: fold {config.fold} has no test slice; raise test_fraction")
 
 
 @functools.cache
@@ -155,7 +166,7 @@ def forest_scores(data: Data, seed: int, pixels: int = 20_000) -> pd.DataFrame:
     segmenter = TrainableSegmenter(forest, features)
     segmenter.clf.fit(np.concatenate(samples), np.concatenate(labels))
     found = [segmenter.predict(s.image).astype(bool) for s in data.test]
-    return slice_table({"random forest": found}, [s.mask.astype(bool) for s in data.test], [s.stem for s in data.test])
+    return slice_table({FOREST: found}, [s.mask.astype(bool) for s in data.test], [s.stem for s in data.test])
 
 
 def forest_rows(about: dict, config: Config, known: pd.DataFrame) -> pd.DataFrame:
@@ -199,32 +210,38 @@ def of_plan(known: pd.DataFrame, runs: list[tuple[dict, Config]]) -> pd.DataFram
 
 # --- statistics -----------------------------------------------------------------------------------------------
 
-def bootstrap(table: pd.DataFrame, column: str, draws: int = 10_000) -> tuple[float, float]:
-    """95 % interval of the mean of a column with a value per slice, fold and seed; NaN for a single value.
+def mean_of_folds(table: pd.DataFrame, column: str) -> float:
+    """Mean over folds of the mean over their slices and seeds: each region of the sample counts as one."""
+    return float(table.groupby("fold")[column].mean().mean())
 
-    Two things vary: the slices, and the trainings (one per fold and seed), each of which favours or fails all of its
-    slices together. Both are resampled, slices within their fold and the same ones for all its seeds (a bootstrap of
-    crossed factors: Owen, 2007, doi:10.1214/07-AOAS122). With three trainings or fewer it is too narrow.
+
+def bootstrap(table: pd.DataFrame, column: str, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of `mean_of_folds` of a column with a value per slice, fold and seed; NaN for a single value.
+
+    Folds are resampled, in each of them seeds, and slices, the same ones for all its seeds: what the slices of a
+    training or the trainings of a fold share is no repeated evidence (bootstrap of nested and crossed factors: Owen,
+    2007, doi:10.1214/07-AOAS122). A few folds are few draws: with three it covers about three quarters instead of
+    95 % where folds differ more than seeds do, so read the test of `paired` beside it.
     """
-    rng, means = np.random.default_rng(0), []
     if len(table) < 2:
         return float("nan"), float("nan")
-    for _, part in table.groupby("fold"):
-        scores = part.pivot_table(index="seed", columns="stem", values=column).to_numpy()   # (seeds, slices)
-        slices = scores.shape[1]
-        counts = rng.multinomial(slices, np.full(slices, 1 / slices), draws)                # (draws, slices)
-        means.append(scores @ counts.T / slices)                                            # (seeds, draws)
-    each = np.concatenate(means)                                                            # (trainings, draws)
-    chosen = rng.integers(0, len(each), (len(each), draws))
-    low, high = np.quantile(np.take_along_axis(each, chosen, axis=0).mean(axis=0), (0.025, 0.975))
+    rng = np.random.default_rng(0)
+    folds = [part.pivot_table(index="seed", columns="stem", values=column).to_numpy()       # (seeds, slices) each
+             for _, part in table.groupby("fold")]
+    total = np.zeros(draws)
+    for chosen in rng.integers(0, len(folds), (len(folds), draws)):
+        for number, scores in enumerate(folds):
+            seeds, slices = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in scores.shape)
+            total += np.where(chosen == number, np.einsum("ds,st,dt->d", seeds, scores, slices), 0)
+    low, high = np.quantile(total / len(folds), (0.025, 0.975))
     return float(low), float(high)
 
 
 def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> dict:
-    """Mean difference to the control with its 95 % bootstrap interval, and a sign-flip test.
+    """Mean difference to the control with its 95 % bootstrap interval, and a paired t-test.
 
-    The test flips whole trainings (fold and seed): their slices share one pair of models, so they are no further
-    evidence. With t trainings p cannot be below 2/2ᵗ.
+    The test takes the mean gain of each fold as one value: seeds and slices of a fold share labelled slices and region,
+    so they are no further evidence about another region. NaN for a single fold.
 
     Parameters
     ----------
@@ -233,8 +250,9 @@ def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> di
     """
     table = table.assign(gain=table[metric] - table["control"])
     low, high = bootstrap(table, "gain", draws)
-    trainings = table.groupby(["fold", "seed"])["gain"].mean().to_numpy()
-    return {"gain": table["gain"].mean(), "gain_low": low, "gain_high": high, "p": sign_flip_p(trainings)}
+    folds = table.groupby("fold")["gain"].mean().to_numpy()
+    p = stats.ttest_1samp(folds, 0).pvalue if len(folds) > 1 and np.ptp(folds) else float("nan")
+    return {"gain": mean_of_folds(table, "gain"), "gain_low": low, "gain_high": high, "p": float(p)}
 
 
 def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
@@ -249,8 +267,9 @@ def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     twins = table["role"].isin(SHARED) & table.duplicated(["group", "role", "stem"])  # shown with the first variant
     for (labels, variant, role), part in table[~twins].groupby(["labels", "variant", "role"], sort=False):
         low, high = bootstrap(part, metric)
-        row = {"labels": labels, "variant": variant, "role": role, metric: part[metric].mean(), "low": low,
-               "high": high, "slices": part["stem"].nunique(), "trainings": len(part.groupby(["fold", "seed"]))}
+        row = {"labels": labels, "variant": variant, "role": role, metric: mean_of_folds(part, metric),
+               "low": low, "high": high, "slices": part["stem"].nunique(),
+               "trainings": len(part.groupby(["fold", "seed"]))}
         if role not in (CONTROL, "Otsu", FOREST):
             row |= paired(part.join(control, on=["variant", "settings", "stem"]), metric)
         both = part.join(base, on=same, how="inner")
@@ -273,7 +292,7 @@ def write_study(folder: Path, study: dict, table: pd.DataFrame, ran: bool = True
     (folder / "figures").mkdir(exist_ok=True)
     draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
     for column, of in (("gain", "the control"), ("change", next(iter(study["variants"])))):
-        if column in summary:
+        if column in summary and (summary[column].notna() & (summary["role"] == "teacher")).any():
             draw_ablation(summary, column, of).savefig(folder / "figures" / f"{column}s.png", dpi=100)
     return summary
 
@@ -290,12 +309,15 @@ def main() -> None:
         raise InputError(f"--{wrong[0]}: is set by the study itself; write it into {arguments.study}")
     study = read_json(arguments.study)
     study |= {key: value for key in ("data", "name") if (value := getattr(arguments, key))}
-    study["settings"] = {**study.get("settings", {}), **parse_settings(rest)}
+    if isinstance(study.get("settings"), dict):  # else `plan` says what is wrong
+        study["settings"] |= parse_settings(rest)
     runs = plan(study)
     configs = [config for _, config in runs]
     folder = Path("runs") / f"study_{study['name']}"
     rows = folder / "study.csv"
     known, ran = read_rows(rows), False
+    if not arguments.summary:
+        check_folds([config for about, config in runs if not finished(known, {**about, "settings": digest(config)})])
     for number, (about, config) in enumerate(runs, 1):
         if arguments.summary or finished(known, {**about, "settings": digest(config)}):
             continue

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from config import CPU_PROFILE, PRESETS, Config, make_config, profile
+from config import CPU_PROFILE, PRESETS, Config, describe_profile, make_config, profile
 from conftest import fingerprint, run, write_data
 from utils import InputError
 
@@ -137,6 +137,10 @@ def test_profiles():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert profile("auto", cuda) == profile("full", cpu) == {}
     assert profile("auto", cpu) == profile("cpu", cuda) == CPU_PROFILE
+    small = make_config(method="best", **CPU_PROFILE)
+    assert "base_channels 64 → 8" in describe_profile(small, CPU_PROFILE)
+    assert "steps_per_epoch 10 → 8" in describe_profile(small, CPU_PROFILE)       # 10 in best, not 0
+    assert describe_profile(small, {}) == "full recipe"
     assert Config(**CPU_PROFILE).base_channels < Config().base_channels
     with pytest.raises(InputError, match="profile 'CPU': expected auto, full or cpu"):
         profile("CPU", cpu)

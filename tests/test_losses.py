@@ -81,6 +81,23 @@ def test_consistency_counts_confident_pixels_and_divides_by_all():
     assert losses.consistency_loss(logits, torch.full_like(target, 0.6), "bce", 0.9).item() == 0
 
 
+def test_where_a_consistency_loss_is_smallest():
+    """Squared difference and cross-entropy at the teacher's probability; with Dice beside it at surer ones."""
+    target = torch.tensor([0.02, 0.1, 0.6, 0.95]).repeat(16).reshape(1, 1, 8, 8)
+    found = {}
+    for kind in ("mse", "bce", "bce_dice"):
+        logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], lr=0.05)
+        for _ in range(600):
+            optimizer.zero_grad()
+            losses.consistency_loss(logits, target, kind).backward()
+            optimizer.step()
+        found[kind] = logits.sigmoid().detach()
+    assert torch.allclose(found["mse"], target, atol=0.01)
+    assert torch.allclose(found["bce"], target, atol=0.01)
+    assert ((found["bce_dice"] - target) * (target - 0.5) > 0).all()
+
+
 def test_weighted_dice_ignores_what_does_not_count():
     logits, target = torch.randn(1, 1, 4, 8), (torch.rand(1, 1, 4, 8) > 0.5).float()
     weight = torch.zeros_like(target)

@@ -201,7 +201,11 @@ def test_best_checkpoint_is_the_best_validation_epoch(tiny):
     assert Config(**about["config"]) == config
 
 
-def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypatch):
+@pytest.mark.parametrize("changes", [
+    {}, {"weight_average": 0.9, "schedule": "one_cycle", "validate_every": 2, "selection": "full", "cutmix_p": 1.0,
+         "consistency": "bce_dice", "quarter_turns": True, "noise": 0.1, "strong_views": 2, "feature_dropout": 0.5}])
+def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypatch, changes):
+    tiny = dataclasses.replace(tiny, **changes)
     whole = dataclasses.replace(tiny, run="whole")
     run(whole)
     monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)  # a state after every epoch
@@ -292,7 +296,7 @@ def test_command_line(workplace, data_folder, command):
     options = as_options({**TINY, "data": data_folder, "run": "cli", "freeze": (), "foreground_crop": False})
     code, out, err = command("train", *options)
     assert code == 0, err
-    assert "cpu profile: base_channels 64 → 2" in out
+    assert "cpu profile, base_channels 64 → 2" in out
     assert re.search(r"Mean Teacher teacher +full-image test Dice 0\.\d{4}", out)
     stored = Config(**json.loads((Path("runs") / "cli" / "config.json").read_text()))
     assert stored == Config(**{**CPU_PROFILE, **TINY, "data": str(data_folder), "run": "cli", "freeze": (),

@@ -22,17 +22,23 @@ def test_uncertainty_of_a_slice():
     sure, unsure = np.zeros((10, 10)), np.zeros((10, 10))
     sure[:5], unsure[:5] = 1.0, 0.5
     calm = uncertainty.slice_uncertainty(sure, sure)
-    assert calm == {"uncertainty": pytest.approx(0, abs=1e-6), "entropy": pytest.approx(0, abs=1e-6),
-                    "disagreement": 0.0, "fraction_predicted": 0.5}
+    assert calm == {"entropy": pytest.approx(0, abs=1e-6), "disagreement": 0.0, "fraction_predicted": 0.5}
     assert uncertainty.slice_uncertainty(unsure, unsure) == {
-        "uncertainty": pytest.approx(1), "entropy": pytest.approx(0.5), "disagreement": 0.0, "fraction_predicted": 0.5}
+        "entropy": pytest.approx(0.5), "disagreement": 0.0, "fraction_predicted": 0.5}
     split = uncertainty.slice_uncertainty(sure, np.zeros((10, 10)))
     assert split["disagreement"] == 0.5                       # models that contradict each other are unsure together
     assert split["entropy"] == pytest.approx(0.5)
     twice = uncertainty.slice_uncertainty(np.tile(unsure, (1, 2)), np.tile(unsure, (1, 2)))
-    assert twice["uncertainty"] == pytest.approx(1)           # the number of particles does not count
-    empty = uncertainty.slice_uncertainty(np.full((10, 10), 0.1), np.full((10, 10), 0.1))
-    assert np.isfinite(empty["uncertainty"])
+    assert twice["entropy"] == pytest.approx(0.5)             # the size of the slice does not count
+
+
+def test_few_particles_alone_do_not_make_a_slice_uncertain():
+    nothing, few, many = (np.full((100, 100), 0.001) for _ in range(3))
+    few[:5, :20] = many[:40, :50] = 0.95                      # 1 and 20 % of the area, equally sure
+    doubtful = np.where(many > 0.5, 0.6, 0.001)
+    found = [uncertainty.slice_uncertainty(p, p)["entropy"] for p in (nothing, few, many, doubtful)]
+    assert found == sorted(found)
+    assert found[3] > 2 * found[2]
 
 
 def test_ranking_of_a_run(tiny, command):
@@ -41,11 +47,11 @@ def test_ranking_of_a_run(tiny, command):
     table = uncertainty.rank_unlabelled(tiny, data)
     assert sorted(table["stem"]) == sorted(s.stem for s in data.unlabelled)
     assert table["rank"].tolist() == [1, 2, 3]
-    assert table["uncertainty"].is_monotonic_decreasing
+    assert table["entropy"].is_monotonic_decreasing
     assert all(str(s.path) in set(table["file"]) for s in data.unlabelled)
     stored = tiny.run_folder / "annotate_next.csv"
     pd.testing.assert_frame_equal(pd.read_csv(stored), table)
-    assert table["uncertainty"].is_unique
+    assert table["entropy"].is_unique
     turned = uncertainty.rank_unlabelled(dataclasses.replace(tiny, tta=True), data)
     assert not np.allclose(turned["entropy"].sort_values(), table["entropy"].sort_values())
 
