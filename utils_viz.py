@@ -224,6 +224,7 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
                            fontsize=8)
         panel.axvline(0, color="0.3", lw=1)
         panel.margins(x=0.15)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.set(title=f"{budget or 'all'} labelled slices: {role}, mean Dice at the bars",
                   xlabel=f"full-image Dice − that of {reference}")
     axes[0, 0].invert_yaxis()
