@@ -186,7 +186,7 @@ def describe_profile(config: Config, changes: dict) -> str:
     """In words, what the `changes` of a profile make of the recipe that `config.method` names."""
     recipe = make_config(method=config.method)
     parts = [f"{name} {getattr(recipe, name)} → {getattr(config, name)}" for name in changes]
-    return f"cpu profile, {', '.join(parts)}" if parts else "full recipe"
+    return f"cpu profile, {', '.join(parts)}" if parts else "full profile"
 
 
 def make_config(**given: Any) -> Config:

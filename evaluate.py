@@ -252,23 +252,6 @@ def describe(comparison: dict) -> str:
 
 # --- particles ------------------------------------------------------------------------------------------------
 
-def lost_particles(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(H, W) int: the particles of `mask` of which less than half lies in `other`, each with a number; 0 elsewhere.
-
-    Of the true mask these are the missed particles, of a predicted one the invented ones. Particles are 8-connected.
-
-    Parameters
-    ----------
-    mask, other : (H, W) bool ndarrays
-    """
-    particles = label(mask)
-    areas = np.bincount(particles.ravel())
-    inside = np.bincount(particles[other], minlength=len(areas))
-    lost = inside < 0.5 * areas
-    lost[0] = False  # the background
-    return np.where(lost[particles], particles, 0)
-
-
 def particle_table(mask: np.ndarray, pixel_size: float = 1.0) -> pd.DataFrame:
     """Particles of one slice: 8-connected components with `area` [unit²], `diameter` (of the circle of equal
     area) [unit], `aspect` (major/minor axis of the ellipse of equal moments; NaN for a line), `row`, `column` [px],

@@ -17,10 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evaluate import calibration_error
-from utils import InputError, overlap_metrics, read_json, run_command_line
+from utils import InputError, read_json, run_command_line
 from viz_slices import (
-    STYLE, draw_methods, draw_predictions, draw_slice, draw_views, draw_worst, new_figure, write_inside,
+    STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views, draw_worst, new_figure, write_inside,
 )
 
 ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -118,9 +117,10 @@ def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame) -> Fig
     left, right = axes[0]
     left.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
     for method, table in calibration.groupby("method", sort=False):
-        filled = table[table["pixels"] > 0]
-        left.plot(filled["predicted"], filled["observed"], "o-", ms=4, lw=1.4, color=colour_of(method),
-                  label=f"{method}: ECE {calibration_error(table):.3f}")
+        table = table[table["pixels"] > 0]
+        error = np.average((table["observed"] - table["predicted"]).abs(), weights=table["pixels"])
+        left.plot(table["predicted"], table["observed"], "o-", ms=4, lw=1.4, color=colour_of(method),
+                  label=f"{method}: ECE {error:.3f}")
     left.set(xlabel="mean predicted probability of foreground", ylabel="observed share of foreground",
              xlim=(0, 1), ylim=(0, 1), title="calibration (over all pixels of the test slices)")
     for method, table in thresholds.groupby("method", sort=False):
@@ -290,8 +290,7 @@ def draw_run(run: Path) -> dict[str, Figure]:
             figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, stem)
             last = methods[-1]
             figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, str(stem), last)
-            dice = overlap_metrics(maps[last] >= threshold, truth)["dice"]
-            seen.append((dice, (str(stem), image, truth, maps[last])))
+            seen.append((dice_of(maps[last] >= threshold, truth), (str(stem), image, truth, maps[last])))
         if seen:
             figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
     if not figures:

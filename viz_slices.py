@@ -5,9 +5,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from skimage.measure import label
 
-from evaluate import lost_particles
-from utils import overlap_metrics
-
 FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
@@ -94,8 +91,10 @@ def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> n
     return tint(rgb, truth & ~prediction, FALSE_NEGATIVE, 0.85)
 
 
-def _dice(prediction: np.ndarray, truth: np.ndarray) -> str:
-    return f"Dice {overlap_metrics(prediction, truth)['dice']:.3f}"
+def dice_of(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice for a panel's title; 1 when both are empty."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
 
 
 def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float,
@@ -114,7 +113,7 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
     shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
     show(axes[0, 3], prediction, f"prediction (p ≥ {threshold:g})")
-    show(axes[0, 4], error_map(image, truth, prediction), f"{_dice(prediction, truth)}\nFP red, FN cyan")
+    show(axes[0, 4], error_map(image, truth, prediction), f"Dice {dice_of(prediction, truth):.3f}\nFP red, FN cyan")
     figure.suptitle(method, fontsize=10)
     return figure
 
@@ -127,17 +126,34 @@ def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np
     show(axes.flat[0], image, stem)
     show(axes.flat[1], truth, "truth")
     for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
-        show(panel, error_map(image, truth, prediction), f"{method}\n{_dice(prediction, truth)}")
+        show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
     for panel in axes.flat[2 + len(predictions):]:
         panel.set_axis_off()
     figure.suptitle("false positives red, false negatives cyan", fontsize=9)
     return figure
 
 
+def lost_particles(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(H, W) int: the particles of `mask` of which less than half lies in `other`, each with a number; 0 elsewhere.
+
+    Of the true mask these are the missed particles, of a predicted one the invented ones. Particles are 8-connected.
+
+    Parameters
+    ----------
+    mask, other : (H, W) bool ndarrays
+    """
+    particles = label(mask)
+    areas = np.bincount(particles.ravel())
+    inside = np.bincount(particles[other], minlength=len(areas))
+    lost = inside < 0.5 * areas
+    lost[0] = False  # the background
+    return np.where(lost[particles], particles, 0)
+
+
 def describe_errors(truth: np.ndarray, prediction: np.ndarray) -> str:
     """What went wrong in a slice, in words: particles missed and invented, and errors at the rim of found ones.
 
-    See `evaluate.lost_particles`; the share of the rim counts the wrong pixels of all other particles.
+    See `lost_particles`; the share of the rim counts the wrong pixels of all other particles.
 
     Parameters
     ----------
@@ -164,7 +180,7 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
         prediction = probability >= threshold
         show(row[0], image, stem)
         show(row[1], error_map(image, truth, prediction),
-             f"{_dice(prediction, truth)}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
+             f"Dice {dice_of(prediction, truth):.3f}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
         shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(shown, ax=row[2], shrink=0.8, pad=0.02)
     figure.suptitle(f"{method}: its worst slices", fontsize=10)

@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datasets import IMAGES, MASKS, load_slice  # noqa: E402 - after the path
-from evaluate import lost_particles  # noqa: E402
 from slices import MASK_SUFFIXES, Slice, last_number, list_files, pair_files  # noqa: E402
 from utils import InputError, overlap_metrics, read_json, run_command_line, write_atomically  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
+from viz_slices import lost_particles  # noqa: E402
 
 BAND = 3  # px on both sides of an outline: a brush stroke
 
@@ -33,7 +33,7 @@ BAND = 3  # px on both sides of an outline: a brush stroke
 def error_budget(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Wrong pixels by kind, each as a share of the true area; their sum is (FP + FN) / true area.
 
-    `missed` and `invented`: of particles as in `evaluate.lost_particles`; `outline`: the others, where a particle was
+    `missed` and `invented`: of particles as in `viz_slices.lost_particles`; `outline`: the others, where a particle was
     found but its shape differs.
 
     Parameters
@@ -99,7 +99,9 @@ def main() -> None:
     table = pd.concat(tables, ignore_index=True)
     print(table.groupby("run", sort=False).mean(numeric_only=True).round(4).to_string())
     print(table.mean(numeric_only=True).round(4).rename("all").to_frame().T.to_string())
-    if len(both := agreement(list(predicted))):
+    both = agreement(list(predicted))
+    table["agreement"] = table["stem"].map(both)  # of every two runs on this slice
+    if len(both):
         print(f"Dice of two runs with each other: {both.mean():.4f}, of one with the truth: "
               f"{table[table['stem'].isin(both.index)]['dice'].mean():.4f} ({len(both)} slices)")
     if arguments.output:

@@ -282,12 +282,14 @@ def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
 def write_study(folder: Path, study: dict, table: pd.DataFrame, ran: bool = True) -> pd.DataFrame:
     """`summary.csv`, `study.json` and the figures of the rows of a study; the summary.
 
-    `study.json` names the machine that last `ran` something, not one that only drew the figures again.
+    `study.json` names the machine that last `ran` something, not one that only drew the figures again; without its
+    command line: what was run stands beside it.
     """
     stored = folder / "study.json"
     machine = environment(choose_device()) if ran or not stored.exists() else read_json(stored)["environment"]
     summary = summarise_study(table)
     write_atomically(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
+    machine = {name: value for name, value in machine.items() if name != "command"}
     write_json(stored, {**study, "data": Path(study["data"]).name, "environment": machine})
     (folder / "figures").mkdir(exist_ok=True)
     draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)

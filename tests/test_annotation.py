@@ -53,3 +53,13 @@ def test_first_last_and_random_slices_are_added_and_scored_elsewhere(workplace, 
     both = pd.read_csv(annotation.RESULTS, keep_default_na=False)
     assert len(both) == len(rows) + 1 * (1 + 2 + 2)
     assert set(both.loc[both["held_out"] == 1, "stem"]).isdisjoint(both.loc[both["held_out"] == 1, "added"])
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ("--seeds=0", "--seeds 0: expected 1 or more"), ("--random=0", "--random 0: expected 1 or more"),
+    ("--held-out=-1", "--held-out -1: expected 1 or more"),
+    ("--method=supervised", "--method supervised: has no teacher")])
+def test_options_without_a_result_are_refused(workplace, command, option, message):
+    code, _, err = command("benchmarks.annotation", option)
+    assert code == 2
+    assert err.startswith(f"error: {message}")

@@ -72,5 +72,7 @@ def test_command_line(tiny, command):
     scores = pd.read_csv("runs/s1/test_full.csv").set_index(["method", "stem"])["dice"]
     for row in rows[rows["run"] == "s1"].itertuples():
         assert row.dice == pytest.approx(scores[row.method, row.stem])
+    assert rows["agreement"].between(0, 1).all()
+    assert (rows.groupby("stem")["agreement"].nunique() == 1).all()   # one number for the pair
     Path("runs/s0/predictions.npz").unlink()
     assert "predictions.npz: missing" in command("benchmarks.ceiling", "runs/s0")[2]

@@ -140,7 +140,7 @@ def test_profiles():
     small = make_config(method="best", **CPU_PROFILE)
     assert "base_channels 64 → 8" in describe_profile(small, CPU_PROFILE)
     assert "steps_per_epoch 10 → 8" in describe_profile(small, CPU_PROFILE)       # 10 in best, not 0
-    assert describe_profile(small, {}) == "full recipe"
+    assert describe_profile(small, {}) == "full profile"
     assert Config(**CPU_PROFILE).base_channels < Config().base_channels
     with pytest.raises(InputError, match="profile 'CPU': expected auto, full or cpu"):
         profile("CPU", cpu)

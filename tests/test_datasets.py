@@ -33,6 +33,10 @@ def test_fewer_labels_make_the_rest_unlabelled(data_folder):
     data = datasets.load_data(data_folder, "blocks", 0.25, 0.25, labels=2, roi=ROI, max_unlabelled=2)
     assert [s.stem for s in data.train] == ["s_02", "s_05"]
     assert [s.stem for s in data.unlabelled] == ["s_03", "s_04", "scan_0", "scan_2"]
+    one = datasets.load_data(data_folder, "blocks", 0.25, 0.25, labels=1, roi=ROI)
+    assert [s.stem for s in one.train] == ["s_04"]         # the middle of four, not an end
+    with pytest.raises(InputError, match="--labels 5: there are 4 training slices"):
+        datasets.load_data(data_folder, "blocks", 0.25, 0.25, labels=5, roi=ROI)
 
 
 def test_without_unlabelled_scans_the_training_images_serve(tmp_path):

@@ -52,6 +52,9 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     assert summary["change"].notna().sum() == 2 + 5         # student and teacher of cm, everything of lr
     assert "random forest" in out
     assert {p.name for p in Path("runs/study_s/figures").iterdir()} == {"budgets.png", "gains.png", "changes.png"}
+    about = json.loads(Path("runs/study_s/study.json").read_text())
+    assert about["variants"]["cm"] == {"method": "cutmix_mt"}
+    assert "command" not in about["environment"]           # it may hold paths of the machine
 
 
 def test_a_stopped_study_goes_on_and_repeats_nothing(plan_file, command, monkeypatch):
