@@ -48,6 +48,7 @@ SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weig
         "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")  # not of the control
 SPLIT = ("split", "val_fraction", "test_fraction", "fold", "labels", "seed", "roi", "percentiles", "mask_foreground")
 SHARED = ("Otsu", "supervised", CONTROL)  # rows that runs with equal supervised phases have in common
+CONTROL_PHASES = ("supervised", "continued")  # and phases
 KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list, "settings": dict, "variants": dict}
 RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
 
@@ -121,15 +122,16 @@ def adopt(config: Config, donors: list[Config]) -> None:
     for donor in donors:
         theirs = donor.run_folder / "phases.json"
         phases = read_json(theirs) if digest(donor, SEMI) == digest(config, SEMI) and theirs.exists() else {}
-        if "continued" in phases and donor.checkpoint("continued").exists():
+        files = [f for phase in CONTROL_PHASES for f in (donor.checkpoint(phase), donor.run_folder / LOGS[phase])]
+        if "continued" in phases and all(f.exists() for f in files):
             break
     else:
         return
-    for phase in ("supervised", "continued"):
+    for phase in CONTROL_PHASES:
         config.checkpoint(phase).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(donor.checkpoint(phase), config.checkpoint(phase))
         shutil.copy(donor.run_folder / LOGS[phase], config.run_folder / LOGS[phase])
-    write_json(mine, {phase: phases[phase] for phase in ("supervised", "continued")})
+    write_json(mine, {phase: phases[phase] for phase in CONTROL_PHASES})
 
 
 def run_one(config: Config, donors: list[Config]) -> None:

@@ -107,6 +107,22 @@ def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
     assert set(pd.read_csv("runs/study_s/study.csv")["settings"]) > set(pd.read_csv(io.BytesIO(rows))["settings"])
 
 
+def test_a_supervised_phase_is_not_taken_from_a_run_that_lacks_its_log(plan_file, command):
+    content = json.loads(plan_file.read_text())
+    content["folds"], content["variants"] = [0], {"mt": {"method": "mean_teacher"}}
+    plan_file.write_text(json.dumps(content))
+    assert command("benchmarks.study", plan_file)[0] == 0
+    log = next(Path("runs").glob("s_mt_*")) / "sup_metrics.csv"
+    epochs = log.read_text()
+    log.unlink()
+    content["variants"]["cm"] = {"method": "cutmix_mt"}
+    plan_file.write_text(json.dumps(content))
+    code, _, err = command("benchmarks.study", plan_file)
+    assert code == 0, err
+    assert len((next(Path("runs").glob("s_cm_*")) / "sup_metrics.csv").read_text().splitlines()) \
+        == len(epochs.splitlines()) == 1 + SETTINGS["sup_epochs"]
+
+
 def test_changed_settings_and_changed_data_are_run_anew_beside_what_is_there(plan_file, command, data_folder):
     content = json.loads(plan_file.read_text()) | {"folds": [0]}
     plan_file.write_text(json.dumps(content))
