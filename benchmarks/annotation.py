@@ -4,8 +4,9 @@
 
 A model is trained on two labelled slices; the unlabelled scans are ranked by its uncertainty. Then, for the first and
 the last of the ranking and for some chosen at random, the true mask is added and the supervised model trained anew,
-with as many steps. All are scored on scans that nobody could choose. Rows go to `runs/annotation/annotation.csv`; what
-is there is not run again, and rows of other settings or scans stay beside it.
+with as many steps. All are scored on scans that nobody could choose. Without a GPU, settings that are not given are
+those of the CPU profile. Rows go to `runs/annotation/annotation.csv`, settings to a JSON file beside it that their
+column `settings` names; what is there is not run again, and rows of other settings or scans stay.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study import digest, finished  # noqa: E402 - after the path
-from config import Config, make_config, parse_settings  # noqa: E402 - after the path
+from config import Config, make_config, parse_settings, profile  # noqa: E402 - after the path
 from datasets import Data, evenly_spaced  # noqa: E402
 from demo_data import truth_folder_of  # noqa: E402
 from evaluate import slice_table  # noqa: E402
@@ -29,7 +30,7 @@ from slices import Slice, crop_roi, read_mask  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
 from uncertainty import rank_unlabelled  # noqa: E402
 from utils import (  # noqa: E402
-    InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically,
+    InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically, write_json,
 )
 
 RESULTS = Path("runs/annotation/annotation.csv")
@@ -50,8 +51,8 @@ def score(config: Config, scans: list[Slice]) -> pd.DataFrame:
     """Dice of the supervised model on each annotated scan."""
     device = choose_device(config.device)
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
-    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap) >= config.threshold
-             for s in scans]
+    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap, config.batch_size, config.tta)
+             >= config.threshold for s in scans]
     return slice_table({"supervised": masks}, [s.mask.astype(bool) for s in scans], [s.stem for s in scans])
 
 
@@ -67,10 +68,13 @@ def choices(config: Config, data: Data, held_out: list[Slice], count: int) -> li
 def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFrame,
              ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`known` with the rows of one seed that were not in it yet, and the rows of that seed."""
-    config = make_config(**{"labels": 2, "data": "data/demo", **given, "seed": seed, "run": "annotation"})
+    changes = profile("auto", choose_device(given.get("device", "auto")))
+    config = make_config(**{"labels": 2, "data": "data/demo", **changes, **given, "seed": seed, "run": "annotation"})
     steps = config.steps_per_epoch or max(1, config.labels // config.batch_size)  # the same with one more slice
     config = dataclasses.replace(config, steps_per_epoch=steps)
-    name = digest(config)
+    name = digest(config, ("run", "seed"))
+    write_json(RESULTS.with_name(f"{name}.json"), {
+        k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "seed")})
     config = dataclasses.replace(config, run=f"annotation_s{seed}_{name}")
     data = prepare(config, resume=True)
     train_supervised(config, data)

@@ -1,5 +1,7 @@
 """The simulated annotator: what it adds, what it is scored on, and that finished trainings are kept."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -26,6 +28,8 @@ def test_first_last_and_random_slices_are_added_and_scored_elsewhere(workplace, 
     assert "first of the ranking − random: " in out
     rows = pd.read_csv(annotation.RESULTS, keep_default_na=False)
     assert rows.groupby("how", sort=False).size().to_dict() == {"none": 2, "first": 2, "last": 2, "random": 2}
+    settings = json.loads((annotation.RESULTS.parent / f"{rows['settings'].iloc[0]}.json").read_text())
+    assert settings == {**settings, **SETTINGS, "labels": 2}
     base = trained[0][0]
     ranking = pd.read_csv(f"runs/{base}/annotate_next.csv")["stem"].tolist()
     scored = set(rows["stem"])
