@@ -225,9 +225,9 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
         panel.axvline(0, color="0.3", lw=1)
         panel.margins(x=0.15)
         panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.set(title=f"{budget or 'all'} labelled slices: {role}, mean Dice at the bars",
-                  xlabel=f"full-image Dice − that of {reference}")
+        panel.set(title=f"{budget or 'all'} labelled slices", xlabel=f"full-image Dice\n− that of {reference}")
     axes[0, 0].invert_yaxis()
+    figure.suptitle(f"{role}, mean Dice at the bars", fontsize=9)
     return figure
 
 

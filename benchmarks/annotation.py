@@ -73,8 +73,6 @@ def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFr
     steps = config.steps_per_epoch or max(1, config.labels // config.batch_size)  # the same with one more slice
     config = dataclasses.replace(config, steps_per_epoch=steps)
     name = digest(config, ("run", "seed"))
-    write_json(RESULTS.with_name(f"{name}.json"), {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "seed")})
     config = dataclasses.replace(config, run=f"annotation_s{seed}_{name}")
     data = prepare(config, resume=True)
     train_supervised(config, data)
@@ -83,6 +81,8 @@ def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFr
     if len(scans) < held_out + count + 2:
         raise InputError(f"{config.data}: {len(scans)} scans with a known mask, expected {held_out + count + 2} or "
                          "more; use the demo data of demo_data.py")
+    kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run", "seed")}
+    write_json(RESULTS.with_name(f"{name}.json"), {**kept, "data": Path(config.data).name})
     scored = [annotate(s, config) for s in evenly_spaced(list(scans.values()), held_out)]
     about = {"settings": name, "held_out": held_out, "seed": seed}
     for how, stem in [("none", ""), *choices(config, data, scored, count)]:

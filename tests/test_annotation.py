@@ -29,7 +29,8 @@ def test_first_last_and_random_slices_are_added_and_scored_elsewhere(workplace, 
     rows = pd.read_csv(annotation.RESULTS, keep_default_na=False)
     assert rows.groupby("how", sort=False).size().to_dict() == {"none": 2, "first": 2, "last": 2, "random": 2}
     settings = json.loads((annotation.RESULTS.parent / f"{rows['settings'].iloc[0]}.json").read_text())
-    assert settings == {**settings, **SETTINGS, "labels": 2}
+    assert settings == {**settings, **SETTINGS, "labels": 2, "data": "demo", "max_unlabelled": 40}
+    assert "seed" not in settings
     base = trained[0][0]
     ranking = pd.read_csv(f"runs/{base}/annotate_next.csv")["stem"].tolist()
     scored = set(rows["stem"])
