@@ -1,4 +1,4 @@
-"""Which unlabelled slice to annotate next: the one that stands for most of the others; and where models are unsure."""
+"""Which unlabelled slice to annotate next: a clear one that stands for many others; and where models are unsure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,13 +70,14 @@ def collected_features(model: UNet) -> Iterator[list[torch.Tensor]]:
             handle.remove()
 
 
-def rank_by_coverage(labelled: np.ndarray, unlabelled: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rank_by_coverage(labelled: np.ndarray, unlabelled: np.ndarray, preferred: np.ndarray,
+                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Order in which slices should be annotated, so that every slice soon resembles an annotated one.
 
     The distance of two slices is that of their features, each of unit variance among the unlabelled slices. Every
     unlabelled slice has a distance to the nearest annotated one, and the next slice to annotate is always the one that
-    lowers the sum of these most (facility location: depots are placed so that every customer is near one). For each k
-    the first k reach at least 1 − 1/e = 63 % of the reduction that any k slices could reach (Nemhauser, Wolsey &
+    lowers the sum of these most (facility location: depots are placed so that every customer is near one). The first k
+    preferred ones reach at least 1 − 1/e = 63 % of the reduction that any k of them could reach (Nemhauser, Wolsey &
     Fisher, 1978, doi:10.1007/BF01588971). Representative slices for annotation: Yang et al., 2017, arXiv:1706.04737;
     covering the data: Sener & Savarese, 2018, arXiv:1708.00489. In image classification typical examples taught more
     than uncertain ones as long as labels were few: Hacohen, Dekel & Weinshall, 2022, arXiv:2202.02794.
@@ -87,6 +88,8 @@ def rank_by_coverage(labelled: np.ndarray, unlabelled: np.ndarray) -> tuple[np.n
         Features of the annotated slices, at least one.
     unlabelled : (N, F) ndarray
         Features of the slices to choose from.
+    preferred : (N,) bool ndarray
+        Slices that are chosen before all others. They stand for the others too.
 
     Returns
     -------
@@ -105,17 +108,19 @@ def rank_by_coverage(labelled: np.ndarray, unlabelled: np.ndarray) -> tuple[np.n
     nearest = cdist(unlabelled / scale, labelled / scale).min(1)                                # (N,)
     total = nearest.sum() or 1.0
     gains = np.array([np.maximum(nearest - distances, 0).sum() for distances in between])
-    bounds = gains.copy()  # gains only fall, so old ones are upper bounds: few need a second look (Minoux, 1978)
     order, left = [], []
-    for _ in between:
-        best = bounds.argmax()
-        while (gain := np.maximum(nearest - between[best], 0).sum()) < bounds[best]:
-            bounds[best] = gain
+    for group in (preferred, ~preferred):
+        bounds = np.where(group, gains, -1)  # gains only fall: few are computed again (Minoux, 1978)
+        while bounds.max() >= 0:
             best = bounds.argmax()
-        order.append(int(best))
-        bounds[best] = -1
-        nearest = np.minimum(nearest, between[best])
-        left.append(nearest.sum())
+            gain = np.maximum(nearest - between[best], 0).sum()
+            if gain < bounds[best]:
+                bounds[best] = gain
+                continue
+            order.append(int(best))
+            bounds[best] = -1
+            nearest = np.minimum(nearest, between[best])
+            left.append(nearest.sum())
     return np.array(order), 1 - np.array(left) / total, gains[order] / total
 
 
@@ -123,9 +128,9 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     """Write `annotate_next.csv`: the unlabelled slices, the one to annotate next first; the table.
 
     They are in the order of `rank_by_coverage`, with the features that the teacher's deepest blocks have for a slice.
-    What `slice_uncertainty` says stands beside it but does not rank: on the demo the most uncertain slice taught less
-    than a random one (`benchmarks/annotation.py`). To pass over a slice, take the next with a high `coverage_alone`.
-    With `config.tta` each model predicts the mean of eight views, which takes eight times as long.
+    The half with the lower `entropy` comes first: on the demo the least certain slices, whose particles are below the
+    noise, taught less than random ones (`benchmarks/annotation.py`). To pass over a slice, take the next with a high
+    `coverage_alone`. With `config.tta` each model predicts the mean of eight views, which takes eight times as long.
 
     Raises
     ------
@@ -152,11 +157,12 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
         if len(features) > len(data.train):
             rows.append({"stem": s.stem, "file": str(s.path),
                          **slice_uncertainty(predict(student, s), probability, config.threshold)})
-    features = np.stack(features)
-    if not np.isfinite(features).all():
-        raise InputError(f"{config.checkpoint(MODELS[1])}: predicts no numbers; train again with a lower --lr")
-    order, coverage, alone = rank_by_coverage(*np.split(features, [len(data.train)]))
-    table = pd.DataFrame(rows).iloc[order].reset_index(drop=True)
+    features, table = np.stack(features), pd.DataFrame(rows)
+    if not np.isfinite(features).all() or table["entropy"].isna().any():
+        raise InputError(f"{config.checkpoint(MODELS[1]).parent}: a model predicts no numbers; train again, lower --lr")
+    certain = (table["entropy"] <= table["entropy"].median()).to_numpy()
+    order, coverage, alone = rank_by_coverage(*np.split(features, [len(data.train)]), certain)
+    table = table.iloc[order].reset_index(drop=True)
     table.insert(0, "rank", np.arange(1, len(table) + 1))
     table.insert(3, "coverage", coverage)
     table.insert(4, "coverage_alone", alone)

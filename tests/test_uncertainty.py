@@ -47,8 +47,12 @@ def points(*values: float) -> np.ndarray:
     return np.array(values, float)[:, None]
 
 
+def rank(known: np.ndarray, features: np.ndarray, preferred: tuple[int, ...] = ()) -> tuple[np.ndarray, ...]:
+    return uncertainty.rank_by_coverage(known, features, np.isin(np.arange(len(features)), preferred))
+
+
 def test_coverage_takes_the_typical_before_the_outlying():
-    order, coverage, alone = uncertainty.rank_by_coverage(points(0.0), points(0.1, 40, 9, 10, 10, 11))
+    order, coverage, alone = rank(points(0.0), points(0.1, 40, 9, 10, 10, 11))
     assert order[0] == 3                                      # the middle of the group, not the outlier
     assert order[1] == 1                                      # then the outlier: the group is covered
     assert order[-2:].tolist() == [0, 4]                      # near-copies of annotated slices come last
@@ -65,7 +69,7 @@ def test_coverage_takes_the_typical_before_the_outlying():
 def test_coverage_is_greedy_facility_location():
     rng = np.random.default_rng(0)
     known, features = rng.normal(size=(2, 5)), rng.normal(size=(12, 5))
-    order, coverage, alone = uncertainty.rank_by_coverage(known, features)
+    order, coverage, alone = rank(known, features)
     known, features = known / features.std(0), features / features.std(0)
 
     def left(chosen):
@@ -78,25 +82,37 @@ def test_coverage_is_greedy_facility_location():
         assert alone[n] == pytest.approx(1 - left([chosen]) / left([]))
 
 
+def test_preferred_slices_come_first_and_stand_for_the_others():
+    known, features = points(0.0), points(0.1, 40, 9, 10, 13, 11, 11)
+    assert rank(known, features)[0][0] == 5
+    order, coverage, _ = rank(known, features, (0, 1, 2))
+    assert order[0] == 2                                      # nearest to the group, though 10 would be better
+    assert set(order[:3]) == {0, 1, 2}
+    assert order[3] == 5                                      # then the best of what is left
+    assert coverage[-1] == pytest.approx(1)
+    everything = [rank(known, features, preferred)[0].tolist() for preferred in ((), range(7))]
+    assert everything[0] == everything[1]
+
+
 def test_coverage_does_not_depend_on_the_scale_of_a_feature():
     rng = np.random.default_rng(1)
     known, features = rng.normal(size=(2, 4)), rng.normal(size=(9, 4))
-    expected = uncertainty.rank_by_coverage(known, features)
+    expected = rank(known, features)
     scales = np.array([1, 1e-9, 1e9, 7])
-    found = uncertainty.rank_by_coverage(known * scales, features * scales)
+    found = rank(known * scales, features * scales)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1])
     constant = [np.column_stack([part, np.full(len(part), value)]) for part, value in ((known, 3.0), (features, 5.0))]
-    np.testing.assert_array_equal(uncertainty.rank_by_coverage(*constant)[0], expected[0])
+    np.testing.assert_array_equal(rank(*constant)[0], expected[0])
 
 
 def test_coverage_of_copies():
     for known, value in ((2, 2), (2, 0), (0, 5)):             # nothing to choose from
-        order, coverage, alone = uncertainty.rank_by_coverage(points(known), points(value, value, value))
+        order, coverage, alone = rank(points(known), points(value, value, value))
         assert sorted(order) == [0, 1, 2]
         assert coverage.tolist() == [1, 1, 1]
         assert alone.tolist() == [0, 0, 0]
-    order, coverage, alone = uncertainty.rank_by_coverage(points(0), points(5, 5, 5, 1))
+    order, coverage, alone = rank(points(0), points(5, 5, 5, 1))
     assert order[0] < 3
     assert order[1] == 3                                      # a copy of what is annotated teaches nothing
     assert coverage == pytest.approx([15 / 16, 1, 1, 1])
@@ -159,17 +175,21 @@ def test_ranking_compares_training_slices_with_the_unlabelled_in_the_eyes_of_the
             predict_image(teacher, s.image, choose_device("cpu"), config.patch_size, 0.25, tta=True)
         described.append(torch.cat(passes).mean(0).numpy())
     table = uncertainty.rank_unlabelled(config, data)
-    order, coverage, alone = uncertainty.rank_by_coverage(*np.split(np.stack(described), [len(data.train)]))
+    entropy = table.set_index("stem")["entropy"]
+    assert (entropy.iloc[:2] <= entropy.iloc[2]).all()        # the certain half of three slices first
+    certain = np.array([entropy[s.stem] <= entropy.median() for s in data.unlabelled])
+    order, coverage, alone = uncertainty.rank_by_coverage(*np.split(np.stack(described), [len(data.train)]), certain)
     assert table["stem"].tolist() == [data.unlabelled[i].stem for i in order]
     np.testing.assert_allclose(table["coverage"], coverage, rtol=1e-4)
     np.testing.assert_allclose(table["coverage_alone"], alone, rtol=1e-4)
 
 
-def test_a_teacher_without_numbers_ranks_nothing(tiny):
-    teacher = random_models(tiny)["ssl_teacher"]
-    teacher.bottleneck[0].weight.data.fill_(np.nan)
-    save_checkpoint(tiny.checkpoint("ssl_teacher"), teacher, {})
-    with pytest.raises(InputError, match=r"best_ssl_teacher.*: predicts no numbers"):
+@pytest.mark.parametrize(("name", "block"), [("ssl_teacher", "bottleneck"), ("ssl_student", "refine")])
+def test_models_without_numbers_rank_nothing(tiny, name, block):
+    model = random_models(tiny)[name]
+    getattr(model, block)[0].weight.data.fill_(np.nan)
+    save_checkpoint(tiny.checkpoint(name), model, {})
+    with pytest.raises(InputError, match=r"a model predicts no numbers"):
         uncertainty.rank_unlabelled(tiny, train.read_slices(tiny))
     assert not (tiny.run_folder / "annotate_next.csv").exists()
 
