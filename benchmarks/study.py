@@ -1,14 +1,15 @@
 """Which method pays, and with how many labels: variants × label budgets × block folds × seeds, on one data set.
 
-    python benchmarks/study.py FILE.json [--data DIR] [--name NAME] [--summary] [--any-setting=value of train.py]
+    python benchmarks/study.py FILE.json [--data DIR] [--name NAME] [--part 1/2] [--summary] [--any-setting=value]
 
-FILE.json holds `name`, `data`, `labels`, `folds`, `seeds`, `settings` (of every run) and `variants` (name → settings
-of that variant, `method` among them). Each run is a folder `runs/NAME_VARIANT_lL_fF_sS_…`, made by the same functions
-as `train.py`; the end of its name stands for all settings and for the content of the data folder, so runs of other
+FILE.json holds `name`, `data`, `labels`, `folds`, `seeds`, `settings` (of every run) and `variants` (name → settings of
+that variant, `method` among them). Each run is a folder `runs/NAME_VARIANT_lL_fF_sS_…`, made by the same functions as
+`train.py`; the end of its name stands for all settings and for the content of the data folder, so runs of other
 settings or data never mix. Runs that do not differ before the semi-supervised phase share their supervised models. The
 random-forest pixel classifier that ilastik and Weka made popular is trained on the same slices. Rows (one per slice and
 model) go to `runs/study_NAME/study.csv`, summary and figures beside it. A stopped study goes on where it was; what has
-its rows in that file is not run again, even where its run folder is gone.
+its rows in that file is not run again, even where its run folder is gone. `--part 1/2` runs one of two parts, so that
+several GPUs or cores can share a study; `--summary` then gathers their rows.
 """
 
 import argparse
@@ -48,6 +49,8 @@ SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weig
         "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")  # not of the control
 SPLIT = ("split", "val_fraction", "test_fraction", "fold", "labels", "seed", "roi", "percentiles", "mask_foreground")
 SHARED = ("Otsu", "supervised", CONTROL)  # rows that runs with equal supervised phases have in common
+PLACE = ("labels", "fold", "seed")
+ROW = ("variant", *PLACE, "role", "stem")
 CONTROL_PHASES = ("supervised", "continued")  # and phases
 KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list, "settings": dict, "variants": dict}
 RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
@@ -194,10 +197,32 @@ def finished(known: pd.DataFrame, wanted: dict) -> bool:
     return len(known) > 0 and bool((known[list(wanted)] == list(wanted.values())).all(axis=1).any())
 
 
-def read_rows(path: Path) -> pd.DataFrame:
-    """`study.csv`, or an empty table where there is none yet; names stay text, whatever they look like."""
+def read_rows(paths: list[Path]) -> pd.DataFrame:
+    """The rows of these files, each once, or an empty table without any; names stay text, whatever they look like."""
     names = dict.fromkeys(("stem", "role", "group", "settings", "variant"), str)
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""]) if path.exists() else pd.DataFrame()
+    tables = [pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""]) for path in paths if path.exists()]
+    if not tables:
+        return pd.DataFrame()
+    return pd.concat(tables, ignore_index=True).drop_duplicates([*ROW, "settings"], ignore_index=True)
+
+
+def part_of(runs: list[tuple[dict, Config]], text: str) -> list[tuple[dict, Config]]:
+    """Every N-th budget, fold and seed of a plan from the K-th on, for `K/N`: what shares supervised models stays
+    together.
+    """
+    try:
+        number, parts = (int(piece) for piece in text.split("/"))
+    except ValueError:
+        number = parts = 0
+    if not 1 <= number <= parts:
+        raise InputError(f"--part {text}: expected K/N, the K-th of N parts, as 1/2")
+    places = list(dict.fromkeys(tuple(about[key] for key in PLACE) for about, _ in runs))[number - 1::parts]
+    return [(about, config) for about, config in runs if tuple(about[key] for key in PLACE) in places]
+
+
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """One of the files that `read_rows` reads."""
+    write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def of_plan(known: pd.DataFrame, runs: list[tuple[dict, Config]]) -> pd.DataFrame:
@@ -306,6 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("study", type=Path, help="JSON file that says what to run")
     parser.add_argument("--summary", action="store_true", help="run nothing, only sum up the rows that are there")
+    parser.add_argument("--part", help="K/N: run the K-th of N parts; several run side by side, then --summary")
     parser.add_argument("--data", help="data folder, where it is not the one that the file names")
     parser.add_argument("--name", help="name of the study, likewise: runs/study_NAME")
     arguments, rest = parser.parse_known_args()
@@ -318,23 +344,29 @@ def main() -> None:
     runs = plan(study)
     configs = [config for _, config in runs]
     folder = Path("runs") / f"study_{study['name']}"
-    rows = folder / "study.csv"
-    known, ran = read_rows(rows), False
-    if not arguments.summary:
-        check_folds([config for about, config in runs if not finished(known, {**about, "settings": digest(config)})])
-    for number, (about, config) in enumerate(runs, 1):
-        if arguments.summary or finished(known, {**about, "settings": digest(config)}):
-            continue
-        print(f"run {number} of {len(runs)}: {about}", flush=True)
+    part, files = None if arguments.summary else arguments.part, sorted(folder.glob("study*.csv"))
+    todo = [] if arguments.summary else part_of(runs, part) if part else runs
+    own = folder / (f"study_{part.replace('/', 'of')}.csv" if part else "study.csv")
+    known, mine = read_rows(files), read_rows([own] if part else files)
+    todo = [(about, config) for about, config in todo if not finished(known, {**about, "settings": digest(config)})]
+    check_folds([config for _, config in todo])
+    for number, (about, config) in enumerate(todo, 1):
+        print(f"run {number} of {len(todo)}: {about}", flush=True)
         run_one(config, configs)
-        ran = True
-        known = pd.concat([known, run_rows(about, config)], ignore_index=True)
-        known = pd.concat([known, forest_rows(about, config, known)], ignore_index=True)
-        write_atomically(rows, lambda path, t=known: t.to_csv(path, index=False, float_format="%.6g"))
+        for new in (run_rows(about, config), forest_rows(about, config, known)):
+            known, mine = (pd.concat([rows, new], ignore_index=True) for rows in (known, mine))
+        write_rows(own, mine)
+    if part:
+        print(f"part {part}: finished; gather the parts with --summary")
+        return
+    if parts := set(files) - {own}:
+        write_rows(own, known)
+        for file in parts:
+            file.unlink()
     known = of_plan(known, runs) if len(known) else known
     if known.empty:
         raise InputError(f"{folder}: no finished run of this study yet")
-    print(write_study(folder, study, known, ran).round(4).to_string(index=False))
+    print(write_study(folder, study, known, bool(todo)).round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,53 @@ def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
     assert set(pd.read_csv("runs/study_s/study.csv")["settings"]) > set(pd.read_csv(io.BytesIO(rows))["settings"])
 
 
+def test_parts_side_by_side_are_the_same_study(plan_file, command, monkeypatch):
+    order = ["variant", "fold", "role", "stem"]
+    assert command("benchmarks.study", plan_file)[0] == 0
+    whole = pd.read_csv("runs/study_s/study.csv").sort_values(order, ignore_index=True)
+    for folder in (Path("runs"), Path("checkpoints")):
+        shutil.rmtree(folder)
+    epochs, epoch = [], train.train_epoch
+    monkeypatch.setattr(train, "train_epoch", lambda config, *a: epochs.append(config.fold) or epoch(config, *a))
+    code, out, err = command("benchmarks.study", plan_file, "--part=2/2")
+    assert code == 0, err
+    assert "part 2/2: finished; gather the parts with --summary" in out
+    assert epochs == [1] * (2 * 2 + 2 + 2 + 2 * 3)           # as many as for one fold of the whole study: models shared
+    assert [p.name for p in Path("runs/study_s").iterdir()] == ["study_2of2.csv"]
+    assert command("benchmarks.study", plan_file, "--part=1/2")[0] == 0
+    count = len(epochs)
+    assert command("benchmarks.study", plan_file, "--part=1/1")[0] == 0        # nothing left to do
+    assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+    gathered = pd.read_csv("runs/study_s/study.csv").sort_values(order, ignore_index=True)
+    pd.testing.assert_frame_equal(gathered, whole)
+    assert {p.name for p in Path("runs/study_s").iterdir()} == {"study.csv", "study.json", "summary.csv", "figures"}
+    assert command("benchmarks.study", plan_file)[0] == 0
+    assert len(epochs) == count
+
+
+def test_rows_of_a_part_that_still_runs_are_neither_lost_nor_counted_twice(plan_file, command, monkeypatch):
+    rows = study.run_rows
+
+    def gathering(about, config):                            # after the first run somebody looks at the summary
+        if about["variant"] == "cm":
+            assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+            assert not Path("runs/study_s/study_1of2.csv").exists()
+        return rows(about, config)
+    monkeypatch.setattr(study, "run_rows", gathering)
+    assert command("benchmarks.study", plan_file, "--part=1/2")[0] == 0
+    assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+    found = pd.read_csv("runs/study_s/study.csv").groupby(["variant", "role"]).size()
+    assert (found == 2).all()
+    assert set(found.index.get_level_values("variant")) == {"mt", "cm", "lr", "random forest"}
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "../2"])
+def test_a_part_is_a_number_of_a_number(plan_file, command, text):
+    code, _, err = command("benchmarks.study", plan_file, f"--part={text}")
+    assert code == 2
+    assert err.startswith(f"error: --part {text}: expected K/N")
+
+
 def test_a_supervised_phase_is_not_taken_from_a_run_that_lacks_its_log(plan_file, command):
     content = json.loads(plan_file.read_text())
     content["folds"], content["variants"] = [0], {"mt": {"method": "mean_teacher"}}
