@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -128,7 +129,9 @@ def main() -> None:
     print(table.round(4).to_string())
     for how in ("first", "least certain"):
         gain = table[how] - table["random"]
-        print(f"{how} − random: {gain.mean():+.4f} (seeds: {', '.join(f'{g:+.4f}' for g in gain)})")
+        low, high = gain.mean() + gain.sem() * np.array(stats.t.interval(0.95, max(1, len(gain) - 1)))
+        print(f"{how} − random: {gain.mean():+.4f} (95 % t-interval over seeds {low:+.4f} to {high:+.4f}; "
+              f"{', '.join(f'{g:+.4f}' for g in gain)})")
 
 
 if __name__ == "__main__":
