@@ -135,7 +135,7 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     Raises
     ------
     InputError
-        When the run has no student and teacher yet, or a teacher that predicts no numbers, or no unlabelled slice.
+        When the run has no student and teacher yet, or one that predicts no numbers, or no unlabelled slice.
     """
     slices = without_label(data)
     if not slices:

@@ -11,7 +11,7 @@ import tifffile
 from scipy import stats
 
 import train
-from benchmarks import study
+from benchmarks import study, study_statistics
 from conftest import TINY
 from slices import Path
 
@@ -213,7 +213,7 @@ def simulated(rng, gain=0.0, fold=0.0, training=0.0, slice_=0.0, rest=0.01, fold
 def test_interval_and_test_of_a_known_gain():
     rng = np.random.default_rng(0)
     table = simulated(rng, gain=0.05, rest=0.02)
-    found = study.paired(table)
+    found = study_statistics.paired(table)
     gains = table["dice"] - table["control"]
     assert found["gain"] == pytest.approx(gains.mean())
     assert 0.03 < found["gain_low"] < 0.05 < found["gain_high"] < 0.07
@@ -221,9 +221,9 @@ def test_interval_and_test_of_a_known_gain():
     error = np.std([first, second, third], ddof=1) / np.sqrt(3)
     assert found["p"] == pytest.approx(2 * stats.t.sf(found["gain"] / error, 2))
     assert found["p"] < 0.05
-    assert study.paired(simulated(rng))["p"] > 0.05
+    assert study_statistics.paired(simulated(rng))["p"] > 0.05
     shuffled = table.sample(frac=1, random_state=1)
-    assert study.paired(shuffled) == pytest.approx(found)
+    assert study_statistics.paired(shuffled) == pytest.approx(found)
 
 
 @pytest.mark.parametrize(("luck", "least"), [
@@ -235,7 +235,7 @@ def test_what_a_fold_a_training_or_a_slice_shares_is_no_repeated_evidence(luck, 
     """
     rng, covered, false = np.random.default_rng(0), 0, 0
     for _ in range(200):
-        found = study.paired(simulated(rng, **luck, rest=0.002), draws=400)
+        found = study_statistics.paired(simulated(rng, **luck, rest=0.002), draws=400)
         covered += found["gain_low"] < 0 < found["gain_high"]
         false += found["p"] < 0.05
     assert covered / 200 > least
@@ -247,17 +247,17 @@ def test_every_fold_counts_as_one():
     table.loc[table["fold"] == 0, "dice"] = table["control"] + 0.1
     table.loc[table["fold"] == 1, "dice"] = table["control"]
     fewer = table[(table["fold"] == 0) | table["stem"].isin(["f1s0", "f1s1"])]
-    assert study.paired(fewer)["gain"] == pytest.approx(0.05)
+    assert study_statistics.paired(fewer)["gain"] == pytest.approx(0.05)
 
 
 def test_too_few_values_have_no_interval():
     one = simulated(np.random.default_rng(0), folds=1, seeds=1, slices=1)
-    assert np.isnan(study.bootstrap(one, "dice")).all()
-    single = study.paired(simulated(np.random.default_rng(0), folds=1))
+    assert np.isnan(study_statistics.bootstrap(one, "dice")).all()
+    single = study_statistics.paired(simulated(np.random.default_rng(0), folds=1))
     assert single["gain_low"] < single["gain"] < single["gain_high"]
     assert np.isnan(single["p"])
     same = simulated(np.random.default_rng(0)).assign(dice=0.5, control=0.5)
-    assert np.isnan(study.paired(same)["p"])                 # a variant that changes nothing
+    assert np.isnan(study_statistics.paired(same)["p"])                 # a variant that changes nothing
 
 
 def test_a_misspelt_key_is_an_error(plan_file, command):
