@@ -49,7 +49,8 @@ class Config:
     labels: int = option(0, "training slices that keep their label; 0: all, the others become unlabelled", _between(0))
     max_unlabelled: int = option(0, "unlabelled scans to read; 0: all", _between(0))
     roi: tuple | None = option(ROI, "row,end row,column,end column of the unlabelled scans [px], or none",
-                               lambda v: v is None or (len(v) == 4 and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
+                               lambda v: v is None or (len(v) == 4 and all(type(n) is int for n in v)
+                                                   and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
     percentiles: tuple = option((1.0, 99.5), "two, of the non-zero pixels, become 0 and 1",
                                 lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
     mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", _one_of("auto", "dark", "bright"))
@@ -126,12 +127,14 @@ class Config:
             try:
                 fits = (isinstance(value, wanted) and isinstance(value, bool) == (f.type is bool)
                         and (f.type is not float or math.isfinite(value)) and f.metadata["check"](value))
-            except TypeError:  # a tuple of something that is not a number
+            except (TypeError, OverflowError):  # a tuple of something that is not a number, an int beyond all floats
                 fits = False
             if not fits:
                 raise InputError(f"--{f.name.replace('_', '-')}: {value!r} is not possible: {f.metadata['help']}")
             if f.type is float:  # 1 and 1.0 are one setting, and one name in a study
                 object.__setattr__(self, f.name, float(value))
+        object.__setattr__(self, "percentiles", tuple(map(float, self.percentiles)))  # likewise
+        object.__setattr__(self, "freeze", tuple(block for block in ENCODER_BLOCKS if block in self.freeze))
         stride = STRIDE * self.downsample
         if self.patch_size % stride or self.patch_size <= stride:
             raise InputError(f"--patch-size {self.patch_size}: must be a multiple of {stride} and more than that"
@@ -191,7 +194,7 @@ def describe_profile(config: Config, changes: dict) -> str:
 
 def make_config(**given: Any) -> Config:
     """`Config` with the fields of the preset that `method` names, and those `given`, which win."""
-    return Config(**{**PRESETS.get(given.get("method", Config.method), {}), **given})
+    return Config(**{**PRESETS.get(str(given.get("method", Config.method)), {}), **given})
 
 
 def parse_value(name: str, text: str) -> Any:

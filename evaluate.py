@@ -134,13 +134,20 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
             write_atomically(folder / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False))
             if name == "calibration":
                 summary[name] = {m: calibration_error(t) for m, t in table.groupby("method", sort=False)}
-    arrays = {f"{method}_{i}": np.rint(255 * probability).astype(np.uint8)
+    arrays = {f"{method}_{i}": to_grey(probability, threshold)
               for method, probabilities in maps.items() for i, probability in enumerate(probabilities)}
     arrays |= {f"image_{i}": s.image for i, s in enumerate(test)} | {f"truth_{i}": s.mask for i, s in enumerate(test)}
     write_npz(folder / "predictions.npz", stems=np.array(stems), methods=np.array(list(maps)),
               threshold=np.array(threshold), **arrays)
     write_json(folder / "summary.json", summary)  # last: where it is, the others are
     return summary
+
+
+def to_grey(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """(H, W) uint8, 255 for 1, rounded such that `grey / 255 >= threshold` where the probability is."""
+    grey = np.rint(255 * probability)
+    darkest = np.argmax(np.arange(256) / 255 >= threshold)  # of the foreground
+    return np.where(probability >= threshold, np.maximum(grey, darkest), np.minimum(grey, darkest - 1)).astype(np.uint8)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------

@@ -171,6 +171,7 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     stateful = {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler}
     state, log = Path("checkpoints") / config.run / f"last_{phase}.pt", config.run_folder / LOGS[phase]
     done, best, seconds = restore_state(state, stateful)
+    best = written_best(config, best)
     keep_rows(log, done)
     labelled = batches(config, make_dataset(config, data.train), phase, done * steps, device)
     unlabelled = None if not ssl else batches(
@@ -186,9 +187,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
         row = {"epoch": epoch + 1, **train_epoch(
             config, student, average, optimizer, scheduler, range(epoch * steps, (epoch + 1) * steps), labelled,
             unlabelled, lam, start is None)}
-        if not math.isfinite(row["loss_sup"]):
-            raise InputError(f"{phase}: the loss is not a number any more in epoch {epoch + 1}; lower --lr")
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
+        check_numbers(phase, row, models if due else {})
         scores = {name: validate(model, data.val if due else [], device, config.patch_size, config.batch_size,
                                  config.threshold, config.overlap if config.selection == "full" else None)
                   for name, model in models.items()}
@@ -246,6 +246,19 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
     return [predict_image(model, s.image, device, config.patch_size, 0.25, config.batch_size) >= config.threshold
             for s in tqdm(data.unlabelled, "foreground of the unlabelled", unit="slice", leave=False)]
+
+
+def check_numbers(phase: str, row: dict[str, float], models: dict[str, UNet]) -> None:
+    """`InputError` where a value of an epoch's row or a weight is not a number any more."""
+    weights = (tensor for model in models.values() for tensor in model.state_dict().values())
+    if not all(map(math.isfinite, row.values())) or not all(tensor.isfinite().all() for tensor in weights):
+        raise InputError(f"{phase}: loss or weights are not numbers any more in epoch {row['epoch']}; lower --lr")
+
+
+def written_best(config: Config, best: dict) -> dict:
+    """Score and epoch of the best weights on disk: they are written more often than the state that knows of `best`."""
+    about = {name: load_checkpoint(config.checkpoint(name))[1] for name in best}
+    return {name: {key: about[name][key] for key in ("val_dice", "epoch")} for name in best}
 
 
 def keep_best(config: Config, models: dict[str, UNet], scores: dict, best: dict, epoch: int, chosen: bool) -> None:

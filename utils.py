@@ -110,17 +110,23 @@ def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.devi
     Returns
     -------
     (B, P, P) float32 ndarray
+
+    Raises
+    ------
+    InputError
+        When the model's output is not a number.
     """
     x = torch.from_numpy(np.ascontiguousarray(batch)).to(device)[:, None].float() / 255    # (B, 1, P, P)
-    if not tta:
-        return model(x).float().sigmoid()[:, 0].cpu().numpy()
     total = torch.zeros_like(x)
-    for turns in range(4):
-        for flip in (False, True):
-            view = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
-            back = torch.rot90(model(view).float().sigmoid(), -turns, (-2, -1))
-            total += back.flip(-1) if flip else back
-    return (total / 8)[:, 0].cpu().numpy()
+    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
+    for turns, flip in views:
+        view = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
+        back = torch.rot90(model(view).float().sigmoid(), -turns, (-2, -1))
+        total += back.flip(-1) if flip else back
+    probability = (total / len(views))[:, 0].cpu().numpy()
+    if np.isnan(probability).any():
+        raise InputError("the model's output is not a number; train again with a lower --lr")
+    return probability
 
 
 def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,
@@ -132,13 +138,11 @@ def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.devic
 
     Parameters
     ----------
-    model : module
+    model, tta
         As in `probability_of`.
     image : (H, W) uint8 ndarray
     patch_size, overlap, batch_size : int, float, int
         Window side [px], shared fraction of neighbouring windows, windows per forward pass.
-    tta : bool
-        As in `probability_of`.
 
     Returns
     -------

@@ -103,7 +103,7 @@ def draw_paired(tables: dict[str, pd.DataFrame], metric: str = "dice") -> Figure
     return figure
 
 
-def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame) -> Figure:
+def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame, threshold: float = 0.5) -> Figure:
     """Reliability diagram with expected calibration errors, and Dice against the threshold; a line per method.
 
     Parameters
@@ -112,6 +112,8 @@ def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame) -> Fig
         `method`, `predicted`, `observed`, `pixels` of each bin (`evaluate.reliability`).
     thresholds : DataFrame
         `method`, `threshold`, `dice`: mean over slices.
+    threshold : float
+        That of the run; marked.
     """
     figure, axes = new_figure(1, 2, 3.9)
     left, right = axes[0]
@@ -127,7 +129,7 @@ def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame) -> Fig
         top = table.loc[table["dice"].idxmax()]
         right.plot(table["threshold"], table["dice"], color=colour_of(method), lw=1.4,
                    label=f"{method}: best {top['dice']:.3f} at {top['threshold']:.2f}")
-    right.axvline(0.5, color="0.8", lw=1, zorder=0)
+    right.axvline(threshold, color="0.8", lw=1, zorder=0)
     right.set(xlabel="threshold on the probability", ylabel="full-image Dice, mean of test slices",
               title="sensitivity to the threshold")
     for panel in (left, right):
@@ -159,6 +161,11 @@ def by_budget(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.sort_values("labels", key=lambda n: n.replace(0, np.inf), kind="stable")
 
 
+def distances(mean: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    """Lengths of error bars; those of equal values are 0, whatever rounding makes of them."""
+    return [(mean - low).clip(lower=0), (high - mean).clip(lower=0)]
+
+
 def draw_budgets(summary: pd.DataFrame) -> Figure:
     """Mean score against the number of labelled slices with 95 % intervals, and the paired gain over the control.
 
@@ -181,7 +188,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
         for panel, mean, low, high in ((axes[0, 0], "dice", "low", "high"),
                                        (axes[0, 1], "gain", "gain_low", "gain_high")):
             if table[mean].notna().all():
-                panel.errorbar(x, table[mean], [table[mean] - table[low], table[high] - table[mean]], fmt="o-",
+                panel.errorbar(x, table[mean], distances(table[mean], table[low], table[high]), fmt="o-",
                                label=f"{variant}: {role}", **style)
     axes[0, 1].axhline(0, color="0.7", lw=1, zorder=0)
     known = {name: summary.loc[summary["role"] == name, "dice"] for name in rivals}
@@ -218,7 +225,7 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
     for panel, budget in zip(axes[0], budgets, strict=True):
         table = rows[rows["labels"] == budget]
         mean, low, high = (table[column + suffix] for suffix in ("", "_low", "_high"))
-        panel.barh(table["variant"], mean, color=SKY, xerr=[mean - low, high - mean], capsize=3)
+        panel.barh(table["variant"], mean, color=SKY, xerr=distances(mean, low, high), capsize=3)
         for variant, dice, x in zip(table["variant"], table["dice"], high, strict=True):
             panel.annotate(f"{dice:.3f}", (max(0.0, x), variant), (4, 0), textcoords="offset points", va="center",
                            fontsize=8)
@@ -238,15 +245,18 @@ def read_logs(run: Path) -> dict[str, pd.DataFrame]:
     phases = read_json(run / "phases.json") if (run / "phases.json").exists() else {}
     semi = phases.get("mean_teacher", {}).get("label", "Mean Teacher")
     files = {"supervised": "sup_metrics.csv", "supervised continued": "continued_metrics.csv", semi: "ssl_metrics.csv"}
-    return {name: read_table(run / file) for name, file in files.items() if (run / file).exists()}
+    return {name: read_table(run / file, "epoch") for name, file in files.items() if (run / file).exists()}
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV file of a run; an `InputError` names a damaged one."""
+def read_table(path: Path, *columns: str, **how: object) -> pd.DataFrame:
+    """A CSV file with at least these columns, read as `pandas.read_csv` does; an `InputError` names a damaged one."""
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path, **how)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]}); remove it") from None
+    if missing := [name for name in columns if name not in table]:
+        raise InputError(f"{path}: has no column {', '.join(missing)}; remove it")
+    return table
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -275,12 +285,16 @@ def draw_run(run: Path) -> dict[str, Figure]:
     if logs := read_logs(run):
         figures["curves"] = draw_curves(logs)
     names = {"centre patches": "test_patches.csv", "full images": "test_full.csv"}
-    tables = {title: read_table(run / file) for title, file in names.items() if (run / file).exists()}
+    tables = {title: read_table(run / file, "method", "stem", "dice")
+              for title, file in names.items() if (run / file).exists()}
     if tables:
         figures["paired"] = draw_paired(tables)
-    curves = [run / "calibration.csv", run / "thresholds.csv"]
-    if all(path.exists() for path in curves):
-        figures["calibration"] = draw_calibration(*map(read_table, curves))
+    curves = {"calibration.csv": ("method", "predicted", "observed", "pixels"),
+              "thresholds.csv": ("method", "threshold", "dice")}
+    if all((run / name).exists() for name in curves):
+        summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+        figures["calibration"] = draw_calibration(*(read_table(run / name, *columns) for name, columns in
+                                                    curves.items()), summary.get("threshold", 0.5))
     if (run / "predictions.npz").exists():
         stored = read_npz(run / "predictions.npz")
         methods, threshold, seen = [str(m) for m in stored["methods"]], float(stored["threshold"]), []
@@ -308,7 +322,11 @@ def results_table(run: Path, kind: str = "full") -> pd.DataFrame:
         interval = "" if value["low"] is None else f" ({value['low']:.3f}–{value['high']:.3f})"
         return f"{value['mean']:.3f}{interval}"
 
-    methods = read_json(Path(run) / "summary.json")[kind]["methods"]
+    path = Path(run) / "summary.json"
+    try:
+        methods = read_json(path)[kind]["methods"]
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}; evaluate the run again") from None
     return pd.DataFrame({m: {metric: cell(v) for metric, v in row.items()} for m, row in methods.items()}).T
 
 

@@ -34,6 +34,7 @@ from uncertainty import rank_unlabelled  # noqa: E402
 from utils import (  # noqa: E402
     InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically, write_json,
 )
+from utils_viz import read_table  # noqa: E402
 
 RESULTS = Path("runs/annotation/annotation.csv")
 
@@ -104,6 +105,12 @@ def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFr
     return known, known.merge(pd.DataFrame(mine))  # not what another ranking chose
 
 
+def interval_of(gains: pd.Series) -> str:
+    """Mean, 95 % t-interval and number of these values, as text."""
+    low, high = gains.mean() + gains.sem() * np.array(stats.t.interval(0.95, max(1, len(gains) - 1)))
+    return f"{gains.mean():+.4f} (95 % {low:+.4f} to {high:+.4f}, n = {len(gains)})"
+
+
 def main() -> None:
     """All seeds, then the mean Dice by how the slice was chosen, and each choice against random for each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -119,7 +126,8 @@ def main() -> None:
     for name in ("seeds", "random", "held_out"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: expected 1 or more")
-    known = pd.read_csv(RESULTS, keep_default_na=False) if RESULTS.exists() else pd.DataFrame()
+    texts = dict.fromkeys(("settings", "how", "added", "stem"), str)  # a hash of digits stays one
+    known = read_table(RESULTS, *texts, keep_default_na=False, dtype=texts) if RESULTS.exists() else pd.DataFrame()
     for seed in range(arguments.seeds):
         known, mine = run_seed(given, seed, arguments.random, arguments.held_out, known)
         tables.append(mine)
@@ -128,10 +136,11 @@ def main() -> None:
     table = means.groupby(["seed", "how"], sort=False).mean().unstack("how")
     print(table.round(4).to_string())
     for how in ("first", "least certain"):
-        gain = table[how] - table["random"]
-        low, high = gain.mean() + gain.sem() * np.array(stats.t.interval(0.95, max(1, len(gain) - 1)))
-        print(f"{how} − random: {gain.mean():+.4f} (95 % t-interval over seeds {low:+.4f} to {high:+.4f}; "
-              f"{', '.join(f'{g:+.4f}' for g in gain)})")
+        gain = (table[how] - table["random"]).rename("gain").reset_index()
+        chosen = means.reset_index().query("how == @how")[["seed", "added"]].merge(gain)
+        print(f"{how} − random: {interval_of(gain['gain'])} over seeds "
+              f"({', '.join(f'{g:+.4f}' for g in gain['gain'])}), which chose the same slices again: "
+              f"{interval_of(chosen.groupby('added')['gain'].mean())} over the slices chosen")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ settings or data never mix. Runs that do not differ before the semi-supervised p
 random-forest pixel classifier that ilastik and Weka made popular is trained on the same slices. Rows (one per slice and
 model) go to `runs/study_NAME/study.csv`, summary and figures beside it. A stopped study goes on where it was; what has
 its rows in that file is not run again, even where its run folder is gone. `--part 1/2` runs one of two parts, so that
-several GPUs or cores can share a study; `--summary` then gathers their rows.
+several GPUs or cores can share a study; `--summary` then gathers their rows. It needs no data folder.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ from train import (  # noqa: E402
 from utils import (  # noqa: E402
     InputError, choose_device, environment, read_json, run_command_line, write_atomically, write_json,
 )
-from utils_viz import FOREST, draw_ablation, draw_budgets  # noqa: E402
+from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",
         "hard_labels", "cutmix_p", "strong_views", "feature_dropout", "unlabelled_foreground")  # not of the control
@@ -54,8 +55,11 @@ KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list,
 RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
 
 
-def plan(study: dict) -> list[tuple[dict, Config]]:
-    """Every run: what it is called in the table, and its settings. Variants of one budget, fold and seed together."""
+def plan(study: dict, content: str = "") -> list[tuple[dict, Config]]:
+    """Every run: what it is called in the table, and its settings. Variants of one budget, fold and seed together.
+
+    `content` as in `digest`.
+    """
     for what, wrong in (("unknown", set(study) - set(KINDS)), ("missing", set(KINDS) - set(study))):
         if wrong:
             raise InputError(f"study: {what} {', '.join(sorted(wrong))}")
@@ -74,6 +78,8 @@ def plan(study: dict) -> list[tuple[dict, Config]]:
                 "is no setting of train.py"))
         if settings.get("split", "blocks") != "blocks":
             raise InputError(f"study: {name}: split is {settings['split']!r}; a study is made of folds of blocks")
+    if "" in study["variants"]:
+        raise InputError("study: a variant has no name")
     if FOREST in study["variants"]:
         raise InputError(f"study: {FOREST!r} is the pixel classifier beside the variants; choose another name")
     runs = []
@@ -82,7 +88,7 @@ def plan(study: dict) -> list[tuple[dict, Config]]:
             about = {"variant": variant, "labels": labels, "fold": fold, "seed": seed}
             config = make_config(**{"split": "blocks", **study["settings"], **settings, "data": study["data"],
                                     "labels": labels, "fold": fold, "seed": seed, "run": "study"})
-            name = f"{study['name']}_{variant}_l{labels}_f{fold}_s{seed}_{digest(config)[:6]}"
+            name = f"{study['name']}_{variant}_l{labels}_f{fold}_s{seed}_{digest(config, content=content)[:6]}"
             runs.append((about, dataclasses.replace(config, run=name)))
     return runs
 
@@ -97,22 +103,28 @@ def check_folds(configs: list[Config]) -> None:
 @functools.cache
 def content_of(folder: str) -> str:
     """SHA-256 of all files of a data folder, whatever their dates and wherever it lies."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such data folder; give it with --data")
     total = hashlib.sha256()
     for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in MASK_SUFFIXES and p.is_file()):
         total.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
 
-def digest(config: Config, without: tuple[str, ...] = ("run",)) -> str:
-    """Short name of settings and data; equal for equal ones. Where the data lie and on what device is left out."""
+def digest(config: Config, without: tuple[str, ...] = ("run",), content: str = "") -> str:
+    """Short name of settings and data; equal for equal ones. Where the data lie and on what device is left out.
+
+    `content` is what `content_of` said about the data, where the folder need not be here.
+    """
     left_out = {*without, "run", "data", "device", "num_workers"}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
-    return hashlib.sha256(json.dumps([settings, content_of(config.data)]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([settings, content or content_of(config.data)]).encode()).hexdigest()[:12]
 
 
-def forest_digest(config: Config) -> str:
-    """Short name of what the pixel classifier depends on."""
-    return hashlib.sha256(json.dumps([config.subset(SPLIT), content_of(config.data)]).encode()).hexdigest()[:12]
+def forest_digest(config: Config, content: str = "") -> str:
+    """Short name of what the pixel classifier depends on, likewise."""
+    about = [config.subset(SPLIT), content or content_of(config.data)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
 
 def adopt(config: Config, donors: list[Config]) -> None:
@@ -198,7 +210,8 @@ def finished(known: pd.DataFrame, wanted: dict) -> bool:
 def read_rows(paths: list[Path]) -> pd.DataFrame:
     """The rows of these files, each once, or an empty table without any; names stay text, whatever they look like."""
     names = dict.fromkeys(("stem", "role", "group", "settings", "variant"), str)
-    tables = [pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""]) for path in paths if path.exists()]
+    tables = [read_table(path, *ROW, "settings", "group", "dice", dtype=names, keep_default_na=False, na_values=[""])
+              for path in paths if path.exists()]
     if not tables:
         return pd.DataFrame()
     return pd.concat(tables, ignore_index=True).drop_duplicates([*ROW, "settings"], ignore_index=True)
@@ -223,38 +236,46 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
     write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False, float_format="%.6g"))
 
 
-def of_plan(known: pd.DataFrame, runs: list[tuple[dict, Config]]) -> pd.DataFrame:
-    """The rows of these runs, in their order; `study.csv` keeps those of variants that were changed or left out since.
+def of_plan(known: pd.DataFrame, runs: list[tuple[dict, Config]], content: str) -> pd.DataFrame:
+    """The rows of these runs on data of this `content`, in their order; `study.csv` keeps those of variants that were
+    changed or left out since.
     """
-    planned = {(about["variant"], digest(config)) for about, config in runs}
-    planned |= {(FOREST, forest_digest(config)) for _, config in runs}
+    planned = {(about["variant"], digest(config, content=content)) for about, config in runs}
+    planned |= {(FOREST, forest_digest(config, content)) for _, config in runs}
     mine = [pair in planned for pair in zip(known["variant"], known["settings"], strict=True)]
     order = {variant: i for i, variant in enumerate(dict.fromkeys(about["variant"] for about, _ in runs))}
     return known[mine].sort_values("variant", key=lambda v: v.map(order).fillna(len(order)), kind="stable")
 
 
-def write_study(folder: Path, study: dict, table: pd.DataFrame, ran: bool = True) -> pd.DataFrame:
-    """`summary.csv`, `study.json` and the figures of the rows of a study; the summary.
+def write_study(folder: Path, study: dict, table: pd.DataFrame, content: str, ran: bool = True) -> pd.DataFrame:
+    """`summary.csv`, `study.json` and the figures of the rows of a study on data of this `content`; the summary.
 
     `study.json` names the machine that last `ran` something, not one that only drew the figures again; without its
     command line: what was run stands beside it.
     """
-    stored = folder / "study.json"
+    stored, first = folder / "study.json", next(iter(study["variants"]))
     machine = environment(choose_device()) if ran or not stored.exists() else read_json(stored)["environment"]
-    summary = summarise_study(table)
+    summary = summarise_study(table, first)
     write_atomically(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
     machine = {name: value for name, value in machine.items() if name != "command"}
-    write_json(stored, {**study, "data": Path(study["data"]).name, "environment": machine})
+    write_json(stored, {**study, "data": Path(study["data"]).name, "content": content, "environment": machine})
     (folder / "figures").mkdir(exist_ok=True)
     draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
-    for column, of in (("gain", "the control"), ("change", next(iter(study["variants"])))):
+    for column, of in (("gain", "the control"), ("change", first)):
         if column in summary and (summary[column].notna() & (summary["role"] == "teacher")).any():
             draw_ablation(summary, column, of).savefig(folder / "figures" / f"{column}s.png", dpi=100)
     return summary
 
 
+def stored_content(study: dict, folder: Path) -> str:
+    """What the `study.json` of a finished study says about data that are not here; else nothing."""
+    data, stored = study.get("data"), folder / "study.json"
+    return "" if not isinstance(data, str) or Path(data).is_dir() or not stored.exists() else \
+        read_json(stored).get("content", "")
+
+
 def main() -> None:
-    """Run what is not finished, then write rows, summary and figures."""
+    """Run what is not finished, then write rows, summary and figures; a run that fails does not keep others back."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("study", type=Path, help="JSON file that says what to run")
     parser.add_argument("--summary", action="store_true", help="run nothing, only sum up the rows that are there")
@@ -268,32 +289,46 @@ def main() -> None:
     study |= {key: value for key in ("data", "name") if (value := getattr(arguments, key))}
     if isinstance(study.get("settings"), dict):  # else `plan` says what is wrong
         study["settings"] |= parse_settings(rest)
-    runs = plan(study)
-    configs = [config for _, config in runs]
-    folder = Path("runs") / f"study_{study['name']}"
-    part, files = None if arguments.summary else arguments.part, sorted(folder.glob("study*.csv"))
+    folder = Path("runs") / f"study_{study.get('name')}"
+    content = stored_content(study, folder) if arguments.summary else ""
+    runs = plan(study, content)
+    content, configs = content or content_of(study["data"]), [config for _, config in runs]
+    part = None if arguments.summary else arguments.part
+    files = sorted(p for p in folder.glob("study*.csv") if re.fullmatch(r"study(_\d+of\d+)?\.csv", p.name))
     todo = [] if arguments.summary else part_of(runs, part) if part else runs
     own = folder / (f"study_{part.replace('/', 'of')}.csv" if part else "study.csv")
     known, mine = read_rows(files), read_rows([own] if part else files)
     todo = [(about, config) for about, config in todo if not finished(known, {**about, "settings": digest(config)})]
     check_folds([config for _, config in todo])
+    failed = []
     for number, (about, config) in enumerate(todo, 1):
         print(f"run {number} of {len(todo)}: {about}", flush=True)
-        run_one(config, configs)
+        try:
+            run_one(config, configs)
+        except InputError as error:
+            failed.append(f"{config.run}: {error}")
+            print(f"run {number} failed: {error}", file=sys.stderr)
+            continue
         for new in (run_rows(about, config), forest_rows(about, config, known)):
             known, mine = (pd.concat([rows, new], ignore_index=True) for rows in (known, mine))
         write_rows(own, mine)
+    failure = failed and InputError(f"{len(failed)} of {len(todo)} runs failed, the first is {failed[0]}")
     if part:
+        if failure:
+            raise failure
         print(f"part {part}: finished; gather the parts with --summary")
         return
     if parts := set(files) - {own}:
         write_rows(own, known)
         for file in parts:
             file.unlink()
-    known = of_plan(known, runs) if len(known) else known
-    if known.empty:
-        raise InputError(f"{folder}: no finished run of this study yet")
-    print(write_study(folder, study, known, bool(todo)).round(4).to_string(index=False))
+    known = read_rows([own])  # as they are stored: the same summary now and later
+    planned = of_plan(known, runs, content) if len(known) else known
+    if len(planned):
+        print(write_study(folder, study, planned, content, bool(todo)).round(4).to_string(index=False))
+    if failure or planned.empty:
+        raise failure or InputError(f"{folder}: no finished run of this study yet" + ", only such of other settings or "
+                                    "data" * (len(known) > 0))
 
 
 if __name__ == "__main__":

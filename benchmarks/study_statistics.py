@@ -55,12 +55,13 @@ def paired(table: pd.DataFrame, metric: str = "dice", draws: int = 10_000) -> di
     return {"gain": mean_of_folds(table, "gain"), "gain_low": low, "gain_high": high, "p": float(p)}
 
 
-def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
+def summarise_study(table: pd.DataFrame, first: str, metric: str = "dice") -> pd.DataFrame:
     """A row per label budget, variant and role: mean score with its interval, and the comparison with the control.
 
-    `gain` is against the control of the same run, `change` against the same role of the first variant (ablations).
+    `gain` is against the control of the same run, `change` against the same role of the variant `first` (ablations),
+    each with its interval and the p of `paired`.
     """
-    rows, first = [], table["variant"].iloc[0]
+    rows = []
     control = table[table["role"] == CONTROL].set_index(["variant", "settings", "stem"])[metric].rename("control")
     same = ["labels", "fold", "seed", "stem", "role"]
     base = table[table["variant"] == first].set_index(same)[metric].rename("control")
@@ -74,6 +75,6 @@ def summarise_study(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
             row |= paired(part.join(control, on=["variant", "settings", "stem"]), metric)
         both = part.join(base, on=same, how="inner")
         if variant != first and len(both):
-            row |= {k.replace("gain", "change"): v for k, v in paired(both, metric).items() if k != "p"}
+            row |= {"change_p" if k == "p" else k.replace("gain", "change"): v for k, v in paired(both, metric).items()}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -31,15 +31,16 @@ def test_settings_are_frozen_and_unknown_ones_raise():
 
 
 WRONG = {
-    "run": ["", "a/b", "..", 3], "method": ["magic"], "seed": [-1, 1.5, True, 2**64], "val_fraction": [-0.1, 1.1, "a"],
+    "run": ["", "a/b", "..", 3], "method": ["magic", ("best",), {}], "seed": [-1, 1.5, True, 2**64],
+    "val_fraction": [-0.1, 1.1, "a"],
     "test_fraction": [2.0], "fold": [-1], "labels": [-1], "max_unlabelled": [-1], "num_workers": [-2],
-    "roi": [(1, 2, 3), (5, 1, 0, 2), "all", ("a", "b", "c", "d")],
+    "roi": [(1, 2, 3), (5, 1, 0, 2), "all", ("a", "b", "c", "d"), (8.0, 72, 8, 72)],
     "percentiles": [(99.0, 1.0), (1.0,), (0.0, 101.0), ("a", "b")],
     "mask_foreground": ["grey"], "patch_size": [0, "a"], "downsample": [0, 17, 1.5], "zoom": [0.5, 3.0],
     "flip_p": [1.5], "vertical_flip_p": [-0.5],
     "rotation": [-1.0, 60.0], "blur_p": [2.0], "blur_limit": [1, 4], "motion_blur": [1.5], "base_channels": [0],
     "sup_epochs": [0], "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0],
-    "lr": [0.0, -1.0, float("nan"), float("inf")],
+    "lr": [0.0, -1.0, float("nan"), float("inf"), 10**400],
     "weight_decay": [-1.0, float("inf")], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
     "bce_weight": [1.1], "freeze": [("up1",)], "ema_alpha": [1.0, -0.1], "consistency_weight": [-1.0],
     "ramp_epochs": [-1], "overlap": [1.0, -0.1], "threshold": [0.0, 1.0], "foreground_crop": [1],
@@ -53,7 +54,13 @@ WRONG = {
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values])
 def test_values_out_of_range_are_rejected(name, value):
     with pytest.raises(InputError, match=re.escape(f"--{name.replace('_', '-')}: {value!r} is not possible: ")):
-        Config(**{name: value})
+        make_config(**{name: value})
+
+
+def test_one_meaning_is_one_setting():
+    assert Config(percentiles=(1, 99), freeze=("down2", "down1"), lr=1) == Config(
+        percentiles=[1.0, 99.0], freeze=["down1", "down2"], lr=1.0)
+    assert str(Config(percentiles=(1, 99)).percentiles) == "(1.0, 99.0)"
 
 
 @pytest.mark.parametrize(("size", "factor", "multiple"), [(16, 1, 16), (40, 1, 16), (32, 2, 32), (80, 2, 32)])

@@ -202,6 +202,40 @@ def test_scores_over_thresholds():
     assert table[0.9] == 0
 
 
+@pytest.mark.parametrize("threshold", [0.001, 0.2, 0.4, 0.5, 0.6, 0.999])
+def test_stored_probabilities_give_the_mask_that_was_scored(threshold):
+    steps = np.arange(256) / 255
+    p = np.concatenate([np.random.default_rng(0).random(100_000), steps, [threshold, np.nextafter(threshold, 0)]])
+    for probability in (p, p.astype(np.float32)):
+        grey = evaluate.to_grey(probability, threshold)
+        assert grey.dtype == np.uint8
+        assert ((grey / 255 >= threshold) == (probability >= threshold)).all()
+        assert np.abs(grey / 255 - probability).max() < 1 / 255 + 1e-6
+    assert (evaluate.to_grey(steps, threshold) == np.arange(256)).all()
+
+
+def test_otsu_comes_from_the_training_slices_and_test_time_views_are_averaged_everywhere(tmp_path):
+    made = [disc_slice(i, (64, 64)) for i in range(2)]
+    train, test = (Slice(Path(f"s{i}"), percentile_window(image), truth) for i, (image, truth) in enumerate(made))
+    inverted = Slice(test.path, test.image, 1 - test.mask)
+    about = evaluate.evaluate_models({}, [inverted], [train], tmp_path, "m", torch.device("cpu"), 32, 0.5, 4, 0.5)
+    assert about["otsu"]["bright"]
+    assert pd.read_csv(tmp_path / "test_full.csv")["dice"].item() < 0.5
+
+    class LeftHalf(torch.nn.Module):
+        """Foreground on the left of every window, whatever the image shows."""
+
+        def forward(self, x):
+            return torch.linspace(20, -20, x.shape[-1]).expand_as(x)
+
+    for tta, fraction in ((False, 0.5), (True, 1.0)):       # the mean over all views is 0.5 everywhere
+        evaluate.evaluate_models({"m": LeftHalf()}, [test], [train], tmp_path, "m", torch.device("cpu"), 64, 0.5, 4,
+                                 0.499, tta)
+        for file in ("test_full.csv", "test_patches.csv"):
+            found = pd.read_csv(tmp_path / file).set_index("method").loc["m", "fraction_predicted"]
+            assert found == pytest.approx(fraction, abs=0.02)
+
+
 class Threshold(torch.nn.Module):
     """Foreground where the window is brighter than its own mean: what it says depends on the window."""
 

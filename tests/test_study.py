@@ -1,5 +1,6 @@
 """The comparison of methods: what is run, shared and counted, and that a stopped study goes on."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -50,6 +51,8 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     assert ("cm", "supervised") not in summary.index        # the same as that of mt
     assert ("lr", "supervised") in summary.index
     assert summary["change"].notna().sum() == 2 + 5         # student and teacher of cm, everything of lr
+    folds = change.groupby("fold").mean()
+    assert summary.loc[("lr", "teacher"), "change_p"] == pytest.approx(stats.ttest_1samp(folds, 0).pvalue, abs=1e-3)
     assert "random forest" in out
     assert {p.name for p in Path("runs/study_s/figures").iterdir()} == {"budgets.png", "gains.png", "changes.png"}
     about = json.loads(Path("runs/study_s/study.json").read_text())
@@ -105,6 +108,79 @@ def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
     assert after.loc[("cm", "student"), "gain"] == pytest.approx(gain, abs=1e-6)   # against the control of its own run
     pd.testing.assert_frame_equal(after[others], before[others])
     assert set(pd.read_csv("runs/study_s/study.csv")["settings"]) > set(pd.read_csv(io.BytesIO(rows))["settings"])
+
+
+def test_without_the_first_variant_nothing_is_compared_with_it(plan_file, command):
+    assert command("benchmarks.study", plan_file)[0] == 0
+    content = json.loads(plan_file.read_text())
+    content["variants"]["mt"]["lr"] = 0.005                  # changed, not run yet
+    plan_file.write_text(json.dumps(content))
+    assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+    summary = pd.read_csv("runs/study_s/summary.csv")
+    assert summary.loc[summary["role"] == "teacher", "variant"].tolist() == ["cm", "lr"]
+    assert "change" not in summary
+
+
+def test_summary_needs_no_data_and_says_what_it_lacks(plan_file, command, data_folder):
+    assert command("benchmarks.study", plan_file)[0] == 0
+    summary = Path("runs/study_s/summary.csv")
+    before = summary.read_bytes()
+    summary.unlink()
+    hidden = data_folder.rename(data_folder.with_name("away"))
+    study.content_of.cache_clear()
+    code, _, err = command("benchmarks.study", plan_file, "--summary")
+    assert code == 0, err
+    assert summary.read_bytes() == before
+    code, _, err = command("benchmarks.study", plan_file)
+    assert (code, err) == (2, f"error: {data_folder}: no such data folder; give it with --data\n")
+    Path("runs/study_s/study.json").unlink()
+    assert "no such data folder" in command("benchmarks.study", plan_file, "--summary")[2]
+    (hidden / "labeled" / "Original_masks" / "s_mask_00.tif").unlink()
+    assert "only such of other settings or data" in command(
+        "benchmarks.study", plan_file, "--summary", "--data", hidden)[2]
+
+
+def test_other_files_beside_the_rows_are_left_alone(plan_file, command):
+    assert command("benchmarks.study", plan_file)[0] == 0
+    rows = Path("runs/study_s/study.csv")
+    before = rows.read_bytes()
+    for name in ("study_backup.csv", "study_notes.csv"):
+        rows.with_name(name).write_text("note\nkeep me\n")
+    assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+    assert rows.read_bytes() == before
+    assert rows.with_name("study_notes.csv").read_text() == "note\nkeep me\n"
+    for content, message in (("", "cannot be read as a table"), ("stem,dice\na,1\n", "has no column variant")):
+        rows.write_text(content)
+        code, _, err = command("benchmarks.study", plan_file, "--summary")
+        assert code == 2
+        assert f"study.csv: {message}" in err
+
+
+def test_a_run_that_fails_keeps_no_other_back(plan_file, command):
+    content = json.loads(plan_file.read_text())
+    content["variants"] = {"wild": {"lr": 3e37}, **content["variants"]}
+    plan_file.write_text(json.dumps(content))
+    code, _, err = command("benchmarks.study", plan_file)
+    assert code == 2
+    assert "error: 2 of 8 runs failed, the first is s_wild_l2_f0_s0_" in err
+    assert "lower --lr" in err
+    assert set(pd.read_csv("runs/study_s/summary.csv")["variant"]) == {"mt", "cm", "lr", "random forest"}
+    code, out, err = command("benchmarks.study", plan_file, "--part=1/1")
+    assert code == 2
+    assert "2 of 2 runs failed" in err                       # tried again, they alone
+    assert "finished" not in out
+
+
+def test_the_forest_learns_from_training_slices_alone(data_folder):
+    config = train.make_config(**{**SETTINGS, "data": str(data_folder)})
+    data = train.read_slices(config)
+    found = study.forest_scores(data, 0)
+    turned = [dataclasses.replace(s, mask=1 - s.mask) for s in data.test]
+    other = study.forest_scores(dataclasses.replace(data, test=turned), 0)
+    assert (other["fraction_predicted"] == found["fraction_predicted"]).all()
+    assert found["dice"].mean() > 0.7
+    unlearnt = [dataclasses.replace(s, mask=1 - s.mask) for s in data.train]
+    assert study.forest_scores(dataclasses.replace(data, train=unlearnt), 0)["dice"].mean() < 0.3
 
 
 def test_parts_side_by_side_are_the_same_study(plan_file, command, monkeypatch):
@@ -277,6 +353,7 @@ def test_a_misspelt_key_is_an_error(plan_file, command):
             ({"folds": []}, "study: folds is [], expected a filled list"),
             ({"settings": None}, "study: settings is None, expected a filled dict"),
             ({"settings": {"split": "random"}}, "study: settings: split is 'random'; a study is made of folds"),
+            ({"variants": {"": {}}}, "study: a variant has no name"),
             ({"variants": {"random forest": {}}}, "study: 'random forest' is the pixel classifier")):
         plan_file.write_text(json.dumps(good | change))
         code, _, err = command("benchmarks.study", plan_file)
@@ -331,11 +408,12 @@ def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
 
 @pytest.mark.parametrize("name", ["few_labels", "ablation"])
 def test_study_files_can_be_planned_and_share_supervised_phases(name):
-    runs = study.plan(json.loads((study.ROOT / "benchmarks" / f"{name}.json").read_text()))
+    runs = study.plan(json.loads((study.ROOT / "benchmarks" / f"{name}.json").read_text()), "data")
     first, second = (config for _, config in runs[:2])
     assert len({config.run for _, config in runs}) == len(runs)
-    assert study.digest(first) != study.digest(second)
-    assert any(study.digest(first, study.SEMI) == study.digest(config, study.SEMI) for _, config in runs[1:])
+    assert study.digest(first, content="data") != study.digest(second, content="data")
+    shared = [study.digest(config, study.SEMI, "data") for _, config in runs]
+    assert shared[0] in shared[1:]
     for _, config in runs:                                   # a setting without effect is no variant
         assert not config.unlabelled_foreground or config.patch_size < 768
         assert config.schedule != "plateau" or config.plateau_patience < config.sup_epochs // config.validate_every - 1

@@ -274,11 +274,60 @@ def test_only_methods_of_this_run_are_reported(tiny):
     assert pd.read_csv(config.run_folder / "test_full.csv")["method"].unique().tolist() == ["Otsu", "supervised"]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tiny):
-    config = dataclasses.replace(tiny, lr=1e30)
-    with pytest.raises(InputError, match=r"supervised: the loss is not a number any more in epoch \d; lower --lr"):
-        train.train_supervised(config, train.prepare(config))
-    assert not pd.read_csv(config.run_folder / "sup_metrics.csv")["loss_sup"].isna().any()
+@pytest.mark.parametrize(("method", "steps"), [
+    ("supervised", 4), ("mean_teacher", 4), ("mean_teacher", 1)])          # after a single step the loss is still fine
+def test_what_is_not_a_number_stops_the_run(tiny, method, steps):
+    config = dataclasses.replace(tiny, method=method, sup_epochs=1, ssl_epochs=1, steps_per_epoch=steps)
+    data = train.prepare(config)
+    if method == "mean_teacher":
+        train.train_supervised(config, data)
+    phase = train.train_supervised if method == "supervised" else train.train_mean_teacher
+    name = "supervised" if method == "supervised" else "ssl_student"
+    with pytest.raises(InputError, match=r"not (a number|numbers any more).* lower --lr"):
+        phase(dataclasses.replace(config, lr=3e37), data)
+    assert not config.checkpoint(name).exists()
+
+
+def test_test_slices_decide_nothing(tiny):
+    """Other test masks, other scores; the same curves, checkpoints and Otsu."""
+    results = []
+    for name, turn in (("a", lambda mask: mask), ("b", lambda mask: 1 - mask)):
+        config = dataclasses.replace(tiny, run=name, sup_epochs=6, ssl_epochs=6)
+        data = train.prepare(config)
+        data = dataclasses.replace(data, test=[dataclasses.replace(s, mask=turn(s.mask)) for s in data.test])
+        train.train_supervised(config, data)
+        train.continue_supervised(config, data)
+        train.train_mean_teacher(config, data)
+        summary = train.evaluate_run(config, data)
+        tables = {"test_full.csv", "test_patches.csv", "calibration.csv", "thresholds.csv"}
+        kept = {key: value for key, value in fingerprint(config).items() if key not in tables}
+        results.append((kept, summary["otsu"], pd.read_csv(config.run_folder / "test_full.csv")["dice"].tolist()))
+    assert results[0][:2] == results[1][:2]
+    assert results[0][2] != results[1][2]
+
+
+def test_a_best_that_the_saved_state_does_not_know_stays_the_best(tiny, monkeypatch):
+    """Stopped after the weights of epoch 3 were written, before its state; then the epochs turn out worse."""
+    config, scores = dataclasses.replace(tiny, sup_epochs=4), iter([0.2, 0.5, 0.9, None, 0.4, 0.3])
+    epochs, append, save = [], train.append_row, train.save_state
+
+    def score(*arguments):
+        if (dice := next(scores)) is None:
+            raise KeyboardInterrupt
+        return {"dice": dice, "iou": dice}
+    monkeypatch.setattr(train, "validate", score)
+    monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(train, "append_row", lambda path, row: epochs.append(row["epoch"]) or append(path, row))
+    monkeypatch.setattr(train, "save_state", lambda path, parts, epoch, *a: epoch > 2 or save(path, parts, epoch, *a))
+    data = train.prepare(config)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_supervised(config, data)
+    train.train_supervised(config, data)
+    assert epochs == [1, 2, 3, 3, 4]
+    about = load_checkpoint(config.checkpoint("supervised"))[1]
+    assert (about["epoch"], about["val_dice"]) == (3, 0.9)
+    best = json.loads((config.run_folder / "phases.json").read_text())["supervised"]["best"]
+    assert best == {"supervised": {"val_dice": 0.9, "epoch": 3}}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

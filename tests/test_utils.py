@@ -87,6 +87,12 @@ def test_test_time_augmentation_is_the_mean_over_the_eight_symmetries():
     np.testing.assert_allclose(utils.probability_of(model, image, CPU, tta=True)[0], np.mean(views, axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("tta", [False, True])
+def test_a_model_whose_output_is_not_a_number_predicts_nothing(tta):
+    with pytest.raises(InputError, match="output is not a number; train again with a lower --lr"):
+        utils.probability_of(lambda x: x / 0, np.zeros((1, 16, 16), np.uint8), CPU, tta)
+
+
 # --- metrics --------------------------------------------------------------------------------------------------
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))

@@ -66,6 +66,19 @@ def test_damaged_files_are_named(tmp_path, command, name, content):
     assert f"{name}: cannot be read" in err
 
 
+@pytest.mark.parametrize(("name", "column"), [
+    ("sup_metrics.csv", "epoch"), ("test_full.csv", "method"), ("calibration.csv", "method")])
+def test_tables_without_a_column_are_named(tmp_path, command, name, column):
+    (tmp_path / "thresholds.csv").write_text("method,threshold,dice\na,0.5,0.7\n")
+    (tmp_path / name).write_text("stem,dice,predicted,observed,pixels\na,1,1,1,1\n")
+    code, _, err = command("utils_viz", tmp_path)
+    assert code == 2
+    assert f"{name}: has no column {column}" in err
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match=r"summary\.json: has no 'full'"):
+        utils_viz.results_table(tmp_path)
+
+
 def test_paired_plot_shows_every_score_and_the_means():
     table = pd.DataFrame([{"method": m, "stem": f"s{i}", "dice": v} for m, values in
                           {"b": [0.5, 0.7], "a": [0.6, 0.9]}.items() for i, v in enumerate(values)])
@@ -98,7 +111,8 @@ def test_calibration_plot_shows_bins_errors_and_best_thresholds():
     bins = pd.DataFrame({"method": "a student", "predicted": [0.1, 0.8, np.nan], "observed": [0.2, 0.5, np.nan],
                          "pixels": [30, 10, 0]})
     thresholds = pd.DataFrame({"method": "a student", "threshold": [0.4, 0.5], "dice": [0.7, 0.6]})
-    left, right = utils_viz.draw_calibration(bins, thresholds).axes
+    left, right = utils_viz.draw_calibration(bins, thresholds, 0.4).axes
+    assert right.lines[-1].get_xdata() == [0.4, 0.4]
     np.testing.assert_allclose(left.lines[1].get_xydata(), [[0.1, 0.2], [0.8, 0.5]])
     assert left.get_legend().get_texts()[0].get_text() == "a student: ECE 0.150"
     assert right.get_legend().get_texts()[0].get_text() == "a student: best 0.700 at 0.40"
@@ -126,6 +140,13 @@ def test_budget_plot_has_all_labels_last_and_names_the_rivals():
     assert [bars.get_label() for bars in right.containers] == ["mt: student", "cm: student"]
     assert list(right.containers[0].lines[0].get_ydata()) == [0.02, 0.02]
     assert all(np.all(np.diff(bars.lines[0].get_xdata()) > 0) for bars in right.containers)
+
+
+def test_bars_of_equal_values_have_no_length_whatever_rounding_makes_of_them():
+    equal = study_summary().assign(low=0.7 + 1e-16, gain_low=0.02 + 1e-17, gain_high=0.02 - 1e-17)
+    assert equal["low"].iloc[0] > equal["dice"].iloc[0]
+    utils_viz.draw_budgets(equal)
+    utils_viz.draw_ablation(equal, role="student")
 
 
 def test_ablation_bars_show_gain_interval_and_score():
