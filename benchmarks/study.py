@@ -52,6 +52,7 @@ PLACE = ("labels", "fold", "seed")
 ROW = ("variant", *PLACE, "role", "stem")
 CONTROL_PHASES = ("supervised", "continued")  # and phases
 KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list, "settings": dict, "variants": dict}
+MANY = 4  # variants, beyond which points of one budget cannot be told apart
 RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
 
 
@@ -260,7 +261,8 @@ def write_study(folder: Path, study: dict, table: pd.DataFrame, content: str, ra
     machine = {name: value for name, value in machine.items() if name != "command"}
     write_json(stored, {**study, "data": Path(study["data"]).name, "content": content, "environment": machine})
     (folder / "figures").mkdir(exist_ok=True)
-    draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
+    if len(study["variants"]) <= MANY or summary["labels"].nunique() > 1:  # else bars say it better
+        draw_budgets(summary).savefig(folder / "figures" / "budgets.png", dpi=100)
     for column, of in (("gain", "the control"), ("change", first)):
         if column in summary and (summary[column].notna() & (summary["role"] == "teacher")).any():
             draw_ablation(summary, column, of).savefig(folder / "figures" / f"{column}s.png", dpi=100)

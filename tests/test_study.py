@@ -55,6 +55,10 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
     assert summary.loc[("lr", "teacher"), "change_p"] == pytest.approx(stats.ttest_1samp(folds, 0).pvalue, abs=1e-3)
     assert "random forest" in out
     assert {p.name for p in Path("runs/study_s/figures").iterdir()} == {"budgets.png", "gains.png", "changes.png"}
+    monkeypatch.setattr(study, "MANY", 2)
+    shutil.rmtree("runs/study_s/figures")
+    assert command("benchmarks.study", plan_file, "--summary")[0] == 0
+    assert {p.name for p in Path("runs/study_s/figures").iterdir()} == {"gains.png", "changes.png"}
     about = json.loads(Path("runs/study_s/study.json").read_text())
     assert about["variants"]["cm"] == {"method": "cutmix_mt"}
     assert "command" not in about["environment"]           # it may hold paths of the machine
