@@ -135,7 +135,7 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     Raises
     ------
     InputError
-        When the run has no student and teacher yet, or no unlabelled slice.
+        When the run has no student and teacher yet, or no unlabelled slice; as in `probability_of`.
     """
     slices = without_label(data)
     if not slices:

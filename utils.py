@@ -62,8 +62,7 @@ def choose_device(name: str = "auto") -> torch.device:
             raise RuntimeError("not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or mps") from None
+        raise InputError(f"device {name!r}: {str(error).splitlines()[0]}; choose auto, cpu, cuda or mps") from None
     return device
 
 
@@ -91,8 +90,7 @@ def gaussian_window(size: int) -> np.ndarray:
     """
     x = np.arange(size) - (size - 1) / 2
     profile = np.exp(-0.5 * (x / (size / 8)) ** 2)
-    weights = np.outer(profile, profile)
-    return np.maximum(weights, 1e-3).astype(np.float32)
+    return np.maximum(np.outer(profile, profile), 1e-3).astype(np.float32)
 
 
 @torch.inference_mode()
@@ -247,7 +245,6 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
 
     Parameters
     ----------
-    folder : Path
     settings : dict
         What makes the results; JSON-serialisable.
     resume : bool
@@ -317,23 +314,26 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     Raises
     ------
     InputError
-        When the file is missing, not safetensors, or was not written by `save_checkpoint`.
+        When the file is missing, not of `save_checkpoint`, or its weights are not numbers.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or give the path of a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - not iterable
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a checkpoint of this project ({error}); give a .safetensors file "
                          "from checkpoints/") from None
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise InputError(f"{path}: its weights are not numbers; train again with a lower --lr")
+    return weights, about
 
 
 def save_state(path: Path, stateful: dict, epoch: int, best: dict, seconds: float) -> None:
     """Write all that a phase needs to go on after `epoch` epochs, atomically."""
-    state = {name: part.state_dict() for name, part in stateful.items()}
-    write_atomically(path, lambda p: torch.save({"state": state, "epoch": epoch, "best": best, "seconds": seconds}, p))
+    parts = {name: part.state_dict() for name, part in stateful.items()}
+    write_atomically(path, lambda p: torch.save({"state": parts, "epoch": epoch, "best": best, "seconds": seconds}, p))
 
 
 def restore_state(path: Path, stateful: dict) -> tuple[int, dict, float]:

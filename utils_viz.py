@@ -161,7 +161,7 @@ def by_budget(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.sort_values("labels", key=lambda n: n.replace(0, np.inf), kind="stable")
 
 
-def distances(mean: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+def error_bars(mean: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
     """Lengths of error bars; those of equal values are 0, whatever rounding makes of them."""
     return [(mean - low).clip(lower=0), (high - mean).clip(lower=0)]
 
@@ -188,7 +188,7 @@ def draw_budgets(summary: pd.DataFrame) -> Figure:
         for panel, mean, low, high in ((axes[0, 0], "dice", "low", "high"),
                                        (axes[0, 1], "gain", "gain_low", "gain_high")):
             if table[mean].notna().all():
-                panel.errorbar(x, table[mean], distances(table[mean], table[low], table[high]), fmt="o-",
+                panel.errorbar(x, table[mean], error_bars(table[mean], table[low], table[high]), fmt="o-",
                                label=f"{variant}: {role}", **style)
     axes[0, 1].axhline(0, color="0.7", lw=1, zorder=0)
     known = {name: summary.loc[summary["role"] == name, "dice"] for name in rivals}
@@ -225,7 +225,7 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
     for panel, budget in zip(axes[0], budgets, strict=True):
         table = rows[rows["labels"] == budget]
         mean, low, high = (table[column + suffix] for suffix in ("", "_low", "_high"))
-        panel.barh(table["variant"], mean, color=SKY, xerr=distances(mean, low, high), capsize=3)
+        panel.barh(table["variant"], mean, color=SKY, xerr=error_bars(mean, low, high), capsize=3)
         for variant, dice, x in zip(table["variant"], table["dice"], high, strict=True):
             panel.annotate(f"{dice:.3f}", (max(0.0, x), variant), (4, 0), textcoords="offset points", va="center",
                            fontsize=8)

@@ -125,3 +125,17 @@ def fingerprint(config: Config) -> dict[str, str]:
 @pytest.fixture
 def tiny(workplace, data_folder) -> Config:
     return Config(**TINY, data=str(data_folder), run="base")
+
+
+STUDY_SETTINGS = {**{k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()},
+                  "sup_epochs": 2, "ssl_epochs": 2}
+
+
+@pytest.fixture
+def plan_file(workplace, data_folder) -> Path:
+    path = workplace / "study.json"
+    path.write_text(json.dumps({
+        "name": "s", "data": str(data_folder), "labels": [2], "folds": [0, 1], "seeds": [0],
+        "settings": STUDY_SETTINGS, "variants": {"mt": {"method": "mean_teacher"}, "cm": {"method": "cutmix_mt"},
+                                           "lr": {"method": "mean_teacher", "lr": 0.01}}}))
+    return path

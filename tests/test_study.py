@@ -12,22 +12,9 @@ import tifffile
 from scipy import stats
 
 import train
-from benchmarks import study, study_statistics
-from conftest import TINY
+from benchmarks import study
+from conftest import STUDY_SETTINGS
 from slices import Path
-
-SETTINGS = {**{k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}, "sup_epochs": 2, "ssl_epochs": 2}
-
-
-@pytest.fixture
-def plan_file(workplace, data_folder) -> Path:
-    path = workplace / "study.json"
-    path.write_text(json.dumps({
-        "name": "s", "data": str(data_folder), "labels": [2], "folds": [0, 1], "seeds": [0],
-        "settings": SETTINGS, "variants": {"mt": {"method": "mean_teacher"}, "cm": {"method": "cutmix_mt"},
-                                           "lr": {"method": "mean_teacher", "lr": 0.01}}}))
-    return path
-
 
 def test_variants_share_supervised_models_and_each_has_its_control(plan_file, command, monkeypatch):
     phases, phase = [], train.train_epoch
@@ -176,7 +163,7 @@ def test_a_run_that_fails_keeps_no_other_back(plan_file, command):
 
 
 def test_the_forest_learns_from_training_slices_alone(data_folder):
-    config = train.make_config(**{**SETTINGS, "data": str(data_folder)})
+    config = train.make_config(**{**STUDY_SETTINGS, "data": str(data_folder)})
     data = train.read_slices(config)
     found = study.forest_scores(data, 0)
     turned = [dataclasses.replace(s, mask=1 - s.mask) for s in data.test]
@@ -247,7 +234,7 @@ def test_a_supervised_phase_is_not_taken_from_a_run_that_lacks_its_log(plan_file
     code, _, err = command("benchmarks.study", plan_file)
     assert code == 0, err
     assert len((next(Path("runs").glob("s_cm_*")) / "sup_metrics.csv").read_text().splitlines()) \
-        == len(epochs.splitlines()) == 1 + SETTINGS["sup_epochs"]
+        == len(epochs.splitlines()) == 1 + STUDY_SETTINGS["sup_epochs"]
 
 
 def test_changed_settings_and_changed_data_are_run_anew_beside_what_is_there(plan_file, command, data_folder):
@@ -278,110 +265,6 @@ def test_changed_settings_and_changed_data_are_run_anew_beside_what_is_there(pla
         again.iloc[len(later):].query("variant == 'cm' and role == 'supervised'")["dice"].mean(), abs=1e-6)
 
 
-def simulated(rng, gain=0.0, fold=0.0, training=0.0, slice_=0.0, rest=0.01, folds=3, seeds=3, slices=6):
-    """Scores whose gain over the control varies from fold to fold, training to training and slice to slice."""
-    rows = []
-    for f in range(folds):
-        level, region, own = rng.normal(0.5, 0.05, slices), rng.normal(0, fold), rng.normal(0, slice_, slices)
-        for seed in range(seeds):
-            shift = gain + region + rng.normal(0, training)
-            rows += [{"stem": f"f{f}s{i}", "fold": f, "seed": seed, "control": level[i],
-                      "dice": level[i] + shift + own[i] + rng.normal(0, rest)} for i in range(slices)]
-    return pd.DataFrame(rows)
-
-
-def test_interval_and_test_of_a_known_gain():
-    rng = np.random.default_rng(0)
-    table = simulated(rng, gain=0.05, rest=0.02)
-    found = study_statistics.paired(table)
-    gains = table["dice"] - table["control"]
-    assert found["gain"] == pytest.approx(gains.mean())
-    assert 0.03 < found["gain_low"] < 0.05 < found["gain_high"] < 0.07
-    first, second, third = gains.groupby(table["fold"]).mean()
-    error = np.std([first, second, third], ddof=1) / np.sqrt(3)
-    assert found["p"] == pytest.approx(2 * stats.t.sf(found["gain"] / error, 2))
-    assert found["p"] < 0.05
-    assert study_statistics.paired(simulated(rng))["p"] > 0.05
-    shuffled = table.sample(frac=1, random_state=1)
-    assert study_statistics.paired(shuffled) == pytest.approx(found)
-
-
-@pytest.mark.parametrize(("luck", "least"), [
-    ({"training": 0.02}, 0.9), ({"slice_": 0.03}, 0.9), ({"fold": 0.02}, 0.65)])
-def test_what_a_fold_a_training_or_a_slice_shares_is_no_repeated_evidence(luck, least):
-    """Without a gain, the test keeps its promise, and the interval covers zero as often as three folds allow.
-
-    An interval that takes all values as independent covers it in 56, 70 and 25 % of the cases.
-    """
-    rng, covered, false = np.random.default_rng(0), 0, 0
-    for _ in range(200):
-        found = study_statistics.paired(simulated(rng, **luck, rest=0.002), draws=400)
-        covered += found["gain_low"] < 0 < found["gain_high"]
-        false += found["p"] < 0.05
-    assert covered / 200 > least
-    assert false / 200 < 0.1
-
-
-def test_every_fold_counts_as_one():
-    table = simulated(np.random.default_rng(0), folds=2)
-    table.loc[table["fold"] == 0, "dice"] = table["control"] + 0.1
-    table.loc[table["fold"] == 1, "dice"] = table["control"]
-    fewer = table[(table["fold"] == 0) | table["stem"].isin(["f1s0", "f1s1"])]
-    assert study_statistics.paired(fewer)["gain"] == pytest.approx(0.05)
-
-
-def test_too_few_values_have_no_interval():
-    one = simulated(np.random.default_rng(0), folds=1, seeds=1, slices=1)
-    assert np.isnan(study_statistics.bootstrap(one, "dice")).all()
-    single = study_statistics.paired(simulated(np.random.default_rng(0), folds=1))
-    assert single["gain_low"] < single["gain"] < single["gain_high"]
-    assert np.isnan(single["p"])
-    same = simulated(np.random.default_rng(0)).assign(dice=0.5, control=0.5)
-    assert np.isnan(study_statistics.paired(same)["p"])                 # a variant that changes nothing
-
-
-def test_a_misspelt_key_is_an_error(plan_file, command):
-    plan_file.write_text(plan_file.read_text().replace('"seeds"', '"sedes"'))
-    code, _, err = command("benchmarks.study", plan_file)
-    assert code == 2
-    assert "sedes" in err
-    good = json.loads(plan_file.read_text().replace("sedes", "seeds"))
-    for change, message in (
-            ({"variants": None}, "study: variants is None, expected a filled dict"),
-            ({"variants": []}, "study: variants is [], expected a filled dict"),
-            ({"variants": {"mt": "mean_teacher"}}, "study: mt is 'mean_teacher', expected settings by name"),
-            ({"variants": {"mt": {"lrr": 1}}}, "study: mt: lrr is no setting of train.py"),
-            ({"settings": {"fold": 1}}, "study: settings: fold is set by the study itself"),
-            ({"labels": 2}, "study: labels is 2, expected a filled list"),
-            ({"seeds": ["a"]}, "study: seeds is ['a'], expected whole numbers"),
-            ({"folds": []}, "study: folds is [], expected a filled list"),
-            ({"settings": None}, "study: settings is None, expected a filled dict"),
-            ({"settings": {"split": "random"}}, "study: settings: split is 'random'; a study is made of folds"),
-            ({"variants": {"": {}}}, "study: a variant has no name"),
-            ({"variants": {"random forest": {}}}, "study: 'random forest' is the pixel classifier")):
-        plan_file.write_text(json.dumps(good | change))
-        code, _, err = command("benchmarks.study", plan_file)
-        assert code == 2
-        assert err.startswith(f"error: {message}"), err
-    del good["variants"]
-    plan_file.write_text(json.dumps(good))
-    assert "study: missing variants" in command("benchmarks.study", plan_file)[2]
-    plan_file.write_text(json.dumps(good | {"variants": {"mt": {}}}))
-    assert "--fold: is set by the study itself" in command("benchmarks.study", plan_file, "--fold=1")[2]
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"folds": [0, 9]}, "fold"), ({"labels": [2, 50]}, "--labels 50: there are 4 training slices"),
-    ({"settings": {**SETTINGS, "test_fraction": 0.0}}, "study: fold 0 has no test slice")])
-def test_what_cannot_be_run_is_said_before_anything_is_trained(plan_file, command, monkeypatch, change, message):
-    monkeypatch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained"))
-    plan_file.write_text(json.dumps(json.loads(plan_file.read_text()) | change))
-    code, _, err = command("benchmarks.study", plan_file)
-    assert code == 2
-    assert message in err
-    assert not list(Path("runs").glob("s_*"))
-
-
 def test_supervised_variants_alone_are_a_study(plan_file, command):
     change = {"variants": {"few": {"method": "supervised"}, "more": {"method": "supervised", "sup_epochs": 3}},
               "folds": [0]}
@@ -390,12 +273,6 @@ def test_supervised_variants_alone_are_a_study(plan_file, command):
     assert code == 0, err
     summary = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
     assert np.isfinite(summary.loc[("more", "supervised"), ["gain", "change"]].astype(float)).all()
-
-
-def test_one_number_is_one_setting(plan_file):
-    content = json.loads(plan_file.read_text()) | {"variants": {"a": {"rotation": 45}, "b": {"rotation": 45.0}}}
-    (_, first), (_, second) = study.plan(content)[:2]
-    assert study.digest(first) == study.digest(second)
 
 
 def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
@@ -408,16 +285,3 @@ def test_name_data_and_settings_can_be_given(plan_file, command, data_folder):
     code, _, err = command("benchmarks.study", plan_file, "--colour=3")
     assert code == 2
     assert "--colour=3: no such option" in err
-
-
-@pytest.mark.parametrize("name", ["few_labels", "ablation"])
-def test_study_files_can_be_planned_and_share_supervised_phases(name):
-    runs = study.plan(json.loads((study.ROOT / "benchmarks" / f"{name}.json").read_text()), "data")
-    first, second = (config for _, config in runs[:2])
-    assert len({config.run for _, config in runs}) == len(runs)
-    assert study.digest(first, content="data") != study.digest(second, content="data")
-    shared = [study.digest(config, study.SEMI, "data") for _, config in runs]
-    assert shared[0] in shared[1:]
-    for _, config in runs:                                   # a setting without effect is no variant
-        assert not config.unlabelled_foreground or config.patch_size < 768
-        assert config.schedule != "plateau" or config.plateau_patience < config.sup_epochs // config.validate_every - 1

@@ -1,0 +1,141 @@
+"""One training step: what its losses are made of, and what moves."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from config import Config
+from conftest import disc_slice
+from datasets import Views
+from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
+from model_unet import ENCODER_BLOCKS, UNet
+from slices import Path, Slice, percentile_window
+from utils import load_checkpoint, overlap_metrics
+
+
+def semi_batches() -> tuple[UNet, UNet, dict, dict]:
+    torch.manual_seed(0)
+    student, teacher = UNet(2), UNet(2).eval()
+    labelled = {"strong": torch.rand(2, 1, 32, 32), "mask": (torch.rand(2, 1, 32, 32) > 0.5).float()}
+    unlabelled = {"weak": torch.rand(2, 1, 32, 32), "strong": torch.rand(2, 2, 32, 32)}
+    return student, teacher, labelled, unlabelled
+
+
+def test_two_strong_views_count_as_the_mean_of_each():
+    student, teacher, labelled, unlabelled = semi_batches()
+    config = Config(consistency="bce", confidence=0.51)
+    both = train.step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
+    one, two = (train.step_losses(config, student, labelled, teacher, {**unlabelled, "strong": view}, torch.Generator())
+                for view in unlabelled["strong"].split(1, dim=1))
+    torch.testing.assert_close(both[0], one[0])
+    torch.testing.assert_close(both[1], (one[1] + two[1]) / 2)
+
+
+def test_feature_dropout_weighs_as_much_as_the_strong_views():
+    student, teacher, labelled, unlabelled = semi_batches()
+    views, target = unlabelled["strong"], teacher(unlabelled["weak"]).sigmoid()
+    strong = sum(consistency_loss(student(v), target) for v in views.split(1, dim=1)) / 2
+    generator = torch.Generator().manual_seed(1)
+    torch.rand(2, 5, generator=generator), torch.rand(2, 5, generator=generator)     # the boxes of two views
+    expected = drop_channels(student.encode(unlabelled["weak"]), 0.5, generator)
+    weak = consistency_loss(student.decode(expected), target)
+    supervised, loss = train.step_losses(Config(feature_dropout=0.5), student, labelled, teacher, unlabelled,
+                                         torch.Generator().manual_seed(1))
+    torch.testing.assert_close(supervised, bce_dice_loss(student(labelled["strong"]), labelled["mask"]))
+    torch.testing.assert_close(loss, 0.5 * strong + 0.5 * weak)
+
+
+def test_cutmix_mixes_image_and_target_with_the_same_boxes():
+    student, teacher, labelled, unlabelled = semi_batches()
+    boxes = cutmix_boxes(2, 32, 1.0, torch.Generator().manual_seed(4))
+    view = unlabelled["strong"][:, :1]
+    expected = consistency_loss(student(mix(view, boxes)), mix(teacher(unlabelled["weak"]).sigmoid(), boxes))
+    _, loss = train.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},
+                                torch.Generator().manual_seed(4))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
+    config, alphas, update = dataclasses.replace(tiny, weight_average=0.9), [], train.ema_update
+
+    def watched(average, student, alpha):
+        alphas.append(alpha)
+        update(average, student, alpha)
+    monkeypatch.setattr(train, "ema_update", watched)
+    data = train.prepare(config)
+    train.train_supervised(config, data)
+    assert alphas == [(1 + n) / (10 + n) for n in range(6)]
+    alphas.clear()
+    train.continue_supervised(config, data)
+    train.train_mean_teacher(config, data)
+    assert alphas == [0.9] * 6 + [0.99] * 6
+
+
+@pytest.mark.parametrize(("schedule", "first", "last"), [("cosine", 1.0, 0.0), ("one_cycle", 0.04, 0.0)])
+def test_schedules_run_over_the_whole_phase(schedule, first, last):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.01)
+    scheduler, rates = train.make_scheduler(Config(lr=0.01, schedule=schedule), optimizer, 50), []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"] / 0.01)
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(first)
+    assert rates[-1] == pytest.approx(last, abs=0.02)
+    assert max(rates) == pytest.approx(1, abs=0.01)
+
+
+def test_one_batch_can_be_learnt_by_heart():
+    torch.manual_seed(0)
+    made = [disc_slice(i, (96, 96)) for i in range(4)]
+    slices = [Slice(Path(f"{i}"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
+    items = [Views(slices, 64)[i, i] for i in range(4)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    model = UNet(8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss, _ = train.step_losses(Config(), model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    prediction = model(batch["strong"]).detach().sigmoid().numpy() >= 0.5
+    truth = batch["mask"].numpy() > 0
+    assert np.mean([overlap_metrics(p, t)["dice"] for p, t in zip(prediction, truth, strict=True)]) > 0.95
+
+
+def test_frozen_blocks_are_bit_identical_and_the_others_move(tiny):
+    config = dataclasses.replace(tiny, weight_decay=0.5)
+    data = train.prepare(config)
+    train.train_supervised(config, data)
+    train.train_mean_teacher(config, data)
+    before = load_checkpoint(config.checkpoint("supervised"))[0]
+    for name in ("ssl_student", "ssl_teacher"):
+        after = load_checkpoint(config.checkpoint(name))[0]
+        for key, value in before.items():
+            frozen = key.split(".")[0] in config.freeze
+            same = torch.equal(after[key], value)
+            if frozen and name == "ssl_student":
+                assert same
+            elif frozen:
+                torch.testing.assert_close(after[key], value, rtol=1e-6, atol=0)
+            else:
+                assert not same
+    assert set(config.freeze) < set(ENCODER_BLOCKS)
+
+
+def test_teacher_stays_in_eval_mode_without_gradients(tiny, monkeypatch):
+    data, seen = train.prepare(tiny), []
+    step = train.step_losses
+
+    def watched(config, student, labelled, teacher, *rest):
+        if teacher:
+            seen.append((teacher.training, any(p.requires_grad for p in teacher.parameters()), student.down4.training,
+                         student.down1.training))
+        return step(config, student, labelled, teacher, *rest)
+    monkeypatch.setattr(train, "step_losses", watched)
+    train.train_supervised(tiny, data)
+    train.train_mean_teacher(tiny, data)
+    assert seen == [(False, False, True, False)] * 6
