@@ -62,7 +62,8 @@ def choose_device(name: str = "auto") -> torch.device:
             raise RuntimeError("not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r}: {str(error).splitlines()[0]}; choose auto, cpu, cuda or mps") from None
+        why = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({why}); choose auto, cpu, cuda or mps") from None
     return device
 
 
@@ -88,8 +89,7 @@ def gaussian_window(size: int) -> np.ndarray:
     Smooth weights hide the seams between windows, whose borders see less context: Isensee et al., nnU-Net,
     Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
     """
-    x = np.arange(size) - (size - 1) / 2
-    profile = np.exp(-0.5 * (x / (size / 8)) ** 2)
+    profile = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
     return np.maximum(np.outer(profile, profile), 1e-3).astype(np.float32)
 
 
@@ -118,8 +118,8 @@ def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.devi
     total = torch.zeros_like(x)
     views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
     for turns, flip in views:
-        view = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1))
-        back = torch.rot90(model(view).float().sigmoid(), -turns, (-2, -1))
+        view = model(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
+        back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
         total += back.flip(-1) if flip else back
     probability = (total / len(views))[:, 0].cpu().numpy()
     if np.isnan(probability).any():
@@ -153,7 +153,7 @@ def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.devic
     corners = [(top, left) for top in window_starts(padded.shape[0], patch_size, overlap)
                for left in window_starts(padded.shape[1], patch_size, overlap)]
     weights = gaussian_window(patch_size)
-    total, weight = np.zeros(padded.shape, np.float32), np.zeros(padded.shape, np.float32)
+    total, weight = np.zeros((2, *padded.shape), np.float32)
     for first in range(0, len(corners), batch_size):
         some = corners[first:first + batch_size]
         windows = np.stack([padded[t:t + patch_size, l:l + patch_size] for t, l in some])
@@ -332,8 +332,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 def save_state(path: Path, stateful: dict, epoch: int, best: dict, seconds: float) -> None:
     """Write all that a phase needs to go on after `epoch` epochs, atomically."""
-    parts = {name: part.state_dict() for name, part in stateful.items()}
-    write_atomically(path, lambda p: torch.save({"state": parts, "epoch": epoch, "best": best, "seconds": seconds}, p))
+    state = {name: part.state_dict() for name, part in stateful.items()}
+    write_atomically(path, lambda p: torch.save({"state": state, "epoch": epoch, "best": best, "seconds": seconds}, p))
 
 
 def restore_state(path: Path, stateful: dict) -> tuple[int, dict, float]:
