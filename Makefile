@@ -1,5 +1,6 @@
 # make run [DATA=data/NAME] [RUN=NAME]   set up, run the notebook end to end (demo data where none is given)
-# make test | lint | lab | notebook      set up, then run the tests, the linter, JupyterLab, or refresh the committed notebook
+# make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (ten minutes), the
+#                                                linter, JupyterLab, or refresh the committed notebook
 SHELL := bash
 PYTHON ?= python3
 DATA ?= data/demo
@@ -11,7 +12,7 @@ found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 …")'
 NOTEBOOK := main_freezelayers.ipynb
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test lint lab notebook lock clean
+.PHONY: run test bench lint lab notebook lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -21,6 +22,9 @@ run: .venv/run
 
 test: .venv/test
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+bench: .venv/bench
+	$(BIN)/python benchmarks/speed.py
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -34,6 +38,7 @@ notebook: .venv/run
 lock: $(UV)
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml -o requirements.txt
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group bench -c requirements-dev.txt -o requirements-bench.txt
 
 .venv/run: requirements.txt | .venv/bin/python $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.txt
@@ -41,6 +46,10 @@ lock: $(UV)
 
 .venv/test: requirements-dev.txt | .venv/bin/python $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-dev.txt
+	touch $@
+
+.venv/bench: requirements-bench.txt | .venv/bin/python $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-bench.txt
 	touch $@
 
 .venv/bin/python: | $(UV)

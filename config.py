@@ -81,6 +81,8 @@ class Config:
     ssl_epochs: int = option(150, "epochs of the semi-supervised phase and of its supervised control, 1 or more",
                              _between(1))
     steps_per_epoch: int = option(0, "optimiser steps an epoch; 0: one pass over the labelled slices", _between(0))
+    precision: str = option("auto", "of convolutions: float32, bfloat16, or auto: bfloat16 with CUDA, else float32",
+                            _one_of("auto", "float32", "bfloat16"))
     batch_size: int = option(4, "patches per step, labelled and unlabelled each, 1 or more", _between(1))
     lr: float = option(1e-3, "AdamW learning rate (one_cycle: its peak), above 0", lambda v: v > 0)
     weight_decay: float = option(1e-4, "AdamW weight decay, 0 or more", _between(0))
@@ -175,7 +177,7 @@ CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 12, "steps_pe
 GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns", "zoom")
 INTENSITY = ("blur_p", "blur_limit", "motion_blur", "intensity_p", "brightness", "contrast", "gamma", "noise",
              "correlated_noise", "shading", "cutout")
-FREE = ("device", "num_workers")  # settings that a resumed run may change: results stay the same up to rounding
+FREE = ("device", "num_workers", "precision")  # a resumed run may change them: results stay the same up to rounding
 
 
 def profile(name: str, device: torch.device) -> dict:

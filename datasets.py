@@ -172,13 +172,12 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
 
 # --- crops and their views -------------------------------------------------------------------------------------
 
-def crop_corner(mask: np.ndarray | None, size: int, shape: tuple[int, int],
+def crop_corner(foreground: np.ndarray, size: int, shape: tuple[int, int],
                 rng: np.random.Generator) -> tuple[int, int]:
-    """Row and column of a crop's corner: around a foreground pixel of `mask` with jitter, else anywhere.
+    """Row and column of a crop's corner: around one of `foreground` (flat indices) with jitter; anywhere without.
 
     The crop lies inside the image, and contains the chosen pixel; along a side shorter than `size` it is centred.
     """
-    foreground = np.flatnonzero(mask) if mask is not None else np.empty(0, int)
     corner = []
     pixel = np.unravel_index(rng.choice(foreground), shape) if foreground.size else None
     for axis, length in enumerate(shape):
@@ -199,8 +198,8 @@ class Views(Dataset):
     patch where the image is, so its corners come from the image; only beyond the image's own border are pixels
     mirrored.
 
-    Each item is a dict of float32 tensors: `weak` (1, P, P) and `strong` (`strong_views`, P, P) in [0, 1], and
-    `mask` (1, P, P) of 0 and 1; all 0 for an unlabelled slice.
+    Each item is a dict of uint8 tensors, which `to_float` makes floats once they are where the model is: `weak`
+    (1, P, P) and `strong` (`strong_views`, P, P) of 0 to 255 and, for labelled slices, `mask` (1, P, P) of 0 and 1.
 
     Parameters
     ----------
@@ -215,7 +214,8 @@ class Views(Dataset):
                  guides: list[np.ndarray] | None = None, strong_views: int = 1, geometry: dict | None = None,
                  intensity: dict | None = None):
         self.slices, self.patch_size, self.strong_views = slices, patch_size, strong_views
-        self.guides = guides or [s.mask if foreground_crop else None for s in slices]
+        guides = guides or [s.mask if foreground_crop and s.mask is not None else np.empty(0) for s in slices]
+        self.foreground = [np.flatnonzero(guide).astype(np.int32) for guide in guides]  # once: as slow as all the rest
         geometry = {"rotation": 10.0, "zoom": 1.0, **(geometry or {})}
         angle = math.radians(geometry["rotation"])
         reach = geometry["zoom"] * (math.cos(angle) + math.sin(angle)) - 1
@@ -226,20 +226,18 @@ class Views(Dataset):
         index, seed = key
         s = self.slices[index]
         rng = np.random.default_rng(seed)
-        top, left = crop_corner(self.guides[index], self.patch_size, s.image.shape, rng)
+        top, left = crop_corner(self.foreground[index], self.patch_size, s.image.shape, rng)
         margin = min(self.margin, max(0, max(s.image.shape) - self.patch_size))  # mirroring needs no window
-        top, left, size = top - margin, left - margin, self.patch_size + 2 * margin
-        image = cut_window(s.image, top, left, size)
-        mask = np.zeros_like(image) if s.mask is None else cut_window(s.mask, top, left, size)
-        weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views,
-                                        margin)
-        return {"weak": to_tensor(weak[None]), "strong": to_tensor(np.stack(strong)),
-                "mask": to_tensor(mask[None] * np.uint8(255))}
+        window = top - margin, left - margin, self.patch_size + 2 * margin
+        image, mask = (None if array is None else cut_window(array, *window) for array in (s.image, s.mask))
+        weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views, margin)
+        item = {"weak": weak[None], "strong": np.stack(strong)} | ({} if mask is None else {"mask": mask[None]})
+        return {name: torch.from_numpy(array) for name, array in item.items()}
 
 
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 array → float32 tensor in [0, 1]: what `A.Normalize(mean=0, std=1, max_pixel_value=255)` gives."""
-    return torch.from_numpy(np.ascontiguousarray(image)).float() / 255
+def to_float(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """uint8 tensor → float32: masks as they are, views in [0, 1] as `A.Normalize(mean=0, std=1)` gives them."""
+    return tensor.float() if name == "mask" else tensor.float() / 255
 
 
 class Draws(Sampler):
@@ -267,7 +265,7 @@ def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, 
     pin = torch.device(device).type == "cuda"
     for batch in DataLoader(views, batch_size, sampler=draws, num_workers=num_workers, pin_memory=pin,
                             multiprocessing_context=context, worker_init_fn=_one_cv2_thread):
-        yield {name: tensor.to(device, non_blocking=pin) for name, tensor in batch.items()}
+        yield {name: to_float(name, tensor.to(device, non_blocking=pin)) for name, tensor in batch.items()}
 
 
 def _one_cv2_thread(_worker: int) -> None:

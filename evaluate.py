@@ -11,10 +11,8 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label, regionprops_table
 
 from slices import MASK_SUFFIXES, Slice, center_patch, list_files, pair_files, read_mask
-from utils import (
-    InputError, overlap_metrics, predict_image, probability_of, run_command_line, write_atomically, write_json,
-    write_npz,
-)
+from stitching import predict_images, probability_of
+from utils import InputError, overlap_metrics, run_command_line, write_atomically, write_json, write_npz
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
@@ -68,26 +66,25 @@ def predict_otsu(image: np.ndarray, sigma: float, bright: bool) -> np.ndarray:
     return (smooth > threshold_otsu(smooth)) == bright
 
 
-def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, patch_size: int, batch_size: int,
-             threshold: float, overlap: float | None = None) -> dict[str, float | None]:
+def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, patch_size: int, threshold: float,
+             overlap: float | None = None) -> dict[str, float | None]:
     """Mean Dice and IoU per slice, of centre patches or, given an `overlap`, of full images; None without slices."""
     model.eval()
-    scores = []
+    if not slices:
+        return {"dice": None, "iou": None}
     if overlap is None:
-        for first in range(0, len(slices), batch_size):
-            some = slices[first:first + batch_size]
-            patches = np.stack([center_patch(s.image, patch_size) for s in some])
-            for s, probability in zip(some, probability_of(model, patches, device), strict=True):
-                scores.append(overlap_metrics(probability >= threshold, center_patch(s.mask, patch_size)))
+        found = probability_of(model, np.stack([center_patch(s.image, patch_size) for s in slices]), device)
+        truths = [center_patch(s.mask, patch_size) for s in slices]
     else:
-        scores = [overlap_metrics(predict_image(model, s.image, device, patch_size, overlap, batch_size) >= threshold,
-                                  s.mask) for s in slices]
-    return {name: float(np.mean([s[name] for s in scores])) if scores else None for name in ("dice", "iou")}
+        found = predict_images(model, (s.image for s in slices), device, patch_size, overlap)
+        truths = [s.mask for s in slices]
+    scores = [overlap_metrics(p >= threshold, truth) for p, truth in zip(found, truths, strict=True)]
+    return {name: float(np.mean([s[name] for s in scores])) for name in ("dice", "iou")}
 
 
 def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train: list[Slice], folder: Path,
-                    control: str, device: torch.device, patch_size: int, overlap: float, batch_size: int,
-                    threshold: float, tta: bool = False) -> dict:
+                    control: str, device: torch.device, patch_size: int, overlap: float, threshold: float,
+                    tta: bool = False) -> dict:
     """Score models and smoothed Otsu on test slices, as centre patches and as stitched full images.
 
     A centre patch is predicted from one window; its inner `CENTRE` pixels are scored, so that recipes with different
@@ -116,10 +113,11 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     maps, full = {"Otsu": [mask.astype(np.float32) for mask in otsu]}, {"Otsu": otsu}
     patches = {"Otsu": [center_patch(mask, side) for mask in otsu]}
     for method, model in models.items():
-        maps[method] = [predict_image(model, s.image, device, patch_size, overlap, batch_size, tta) for s in test]
+        maps[method] = list(predict_images(model, (s.image for s in test), device, patch_size, overlap, tta))
         full[method] = [probability >= threshold for probability in maps[method]]
-        windows = [probability_of(model, center_patch(s.image, patch_size)[None], device, tta)[0] for s in test]
-        patches[method] = [center_patch(window, side) >= threshold for window in windows]
+        windows = [center_patch(s.image, patch_size) for s in test]
+        patches[method] = [center_patch(window, side) >= threshold for window in
+                           (probability_of(model, np.stack(windows), device, tta) if test else ())]
     stems = [s.stem for s in test]
     tables = {"patches": slice_table(patches, [center_patch(t, side) for t in truths], stems),
               "full": slice_table(full, truths, stems)}

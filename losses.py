@@ -81,21 +81,25 @@ def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: s
     return bce if kind == "bce" else 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=sure)
 
 
-def cutmix_boxes(count: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
+def cutmix_boxes(count: int, size: int, probability: float, generator: torch.Generator,
+                 device: torch.device | str = "cpu") -> torch.Tensor:
     """(count, 1, size, size) bool: one random box per image, or none with probability 1 − `probability`.
+
+    Sides are drawn on the CPU, pixels filled on `device`: only four numbers per image travel.
 
     A box covers 0.1 to 0.5 of the image with sides in a ratio of up to 2 (CutMix: Yun et al., 2019, arXiv:1905.04899;
     for semi-supervised segmentation: French et al., 2020, arXiv:1906.01916).
     """
-    draws = torch.rand(count, 5, generator=generator).tolist()
-    boxes = torch.zeros(count, 1, size, size, dtype=torch.bool)
-    for box, (use, area, ratio, y, x) in zip(boxes, draws, strict=True):
-        if use < probability:
-            area, ratio = 0.1 + 0.4 * area, 2.0 ** (2 * ratio - 1)
-            height, width = (min(size, round(size * math.sqrt(area * r))) for r in (ratio, 1 / ratio))
-            top, left = round(y * (size - height)), round(x * (size - width))
-            box[:, top:top + height, left:left + width] = True
-    return boxes
+    sides = []
+    for use, area, ratio, y, x in torch.rand(count, 5, generator=generator).tolist():
+        area, ratio = 0.1 + 0.4 * area, 2.0 ** (2 * ratio - 1)
+        height, width = (min(size, round(size * math.sqrt(area * r))) for r in (ratio, 1 / ratio))
+        top, left = round(y * (size - height)), round(x * (size - width))
+        sides.append((top, top + height, left, left + width) if use < probability else (0, 0, 0, 0))
+    top, bottom, left, right = torch.tensor(sides, device=device).T[:, :, None]                # (count, 1) each
+    pixel = torch.arange(size, device=device)                                                  # (size,)
+    rows, columns = (pixel >= top) & (pixel < bottom), (pixel >= left) & (pixel < right)       # (count, size)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def mix(batch: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

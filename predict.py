@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from model_unet import UNet
 from slices import IMAGE_SUFFIXES, crop_roi, list_files, parse_roi, percentile_window, read_image
-from utils import InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically
+from stitching import predict_image
+from utils import InputError, choose_device, load_checkpoint, run_command_line, write_atomically
 
 
 def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:

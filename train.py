@@ -1,6 +1,6 @@
 """Training: supervised U-Net, its continuation for as many steps, semi-supervision by teacher and student; then tables.
 
-One step serves every method: Mean Teacher, CutMix, FixMatch and UniMatch differ in settings alone (`config.PRESETS`).
+What a step is stands in `steps`.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from tqdm import tqdm
 from config import FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile
 from datasets import Data, Views, describe_data, load_data, make_loader
 from evaluate import evaluate_models, validate
-from losses import bce_dice_loss, consistency_loss, cosine_ramp_up, cutmix_boxes, drop_channels, mix
-from model_unet import UNet, ema_update, freeze
+from losses import cosine_ramp_up
+from model_unet import UNet, freeze
 from slices import read_image
+from steps import make_optimizer, make_scheduler, train_epoch
+from stitching import predict_image
 from uncertainty import rank_unlabelled, without_label
 from utils import (
-    InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, predict_image, read_json,
+    InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, read_json,
     restore_state, run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
 )
 
@@ -43,86 +45,6 @@ def method_names(method: str) -> dict[str, str]:
     if method in LABELS:
         names |= {f"{LABELS[method]} student": "ssl_student", f"{LABELS[method]} teacher": "ssl_teacher"}
     return names
-
-
-# --- one step -------------------------------------------------------------------------------------------------
-
-def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None = None,
-                unlabelled: dict | None = None, generator: torch.Generator | None = None,
-                ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Supervised and consistency loss of one step (0 without a teacher); only the student gets gradients.
-
-    All views pass the student as one batch: InstanceNorm treats images singly. Boxes and dropped channels are
-    drawn from `generator`. With feature dropout its stream weighs as much as all strong views together (UniMatch,
-    arXiv:2208.09910).
-    """
-    if teacher is None:
-        loss = bce_dice_loss(student(labelled["strong"]), labelled["mask"], config.bce_weight)
-        return loss, torch.zeros_like(loss)
-    weak = unlabelled["weak"]                                                       # (B, 1, P, P)
-    with torch.no_grad():
-        target = teacher(weak).float().sigmoid()                                    # (B, 1, P, P)
-    inputs, targets = [labelled["strong"]], []
-    for strong in unlabelled["strong"].split(1, dim=1):                             # V × (B, 1, P, P)
-        boxes = cutmix_boxes(len(weak), weak.shape[-1], config.cutmix_p, generator).to(weak.device)
-        inputs.append(mix(strong, boxes))
-        targets.append(mix(target, boxes))
-
-    def consistency(logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        return consistency_loss(logits, goal, config.consistency, config.confidence, config.hard_labels)
-
-    if config.feature_dropout:
-        features = student.encode(torch.cat([*inputs, weak]))
-        dropped = drop_channels([f[-len(weak):] for f in features], config.feature_dropout, generator)
-        logits = student.decode([torch.cat([f[:-len(weak)], d]) for f, d in zip(features, dropped, strict=True)])
-    else:
-        logits = student(torch.cat(inputs))                                         # (B + V·B, 1, P, P)
-    supervised = bce_dice_loss(logits[:len(inputs[0])], labelled["mask"], config.bce_weight)
-    unsupervised = consistency(logits[len(inputs[0]):][:len(weak) * len(targets)], torch.cat(targets))
-    if config.feature_dropout:
-        unsupervised = 0.5 * unsupervised + 0.5 * consistency(logits[-len(weak):], target)
-    return supervised, unsupervised
-
-
-def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: torch.optim.Optimizer, scheduler,
-                numbers: range, labelled: Iterator, unlabelled: Iterator | None, lam: float, warm_up: bool,
-                ) -> dict[str, float]:
-    """One optimizer step for each of `numbers`, counted over the phase; the mean losses.
-
-    `average` is the moving average of the weights; with `unlabelled` batches it is the teacher. Its warm-up keeps
-    random first weights from lasting: α is at most (1 + n) / (10 + n) in step n.
-    """
-    student.train()
-    alpha = config.weight_average if unlabelled is None else config.ema_alpha
-    totals = torch.zeros(2, device=next(student.parameters()).device)  # read once: reading waits for the device
-    for number in numbers:
-        seed = np.random.SeedSequence([config.seed, *b"step", number]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed >> 1))
-        supervised, consistency = step_losses(config, student, next(labelled), average if unlabelled else None,
-                                              next(unlabelled) if unlabelled else None, generator)
-        optimizer.zero_grad(set_to_none=True)
-        (supervised + lam * consistency).backward()
-        optimizer.step()
-        if config.schedule != "plateau":
-            scheduler.step()
-        if average is not None:
-            ema_update(average, student, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
-        totals += torch.stack([supervised.detach(), consistency.detach()])
-    loss_sup, loss_consistency = (totals / len(numbers)).tolist()
-    return {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})
-
-
-def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, steps: int):
-    """Learning rate over a phase of `steps` steps: plateau steps with each validation, the others with each step.
-
-    One-cycle: Smith & Topin, 2018, arXiv:1708.07120; cosine: Loshchilov & Hutter, 2017, arXiv:1608.03983.
-    """
-    if config.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, min_lr=config.min_lr)
-    if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=min(config.min_lr, config.lr))
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps + 1)
 
 
 # --- phases ---------------------------------------------------------------------------------------------------
@@ -150,8 +72,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
                 ssl: bool = False) -> None:
     """Train one phase to its end, from its last saved state where there is one; a finished phase is left alone.
 
-    Best weights are chosen by validation Dice (without validation slices: the last epoch's) and written at
-    once; a state to go on from is written at most every `SAVE_SECONDS`.
+    Best weights are chosen by validation Dice (without validation slices: the last epoch's). They are written, and a
+    state to go on from, every `SAVE_SECONDS` and at the end.
     """
     phases = config.run_folder / "phases.json"  # finished phases: steps, seconds, best epochs
     done_before = read_json(phases) if phases.exists() else {}
@@ -164,21 +86,19 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     seed_everything(config.seed)
     student, average = build_models(config, device, start, ssl)
     models = {"ssl_student": student, "ssl_teacher": average} if ssl else {phase: average or student}
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=config.lr,
-                                  weight_decay=config.weight_decay)
+    optimizer = make_optimizer(config, student)
     steps = config.steps_per_epoch or max(1, len(data.train) // config.batch_size)
     scheduler = make_scheduler(config, optimizer, epochs * steps)
     stateful = {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler}
     state, log = Path("checkpoints") / config.run / f"last_{phase}.pt", config.run_folder / LOGS[phase]
     done, best, seconds = restore_state(state, stateful)
-    best = written_best(config, best)
+    best, kept = written_best(config, best), {}
     keep_rows(log, done)
     labelled = batches(config, make_dataset(config, data.train), phase, done * steps, device)
     unlabelled = None if not ssl else batches(
         config, make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views),
         f"{phase} unlabelled", done * steps, device)
-    shown, began = "", time.perf_counter()
-    saved = began
+    shown, saved = "", (began := time.perf_counter())
     bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS,
                file=sys.stderr if sys.stderr.isatty() else sys.stdout)
     for epoch in bar:
@@ -189,23 +109,25 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             unlabelled, lam, start is None)}
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
         check_numbers(phase, row, models if due else {})
-        scores = {name: validate(model, data.val if due else [], device, config.patch_size, config.batch_size,
-                                 config.threshold, config.overlap if config.selection == "full" else None)
+        scores = {name: validate(model, data.val if due else [], device, config.patch_size, config.threshold,
+                                 config.overlap if config.selection == "full" else None)
                   for name, model in models.items()}
         current = scores[next(iter(models))]
-        row |= {f"val_{name}": value for name, value in current.items()}
-        row |= {f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()} | {"lr": rate}
+        row |= {f"val_{name}": value for name, value in current.items()} | {
+            f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()} | {"lr": rate}
         if due:
             if data.val and config.schedule == "plateau":
                 scheduler.step(current["dice"])
-            keep_best(config, models, scores, best, epoch + 1, bool(data.val))
+            keep_best(models, scores, best, kept, epoch + 1, bool(data.val))
             shown = f", Dice {current['dice']:.3f}" if data.val else ""
         now = time.perf_counter()
         append_row(log, row | {"seconds": seconds + now - began})
         bar.set_postfix_str(f"loss {row['loss_sup']:.3f}{shown}", refresh=False)
         if now - saved > SAVE_SECONDS:
+            write_best(config, best, kept)
             save_state(state, stateful, epoch + 1, best, seconds + now - began)
             saved = time.perf_counter()
+    write_best(config, best, kept)
     write_json(phases, {**done_before, phase: {
         "epochs": epochs, "steps": epochs * steps, "seconds": round(seconds + time.perf_counter() - began, 1),
         "best": best, "label": LABELS[config.method] if ssl else phase, "environment": environment(device),
@@ -244,7 +166,7 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
     if not config.unlabelled_foreground:
         return None
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
-    return [predict_image(model, s.image, device, config.patch_size, 0.25, config.batch_size) >= config.threshold
+    return [predict_image(model, s.image, device, config.patch_size, 0.25) >= config.threshold
             for s in tqdm(data.unlabelled, "foreground of the unlabelled", unit="slice", leave=False)]
 
 
@@ -256,19 +178,26 @@ def check_numbers(phase: str, row: dict[str, float], models: dict[str, UNet]) ->
 
 
 def written_best(config: Config, best: dict) -> dict:
-    """Score and epoch of the best weights on disk: they are written more often than the state that knows of `best`."""
+    """Score and epoch of the best weights on disk: they are written before the state that knows of `best`."""
     about = {name: load_checkpoint(config.checkpoint(name))[1] for name in best}
     return {name: {key: about[name][key] for key in ("val_dice", "epoch")} for name in best}
 
 
-def keep_best(config: Config, models: dict[str, UNet], scores: dict, best: dict, epoch: int, chosen: bool) -> None:
-    """Write each model that has its best validation Dice so far (or just the last one), and note it in `best`."""
+def keep_best(models: dict[str, UNet], scores: dict, best: dict, kept: dict, epoch: int, chosen: bool) -> None:
+    """Copy the weights of each model that has its best validation Dice so far (or just the last one) to `kept`."""
     for name, model in models.items():
         score = scores[name]["dice"] if chosen else None
         if name not in best or not chosen or score > best[name]["val_dice"]:
             best[name] = {"val_dice": score, "epoch": epoch}
-            save_checkpoint(config.checkpoint(name), model,
-                            {"name": name, **best[name], "config": dataclasses.asdict(config)})
+            kept[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def write_best(config: Config, best: dict, kept: dict) -> None:
+    """Write the weights that are in `kept`, and forget them."""
+    while kept:
+        name, weights = kept.popitem()
+        save_checkpoint(config.checkpoint(name), weights,
+                        {"name": name, **best[name], "config": dataclasses.asdict(config)})
 
 
 # --- a run ----------------------------------------------------------------------------------------------------
@@ -309,7 +238,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
     models = {method: UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device)
               for method, name in method_names(config.method).items() if name in trained}
     return evaluate_models(models, data.test, data.train, config.run_folder, CONTROL, device, config.patch_size,
-                           config.overlap, config.batch_size, config.threshold, config.tta)
+                           config.overlap, config.threshold, config.tta)
 
 
 def main() -> None:

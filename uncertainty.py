@@ -13,7 +13,8 @@ from config import Config
 from datasets import Data
 from model_unet import UNet
 from slices import Slice
-from utils import InputError, choose_device, load_checkpoint, predict_image, write_atomically
+from stitching import predict_image
+from utils import InputError, choose_device, load_checkpoint, write_atomically
 
 MODELS = ("ssl_student", "ssl_teacher")
 DEEPEST = ("down4", "bottleneck")  # blocks whose features describe a slice
@@ -147,7 +148,7 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     student, teacher = (UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device) for name in MODELS)
 
     def predict(model: UNet, s: Slice) -> np.ndarray:
-        return predict_image(model, s.image, device, config.patch_size, 0.25, config.batch_size, config.tta)
+        return predict_image(model, s.image, device, config.patch_size, 0.25, config.tta)
 
     rows, features = [], []
     for s in tqdm([*data.train, *slices], "what to annotate next", unit="slice", leave=False):

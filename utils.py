@@ -1,6 +1,7 @@
-"""Seeding, device, sliding-window prediction, overlap metrics, run folders, CSV logs and checkpoints."""
+"""Seeding, device, overlap metrics, run folders, CSV logs and checkpoints."""
 
 import csv
+import ctypes
 import json
 import os
 import platform
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as malloc.h numbers them
 
 
 class InputError(ValueError):
@@ -64,103 +67,29 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used ({why}); choose auto, cpu, cuda or mps") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
-# --- sliding windows ------------------------------------------------------------------------------------------
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Context in which convolutions are computed in `precision`: float32, bfloat16, or auto, which is bfloat16 on CUDA.
 
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """First pixel of each window along one axis; the last window ends exactly at the edge.
-
-    Parameters
-    ----------
-    length, window : int
-        Pixels of the axis and of the window; `length` ≥ `window`.
-    overlap : float in [0, 1)
-        Shared fraction of neighbouring windows.
+    Weights, normalisation statistics and losses stay float32.
     """
-    stride = max(1, int(window * (1 - overlap)))
-    return [*range(0, length - window, stride), length - window]
+    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
-def gaussian_window(size: int) -> np.ndarray:
-    """(size, size) float32 weights: a Gaussian with σ = size/8 around the centre, never below 1e-3.
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, for its next tensors, where the C library is glibc.
 
-    Smooth weights hide the seams between windows, whose borders see less context: Isensee et al., nnU-Net,
-    Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
+    Else every large tensor is mapped anew, and the kernel fills its pages with zeros first.
     """
-    profile = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
-    return np.maximum(np.outer(profile, profile), 1e-3).astype(np.float32)
-
-
-@torch.inference_mode()
-def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False) -> np.ndarray:
-    """Foreground probability of equally sized square images.
-
-    Parameters
-    ----------
-    model : module
-        (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
-    batch : (B, P, P) uint8 ndarray
-    tta : bool
-        Average over the eight flips and quarter turns of a square (test-time augmentation).
-
-    Returns
-    -------
-    (B, P, P) float32 ndarray
-
-    Raises
-    ------
-    InputError
-        When the model's output is not a number.
-    """
-    x = torch.from_numpy(np.ascontiguousarray(batch)).to(device)[:, None].float() / 255    # (B, 1, P, P)
-    total = torch.zeros_like(x)
-    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
-    for turns, flip in views:
-        view = model(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
-        back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
-        total += back.flip(-1) if flip else back
-    probability = (total / len(views))[:, 0].cpu().numpy()
-    if np.isnan(probability).any():
-        raise InputError("the model's output is not a number; train again with a lower --lr")
-    return probability
-
-
-def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,
-                  overlap: float = 0.5, batch_size: int = 4, tta: bool = False) -> np.ndarray:
-    """Foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
-
-    InstanceNorm makes a prediction depend on the whole window, so windows have the size used in training. The
-    last window of a row or column ends at the edge; an image smaller than a window is mirrored at its edges.
-
-    Parameters
-    ----------
-    model, tta
-        As in `probability_of`.
-    image : (H, W) uint8 ndarray
-    patch_size, overlap, batch_size : int, float, int
-        Window side [px], shared fraction of neighbouring windows, windows per forward pass.
-
-    Returns
-    -------
-    (H, W) float32 ndarray in [0, 1]
-    """
-    height, width = image.shape
-    missing = [max(0, patch_size - length) for length in image.shape]
-    pad_top, pad_left = missing[0] // 2, missing[1] // 2
-    padded = np.pad(image, ((pad_top, missing[0] - pad_top), (pad_left, missing[1] - pad_left)), mode="reflect")
-    corners = [(top, left) for top in window_starts(padded.shape[0], patch_size, overlap)
-               for left in window_starts(padded.shape[1], patch_size, overlap)]
-    weights = gaussian_window(patch_size)
-    total, weight = np.zeros((2, *padded.shape), np.float32)
-    for first in range(0, len(corners), batch_size):
-        some = corners[first:first + batch_size]
-        windows = np.stack([padded[t:t + patch_size, l:l + patch_size] for t, l in some])
-        for (t, l), probability in zip(some, probability_of(model, windows, device, tta), strict=True):
-            total[t:t + patch_size, l:l + patch_size] += weights * probability
-            weight[t:t + patch_size, l:l + patch_size] += weights
-    return (total / weight)[pad_top:pad_top + height, pad_left:pad_left + width]
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 << 20)):
+            mallopt(parameter, value)
 
 
 # --- overlap metrics ------------------------------------------------------------------------------------------
@@ -302,9 +231,9 @@ def keep_rows(path: Path, count: int) -> None:
             write_atomically(path, lambda p: p.write_text("".join(lines[:count + 1]), encoding="utf-8"))
 
 
-def save_checkpoint(path: Path, model: torch.nn.Module, about: dict) -> None:
-    """Write the weights of `model` as safetensors, with `about` (JSON-serialisable) in the header, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], about: dict) -> None:
+    """Write a state dict as safetensors, with `about` (JSON-serialisable) in the header, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": json.dumps(about)})))
 
 

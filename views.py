@@ -102,13 +102,16 @@ def seed_apart(transform: A.BasicTransform | A.BaseCompose, rng: np.random.Gener
         seed_apart(inner, rng)
 
 
-def make_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, intensity: A.Compose,
-               seed: int, strong_views: int = 1, margin: int = 0) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Weak view, strong views and mask in one geometry, which is recorded once and replayed.
+def make_views(image: np.ndarray, mask: np.ndarray | None, geometry: A.ReplayCompose, intensity: A.Compose, seed: int,
+               strong_views: int = 1, margin: int = 0) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
+    """Weak view, strong views and mask in one geometry.
+
+    All start from one turned and zoomed array, which costs half of replaying the recorded geometry on the image again.
 
     Parameters
     ----------
     image, mask : (H, W) uint8 ndarrays
+        No mask where there is none.
     seed : int
         The same seed gives the same views.
     margin : int
@@ -118,16 +121,16 @@ def make_views(image: np.ndarray, mask: np.ndarray, geometry: A.ReplayCompose, i
     -------
     weak : (H − 2·margin, W − 2·margin) uint8 ndarray
     strong : list of `strong_views` such
-    mask : such
+    mask : such, or None
     """
     rng = np.random.default_rng([seed, 1])
     seed_apart(geometry, rng)
-    recorded = geometry(image=image)
-    replayed = A.ReplayCompose.replay(recorded["replay"], image=image, mask=mask)
-    weak, again, mask = (np.ascontiguousarray(array[margin:array.shape[0] - margin, margin:array.shape[1] - margin])
-                         for array in (recorded["image"], replayed["image"], replayed["mask"]))
+    moved = geometry(image=image) if mask is None else geometry(image=image, mask=mask)
+    weak, mask = (None if array is None else np.ascontiguousarray(
+        array[margin:array.shape[0] - margin, margin:array.shape[1] - margin])
+        for array in (moved["image"], moved.get("mask")))
     strong = []
     for _ in range(strong_views):
         seed_apart(intensity, rng)
-        strong.append(intensity(image=again)["image"])
+        strong.append(intensity(image=weak)["image"])
     return weak, strong, mask

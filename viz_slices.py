@@ -60,14 +60,14 @@ def draw_views(samples: dict[str, np.ndarray]) -> Figure:
     Parameters
     ----------
     samples : dict
-        `labelled_weak`, `labelled_strong`, `labelled_mask` and the same for `unlabelled`: (N, P, P) uint8.
+        `labelled_weak`, `labelled_strong`, `labelled_mask`, `unlabelled_weak`, `unlabelled_strong`: (N, P, P) uint8.
     """
     figure, axes = new_figure(4, 4, 9.2)
     for k, kind in enumerate(("labelled", "unlabelled")):
         changed = (samples[f"{kind}_weak"] != samples[f"{kind}_strong"]).any(axis=(1, 2))
         order = np.concatenate([np.flatnonzero(changed)[:1], np.flatnonzero(~changed), np.flatnonzero(changed)[1:]])
         for i, chosen in enumerate(order[:2]):
-            weak, strong, mask = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong", "mask"))
+            weak, strong = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong"))
             row = axes[2 * k + i]
             difference = strong.astype(float) - weak
             limit = max(1.0, np.percentile(np.abs(difference), 99.5))
@@ -78,7 +78,8 @@ def draw_views(samples: dict[str, np.ndarray]) -> Figure:
             if not difference.any():
                 write_inside(row[2], "not changed\n(by chance)")
             if kind == "labelled":
-                show(row[3], tint(weak, mask, (0.9, 0.6, 0.0)), "mask on weak view" if i == 0 else "")
+                painted = tint(weak, samples["labelled_mask"][chosen], (0.9, 0.6, 0.0))
+                show(row[3], painted, "mask on weak view" if i == 0 else "")
             else:
                 row[3].set_axis_off()
                 write_inside(row[3], "no mask:\nconsistency only")

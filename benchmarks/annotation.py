@@ -29,10 +29,11 @@ from demo_data import truth_folder_of  # noqa: E402
 from evaluate import slice_table  # noqa: E402
 from model_unet import UNet  # noqa: E402
 from slices import Slice, crop_roi, read_mask  # noqa: E402
+from stitching import predict_image  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
 from uncertainty import rank_unlabelled  # noqa: E402
 from utils import (  # noqa: E402
-    InputError, choose_device, load_checkpoint, predict_image, run_command_line, write_atomically, write_json,
+    InputError, choose_device, load_checkpoint, run_command_line, write_atomically, write_json,
 )
 from utils_viz import read_table  # noqa: E402
 
@@ -54,7 +55,7 @@ def score(config: Config, scans: list[Slice]) -> pd.DataFrame:
     """Dice of the supervised model on each annotated scan."""
     device = choose_device(config.device)
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
-    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap, config.batch_size, config.tta)
+    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap, config.tta)
              >= config.threshold for s in scans]
     return slice_table({"supervised": masks}, [s.mask.astype(bool) for s in scans], [s.stem for s in scans])
 

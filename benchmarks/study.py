@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study_statistics import summarise_study  # noqa: E402 - after the path
-from config import Config, make_config, parse_settings  # noqa: E402
+from config import FREE, Config, make_config, parse_settings  # noqa: E402
 from datasets import Data  # noqa: E402
 from evaluate import slice_table  # noqa: E402
 from slices import MASK_SUFFIXES  # noqa: E402
@@ -117,7 +117,7 @@ def digest(config: Config, without: tuple[str, ...] = ("run",), content: str = "
 
     `content` is what `content_of` said about the data, where the folder need not be here.
     """
-    left_out = {*without, "run", "data", "device", "num_workers"}
+    left_out = {*without, "run", "data", *FREE}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
     return hashlib.sha256(json.dumps([settings, content or content_of(config.data)]).encode()).hexdigest()[:12]
 

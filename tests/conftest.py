@@ -16,6 +16,7 @@ import tifffile
 
 import train
 from config import Config
+from datasets import Views, to_float
 from slices import Slice, percentile_window
 from utils import load_checkpoint
 
@@ -38,6 +39,13 @@ def labelled(count: int = 4, size: tuple[int, int] = (96, 80)) -> list[Slice]:
     """Preprocessed noisy slices with three discs each."""
     made = [disc_slice(i, size) for i in range(count)]
     return [Slice(Path(f"s{i}.tif"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
+
+
+class FloatViews(Views):
+    """Views as batches have them: float32, in [0, 1]."""
+
+    def __getitem__(self, key):
+        return {name: to_float(name, tensor) for name, tensor in super().__getitem__(key).items()}
 
 
 def write_data(root: Path, count: int = 8, scans: int = 3, size: tuple[int, int] = (64, 64)) -> Path:

@@ -47,7 +47,7 @@ WRONG = {
     "intensity_p": [1.1], "brightness": [-0.1], "contrast": [1.5], "gamma": [0.5], "noise": [2.0],
     "correlated_noise": [-0.1], "shading": ["a"], "cutout": [-1, 0.5], "schedule": ["linear"], "weight_average": [1.0],
     "selection": ["test"], "validate_every": [0], "consistency": ["kl"], "confidence": [1.5], "cutmix_p": [-0.5],
-    "strong_views": [0, 5], "feature_dropout": [1.0],
+    "precision": ["half"], "strong_views": [0, 5], "feature_dropout": [1.0],
 }
 
 
@@ -75,8 +75,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "labels": 2, "max_unlabelled": 1, "roi": (0, 64, 0, 64), "percentiles": (5.0, 95.0), "mask_foreground": "bright",
     "patch_size": 48, "foreground_crop": False, "flip_p": 0.0, "vertical_flip_p": 1.0, "rotation": 45.0, "blur_p": 0.0,
     "blur_limit": 15, "motion_blur": 1.0, "base_channels": 3, "sup_epochs": 4, "ssl_epochs": 4, "steps_per_epoch": 1,
-    "batch_size": 3,
-    "lr": 1e-2, "weight_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 5, "min_lr": 9e-4, "bce_weight": 0.9,
+    "batch_size": 3, "precision": "bfloat16", "lr": 1e-2, "weight_decay": 1.0, "bce_weight": 0.9,
     "freeze": (), "ema_alpha": 0.5, "consistency_weight": 50.0, "ramp_epochs": 0, "overlap": 0.1, "threshold": 0.3,
     "quarter_turns": True, "zoom": 1.5,
     "brightness": 0.5, "contrast": 0.5, "gamma": 2.0, "noise": 0.3, "correlated_noise": 0.3,
@@ -88,7 +87,8 @@ CHANGES = {  # another value for each field that makes results; all must make a 
 
 def test_every_setting_matters(tiny):
     fields = {f.name for f in dataclasses.fields(Config)}
-    elsewhere = {"data", "run", "device", "num_workers", "intensity_p", "downsample"}
+    elsewhere = {"data", "run", "device", "num_workers", "intensity_p", "downsample",
+                 "plateau_factor", "plateau_patience", "min_lr"}
     assert fields == {*CHANGES} | elsewhere                              # a new one belongs in CHANGES
     run(tiny)
     base = fingerprint(tiny)
@@ -102,8 +102,11 @@ def test_every_setting_matters(tiny):
         assert fingerprint(changed) != base, f"{name} makes no difference"
     noisy = [dataclasses.replace(tiny, noise=0.3, intensity_p=p, run=f"noisy{p}") for p in (0.5, 1.0)]
     reduced = [dataclasses.replace(tiny, patch_size=64, downsample=k, run=f"reduced{k}") for k in (1, 2)]
-    for config in noisy + reduced:
+    stalled = [dataclasses.replace(tiny, threshold=0.999, run=f"stalled{i}", **changes)        # no Dice ever rises
+               for i, changes in enumerate([{}, {"plateau_factor": 0.1}, {"plateau_patience": 5}, {"min_lr": 9e-4}])]
+    for config in noisy + reduced + stalled:
         run(config)
+    assert all(fingerprint(config) != fingerprint(stalled[0]) for config in stalled[1:])
     assert fingerprint(noisy[0]) != fingerprint(noisy[1])
     assert fingerprint(reduced[0]) != fingerprint(reduced[1])
 

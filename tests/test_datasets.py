@@ -94,14 +94,13 @@ def test_foreground_aware_crops_contain_foreground_and_fall_back_without_it():
     mask = np.zeros((300, 200), np.uint8)
     mask[0, 0] = mask[299, 120] = mask[150, 199] = 1
     for seed in range(300):
-        top, left = datasets.crop_corner(mask, 64, mask.shape, np.random.default_rng(seed))
+        top, left = datasets.crop_corner(np.flatnonzero(mask), 64, mask.shape, np.random.default_rng(seed))
         assert mask[top:top + 64, left:left + 64].any()
         assert 0 <= top <= 300 - 64
         assert 0 <= left <= 200 - 64
-    for guide in (None, np.zeros_like(mask)):
-        corners = [datasets.crop_corner(guide, 64, mask.shape, np.random.default_rng(s)) for s in range(300)]
-        assert np.ptp([c[0] for c in corners]) > 200  # anywhere
-    assert datasets.crop_corner(None, 64, (40, 64), np.random.default_rng(0)) == (-12, 0)
+    corners = [datasets.crop_corner(np.empty(0), 64, mask.shape, np.random.default_rng(s)) for s in range(300)]
+    assert np.ptp([c[0] for c in corners]) > 200  # anywhere
+    assert datasets.crop_corner(np.empty(0), 64, (40, 64), np.random.default_rng(0)) == (-12, 0)
 
 
 def test_crops_of_labelled_slices_hold_more_foreground_than_random_ones():
@@ -114,7 +113,7 @@ def test_crops_of_labelled_slices_hold_more_foreground_than_random_ones():
 def test_slices_smaller_than_a_patch_are_mirrored():
     item = datasets.Views(labelled(1, (20, 30)), 64)[0, 0]
     assert item["weak"].shape == (1, 64, 64)
-    assert item["weak"].std() > 0.05
+    assert item["weak"].float().std() > 0.05 * 255
     assert item["mask"].any()
 
 

@@ -218,7 +218,7 @@ def test_otsu_comes_from_the_training_slices_and_test_time_views_are_averaged_ev
     made = [disc_slice(i, (64, 64)) for i in range(2)]
     train, test = (Slice(Path(f"s{i}"), percentile_window(image), truth) for i, (image, truth) in enumerate(made))
     inverted = Slice(test.path, test.image, 1 - test.mask)
-    about = evaluate.evaluate_models({}, [inverted], [train], tmp_path, "m", torch.device("cpu"), 32, 0.5, 4, 0.5)
+    about = evaluate.evaluate_models({}, [inverted], [train], tmp_path, "m", torch.device("cpu"), 32, 0.5, 0.5)
     assert about["otsu"]["bright"]
     assert pd.read_csv(tmp_path / "test_full.csv")["dice"].item() < 0.5
 
@@ -229,8 +229,8 @@ def test_otsu_comes_from_the_training_slices_and_test_time_views_are_averaged_ev
             return torch.linspace(20, -20, x.shape[-1]).expand_as(x)
 
     for tta, fraction in ((False, 0.5), (True, 1.0)):       # the mean over all views is 0.5 everywhere
-        evaluate.evaluate_models({"m": LeftHalf()}, [test], [train], tmp_path, "m", torch.device("cpu"), 64, 0.5, 4,
-                                 0.499, tta)
+        evaluate.evaluate_models({"m": LeftHalf()}, [test], [train], tmp_path, "m", torch.device("cpu"), 64, 0.5, 0.499,
+                                 tta)
         for file in ("test_full.csv", "test_patches.csv"):
             found = pd.read_csv(tmp_path / file).set_index("method").loc["m", "fraction_predicted"]
             assert found == pytest.approx(fraction, abs=0.02)
@@ -248,7 +248,7 @@ def test_windows_of_any_size_are_scored_on_the_same_centre(tmp_path, monkeypatch
     image, truth = disc_slice(3, (96, 96))
     some = [Slice(Path("s"), percentile_window(image), truth)]
     for side in (32, 64):
-        evaluate.evaluate_models({"m": Threshold()}, some, some, tmp_path, "m", torch.device("cpu"), side, 0.5, 4, 0.5)
+        evaluate.evaluate_models({"m": Threshold()}, some, some, tmp_path, "m", torch.device("cpu"), side, 0.5, 0.5)
         rows = pd.read_csv(tmp_path / "test_patches.csv").set_index("method")
         window = some[0].image[48 - side // 2:48 + side // 2, 48 - side // 2:48 + side // 2]
         edge = side // 2 - 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_unet import ENCODER_BLOCKS, UNet, ema_update, freeze
+from model_unet import ENCODER_BLOCKS, NormReLU, UNet, ema_update, freeze
 
 
 def test_size_and_cost_of_the_recipe():
@@ -123,3 +123,35 @@ def test_student_batch_may_be_shared_because_images_do_not_mix():
     model = UNet(2).train()
     a, b = torch.rand(2, 1, 32, 32), torch.rand(3, 1, 32, 32)
     torch.testing.assert_close(model(torch.cat([a, b])), torch.cat([model(a), model(b)]))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+def test_normalisation_is_that_of_pytorch_whatever_way_it_takes(gradient, offset):
+    """With an offset as grey values have one: a sum of squares would lose what is left of the variance."""
+    torch.manual_seed(0)
+    reference = torch.nn.Sequential(torch.nn.InstanceNorm2d(3), torch.nn.ReLU())
+    x = (offset + torch.randn(2, 3, 160, 128)).requires_grad_(gradient)
+    exact = x.detach().double().requires_grad_(gradient)
+    expected = reference(exact)
+    found = NormReLU()(x)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+    if gradient:
+        weight = torch.randn(found.shape)
+        (found * weight).sum().backward()
+        (expected * weight).sum().backward()
+        torch.testing.assert_close(x.grad.double(), exact.grad, atol=1e-4, rtol=1e-3)
+    else:
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_model_predicts_the_same_with_and_without_gradients():
+    torch.manual_seed(0)
+    model, x = UNet(4), torch.rand(2, 1, 64, 48)
+    with torch.no_grad():
+        without = model(x)
+    torch.testing.assert_close(without, model(x), atol=1e-4, rtol=0)
+    freeze(model, ("down1", "down2"))                  # the part without gradients and the part with them meet
+    frozen = model(x)
+    torch.testing.assert_close(without, frozen, atol=1e-4, rtol=0)
+    frozen.sum().backward()

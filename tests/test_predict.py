@@ -10,7 +10,8 @@ from conftest import disc_slice
 from model_unet import UNet
 from slices import Path, percentile_window
 from config import Config
-from utils import predict_image, save_checkpoint
+from stitching import predict_image
+from utils import save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def checkpoint(tmp_path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "best.safetensors"
     config = Config(base_channels=2, patch_size=32, percentiles=(2.0, 98.0), threshold=0.5)
-    save_checkpoint(path, UNet(2), {"config": dataclasses.asdict(config)})
+    save_checkpoint(path, UNet(2).state_dict(), {"config": dataclasses.asdict(config)})
     return path
 
 
@@ -112,7 +113,7 @@ def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.jpg").touch()
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
-    save_checkpoint(tmp_path / "other.safetensors", torch.nn.Linear(2, 2), {"config": {}})
+    save_checkpoint(tmp_path / "other.safetensors", torch.nn.Linear(2, 2).state_dict(), {"config": {}})
     code, _, err = command("predict", "--checkpoint", checkpoint, "--output", "out", *arguments)
     assert code == 2
     assert message in err.splitlines()[-1]

@@ -15,11 +15,13 @@ MAY_IMPORT = {
     "datasets": {"slices", "utils", "views"},
     "viz_slices": set(),
     "utils_viz": {"utils", "viz_slices"},
-    "evaluate": {"slices", "utils"},
-    "train": {"config", "model_unet", "losses", "datasets", "evaluate", "slices", "uncertainty",
+    "stitching": {"utils"},
+    "evaluate": {"slices", "stitching", "utils"},
+    "steps": {"config", "losses", "model_unet", "utils"},
+    "train": {"config", "datasets", "evaluate", "losses", "model_unet", "slices", "steps", "stitching", "uncertainty",
               "utils"},
-    "predict": {"model_unet", "slices", "utils"},
-    "uncertainty": {"config", "datasets", "model_unet", "slices", "utils"},
+    "predict": {"model_unet", "slices", "stitching", "utils"},
+    "uncertainty": {"config", "datasets", "model_unet", "slices", "stitching", "utils"},
     "demo_data": {"slices", "utils"},
 }
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
@@ -38,8 +40,8 @@ def imports_of(path) -> set[str]:
 def test_modules_are_those_of_the_design():
     assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
-        *MAY_IMPORT, "notebook", "project", "train_step", "study", "study_plan", "study_statistics", "annotation",
-        "ceiling", "reference_runs"}
+        *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
+        "ceiling", "reference_runs", "speed"}
     for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         assert len(path.read_text().splitlines()) <= 350, path
 
@@ -83,12 +85,15 @@ def pinned(file: str) -> dict[str, set[str]]:
 
 
 def test_pins_cover_the_project_with_hashes_and_without_addresses():
-    run, dev = pinned("requirements.txt"), pinned("requirements-dev.txt")
+    run, dev, bench = (pinned(f"requirements{kind}.txt") for kind in ("", "-dev", "-bench"))
     direct = [re.match(r"[\w-]+", r)[0] for r in project()["project"]["dependencies"]]
     assert set(direct) <= set(run)
     assert all(dev[name] == pin for name, pin in run.items())
     assert {re.match(r"[\w-]+", r)[0] for r in project()["dependency-groups"]["dev"]} <= set(dev)
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    assert all(bench[name] == pin for name, pin in dev.items())
+    beside = [r for r in project()["dependency-groups"]["bench"] if isinstance(r, str)]
+    assert {re.match(r"[\w-]+", r)[0] for r in beside} <= set(bench)
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt"):
         text = (ROOT / file).read_text()
         assert "://" not in text
         entries = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 import torch
 
+import steps
 import train
 from config import CPU_PROFILE, Config
 from conftest import TINY, as_options, disc_slice, fingerprint, run, write_data, write_split
@@ -79,7 +80,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypa
     run(whole)
     monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)  # a state after every epoch
     for stop_at in (3, 9, 16):                        # in each of the three phases
-        count, step = 0, train.step_losses
+        count, step = 0, steps.step_losses
 
         def stopping(*arguments, stop_at=stop_at, step=step):
             nonlocal count
@@ -88,10 +89,10 @@ def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypa
                 raise KeyboardInterrupt
             return step(*arguments)
         config = dataclasses.replace(tiny, run=f"stopped{stop_at}")
-        monkeypatch.setattr(train, "step_losses", stopping)
+        monkeypatch.setattr(steps, "step_losses", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(config)
-        monkeypatch.setattr(train, "step_losses", step)
+        monkeypatch.setattr(steps, "step_losses", step)
         run(config, resume=True)
         assert fingerprint(config) == fingerprint(whole)
 

@@ -12,7 +12,8 @@ import uncertainty
 from config import make_config
 from conftest import TINY, as_options, run
 from model_unet import UNet
-from utils import InputError, choose_device, predict_image, save_checkpoint
+from stitching import predict_image
+from utils import InputError, choose_device, save_checkpoint
 
 
 def test_entropy_of_known_probabilities():
@@ -161,7 +162,7 @@ def random_models(config) -> dict[str, UNet]:
     for number, name in enumerate(uncertainty.MODELS):
         torch.manual_seed(number)
         models[name] = UNet(2).eval()
-        save_checkpoint(config.checkpoint(name), models[name], {})
+        save_checkpoint(config.checkpoint(name), models[name].state_dict(), {})
     config.run_folder.mkdir(parents=True)
     return models
 
@@ -188,7 +189,7 @@ def test_ranking_compares_training_slices_with_the_unlabelled_in_the_eyes_of_the
 def test_models_without_numbers_rank_nothing(tiny, name, block):
     model = random_models(tiny)[name]
     getattr(model, block)[0].weight.data.fill_(np.nan)
-    save_checkpoint(tiny.checkpoint(name), model, {})
+    save_checkpoint(tiny.checkpoint(name), model.state_dict(), {})
     with pytest.raises(InputError, match=rf"best_{name}\.safetensors: its weights are not numbers"):
         uncertainty.rank_unlabelled(tiny, train.read_slices(tiny))
     assert not (tiny.run_folder / "annotate_next.csv").exists()

@@ -1,10 +1,11 @@
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
@@ -13,84 +14,6 @@ from model_unet import UNet
 from utils import InputError
 
 CPU = torch.device("cpu")
-
-
-class Identity(torch.nn.Module):
-    """Logits whose sigmoid is the input."""
-
-    def forward(self, x):
-        return torch.logit(x.clamp(1e-6, 1 - 1e-6))
-
-
-class Ramp(torch.nn.Module):
-    """Position in the window: shows how windows are laid and blended."""
-
-    def forward(self, x):
-        side = torch.linspace(-2, 2, x.shape[-1])
-        return (side[:, None] + 2 * side[None]).expand_as(x) + x
-
-
-# --- sliding windows ------------------------------------------------------------------------------------------
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 32]), st.sampled_from([0.0, 0.25, 0.5, 0.8]),
-       st.booleans())
-def test_identity_model_gives_the_image_back_at_any_size(height, width, patch, overlap, tta):
-    image = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width)).astype(np.uint8)
-    probability = utils.predict_image(Identity(), image, CPU, patch, overlap, 3, tta)
-    assert probability.shape == image.shape
-    np.testing.assert_allclose(probability, image / 255, atol=2e-5)
-
-
-@given(st.integers(1, 3000), st.integers(1, 300), st.floats(0, 0.95))
-def test_windows_cover_every_pixel_and_stay_inside(length, window, overlap):
-    window = min(window, length)
-    starts = utils.window_starts(length, window, overlap)
-    covered = np.zeros(length, int)
-    for start in starts:
-        assert 0 <= start <= length - window
-        covered[start:start + window] += 1
-    assert covered.min() >= 1
-    assert starts == sorted(set(starts))
-
-
-def test_last_window_ends_at_the_edge():
-    assert utils.window_starts(800, 256, 0.5) == [0, 128, 256, 384, 512, 544]  # 800 = 544 + 256
-    assert utils.window_starts(768, 256, 0.5) == [0, 128, 256, 384, 512]
-    assert utils.window_starts(256, 256, 0.5) == [0]
-
-
-@pytest.mark.parametrize("size", [(64, 64), (70, 101), (33, 95)])
-@pytest.mark.parametrize("overlap", [0.25, 0.5])
-def test_agrees_with_monai(size, overlap):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's own imports warn
-        from monai.inferers import sliding_window_inference
-    image = np.random.default_rng(3).integers(0, 256, size).astype(np.uint8)
-    model = Ramp()
-    expected = sliding_window_inference(
-        torch.from_numpy(image)[None, None].float() / 255, (32, 32), 4, lambda x: model(x).sigmoid(), overlap=overlap,
-        mode="gaussian", sigma_scale=0.125)[0, 0].numpy()
-    np.testing.assert_allclose(utils.predict_image(model, image, CPU, 32, overlap), expected, atol=2e-5)
-
-
-def test_test_time_augmentation_is_the_mean_over_the_eight_symmetries():
-    torch.manual_seed(0)
-    model = UNet(2).eval()
-    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32)).astype(np.uint8)
-    views = []
-    for turns in range(4):
-        for flip in (False, True):
-            view = np.rot90(image[0, :, ::-1] if flip else image[0], turns)
-            back = np.rot90(utils.probability_of(model, view[None], CPU)[0], -turns)
-            views.append(back[:, ::-1] if flip else back)
-    np.testing.assert_allclose(utils.probability_of(model, image, CPU, tta=True)[0], np.mean(views, axis=0), atol=1e-6)
-
-
-@pytest.mark.parametrize("tta", [False, True])
-def test_a_model_whose_output_is_not_a_number_predicts_nothing(tta):
-    with pytest.raises(InputError, match="output is not a number; train again with a lower --lr"):
-        utils.probability_of(lambda x: x / 0, np.zeros((1, 16, 16), np.uint8), CPU, tta)
 
 
 # --- metrics --------------------------------------------------------------------------------------------------
@@ -172,7 +95,7 @@ def test_run_folder(tmp_path):
 
 def test_checkpoints_keep_weights_and_what_is_known_about_them(tmp_path):
     model = UNet(2)
-    utils.save_checkpoint(tmp_path / "a.safetensors", model, {"epoch": 3, "config": {"roi": None}})
+    utils.save_checkpoint(tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3, "config": {"roi": None}})
     weights, about = utils.load_checkpoint(tmp_path / "a.safetensors")
     assert about == {"epoch": 3, "config": {"roi": None}}
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
@@ -182,7 +105,7 @@ def test_other_files_are_no_checkpoints(tmp_path):
     from safetensors.torch import save_file
     torch.save(UNet(2).state_dict(), tmp_path / "pickle.pt")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    utils.save_checkpoint(tmp_path / "good.safetensors", UNet(2), {})
+    utils.save_checkpoint(tmp_path / "good.safetensors", UNet(2).state_dict(), {})
     (tmp_path / "short.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-100])
     for name in ("pickle.pt", "other.safetensors", "short.safetensors"):
         with pytest.raises(InputError, match=f"{name}: not a checkpoint of this project"):
@@ -212,3 +135,27 @@ def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, te
         utils.run_command_line(main)
     assert stop.value.code == status
     assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize(("device", "precision", "enabled"), [
+    ("cpu", "auto", False), ("cpu", "float32", False), ("cpu", "bfloat16", True), ("cuda", "float32", False)])
+def test_precision(device, precision, enabled):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CUDA is asked for where there is none
+        context = utils.autocast(torch.device(device), precision)
+    assert context._enabled == enabled
+    assert context.fast_dtype == torch.bfloat16
+
+
+def test_freed_memory_is_kept_with_glibc_and_nothing_breaks_elsewhere(monkeypatch):
+    calls = []
+    library = SimpleNamespace(mallopt=lambda *pair: calls.append(pair))
+    monkeypatch.setattr(utils.sys, "platform", "linux")
+    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: library)
+    utils.choose_device("cpu")
+    assert calls == [(-4, 0), (-1, -1), (-2, 2**28)]               # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: SimpleNamespace())
+    utils.keep_freed_memory()
+    monkeypatch.setattr(utils.sys, "platform", "darwin")
+    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: pytest.fail("there is no glibc"))
+    utils.keep_freed_memory()

@@ -3,13 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import steps
 import train
-from config import Config
-from conftest import disc_slice
-from datasets import Views
+from config import Config, make_config
+from conftest import TINY, FloatViews, disc_slice
 from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
 from model_unet import ENCODER_BLOCKS, UNet
 from slices import Path, Slice, percentile_window
@@ -27,8 +28,8 @@ def semi_batches() -> tuple[UNet, UNet, dict, dict]:
 def test_two_strong_views_count_as_the_mean_of_each():
     student, teacher, labelled, unlabelled = semi_batches()
     config = Config(consistency="bce", confidence=0.51)
-    both = train.step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
-    one, two = (train.step_losses(config, student, labelled, teacher, {**unlabelled, "strong": view}, torch.Generator())
+    both = steps.step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
+    one, two = (steps.step_losses(config, student, labelled, teacher, {**unlabelled, "strong": view}, torch.Generator())
                 for view in unlabelled["strong"].split(1, dim=1))
     torch.testing.assert_close(both[0], one[0])
     torch.testing.assert_close(both[1], (one[1] + two[1]) / 2)
@@ -42,7 +43,7 @@ def test_feature_dropout_weighs_as_much_as_the_strong_views():
     torch.rand(2, 5, generator=generator), torch.rand(2, 5, generator=generator)     # the boxes of two views
     expected = drop_channels(student.encode(unlabelled["weak"]), 0.5, generator)
     weak = consistency_loss(student.decode(expected), target)
-    supervised, loss = train.step_losses(Config(feature_dropout=0.5), student, labelled, teacher, unlabelled,
+    supervised, loss = steps.step_losses(Config(feature_dropout=0.5), student, labelled, teacher, unlabelled,
                                          torch.Generator().manual_seed(1))
     torch.testing.assert_close(supervised, bce_dice_loss(student(labelled["strong"]), labelled["mask"]))
     torch.testing.assert_close(loss, 0.5 * strong + 0.5 * weak)
@@ -53,18 +54,18 @@ def test_cutmix_mixes_image_and_target_with_the_same_boxes():
     boxes = cutmix_boxes(2, 32, 1.0, torch.Generator().manual_seed(4))
     view = unlabelled["strong"][:, :1]
     expected = consistency_loss(student(mix(view, boxes)), mix(teacher(unlabelled["weak"]).sigmoid(), boxes))
-    _, loss = train.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},
+    _, loss = steps.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},
                                 torch.Generator().manual_seed(4))
     torch.testing.assert_close(loss, expected)
 
 
 def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
-    config, alphas, update = dataclasses.replace(tiny, weight_average=0.9), [], train.ema_update
+    config, alphas, update = dataclasses.replace(tiny, weight_average=0.9), [], steps.ema_update
 
     def watched(average, student, alpha):
         alphas.append(alpha)
         update(average, student, alpha)
-    monkeypatch.setattr(train, "ema_update", watched)
+    monkeypatch.setattr(steps, "ema_update", watched)
     data = train.prepare(config)
     train.train_supervised(config, data)
     assert alphas == [(1 + n) / (10 + n) for n in range(6)]
@@ -78,7 +79,7 @@ def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
 def test_schedules_run_over_the_whole_phase(schedule, first, last):
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=0.01)
-    scheduler, rates = train.make_scheduler(Config(lr=0.01, schedule=schedule), optimizer, 50), []
+    scheduler, rates = steps.make_scheduler(Config(lr=0.01, schedule=schedule), optimizer, 50), []
     for _ in range(50):
         rates.append(optimizer.param_groups[0]["lr"] / 0.01)
         optimizer.step()
@@ -92,12 +93,12 @@ def test_one_batch_can_be_learnt_by_heart():
     torch.manual_seed(0)
     made = [disc_slice(i, (96, 96)) for i in range(4)]
     slices = [Slice(Path(f"{i}"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
-    items = [Views(slices, 64)[i, i] for i in range(4)]
+    items = [FloatViews(slices, 64)[i, i] for i in range(4)]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     model = UNet(8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
-        loss, _ = train.step_losses(Config(), model, batch)
+        loss, _ = steps.step_losses(Config(), model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -128,14 +129,31 @@ def test_frozen_blocks_are_bit_identical_and_the_others_move(tiny):
 
 def test_teacher_stays_in_eval_mode_without_gradients(tiny, monkeypatch):
     data, seen = train.prepare(tiny), []
-    step = train.step_losses
+    step = steps.step_losses
 
     def watched(config, student, labelled, teacher, *rest):
         if teacher:
             seen.append((teacher.training, any(p.requires_grad for p in teacher.parameters()), student.down4.training,
                          student.down1.training))
         return step(config, student, labelled, teacher, *rest)
-    monkeypatch.setattr(train, "step_losses", watched)
+    monkeypatch.setattr(steps, "step_losses", watched)
     train.train_supervised(tiny, data)
     train.train_mean_teacher(tiny, data)
     assert seen == [(False, False, True, False)] * 6
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+def test_half_precision_trains_like_full_precision(tiny, method):
+    """The path that CUDA takes by default, here on a CPU."""
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        config = make_config(**TINY, data=tiny.data, run=precision, method=method, precision=precision)
+        data = train.prepare(config)
+        train.train_supervised(config, data)
+        train.train_mean_teacher(config, data)
+        table = pd.read_csv(config.run_folder / "ssl_metrics.csv")
+        losses.append(table[["loss_sup", "loss_consistency"]].to_numpy())
+        weights, _ = load_checkpoint(config.checkpoint("ssl_teacher"))
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    np.testing.assert_allclose(*losses, rtol=0.1, atol=0.02)
+    assert not np.array_equal(*losses)

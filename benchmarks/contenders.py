@@ -1,0 +1,275 @@
+"""What `speed.py` lets run against each other: this project, this project without one of its ideas, and the peers.
+
+A contender is made from settings, in a process of its own, and returns a function. Each call of it does one unit of
+work, `STEPS` steps or `BATCHES` batches or one image, and returns what must be the same for all contenders that compute
+the same.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import steps  # noqa: E402 - after the path
+import stitching  # noqa: E402
+import train  # noqa: E402
+import utils  # noqa: E402
+from benchmarks import peers  # noqa: E402
+from benchmarks.peers import Repeat  # noqa: E402
+from config import Config  # noqa: E402
+from datasets import load_data, make_loader  # noqa: E402
+from model_unet import NormReLU, UNet  # noqa: E402
+
+BATCHES, STEPS = 8, 1  # of one call, labelled and unlabelled
+IMAGE = 768  # px, side of the predicted image
+
+
+# --- this project ---------------------------------------------------------------------------------------------
+
+def our_batches(config: Config, part: str, workers: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of all labelled or all unlabelled slices of the folder, read once."""
+    data = load_data(config.data, "blocks", 0.0, 0.0, roi=config.roi)
+    views = train.make_dataset(config, data.train if part == "labelled" else data.unlabelled)
+    return make_loader(views, config.batch_size, [config.seed, *part.encode()], 0, workers, device)
+
+
+def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, count: int) -> Repeat:
+    """`count` steps as `train.py` takes them; their mean losses."""
+    utils.seed_everything(config.seed)
+    student, average = train.build_models(config, utils.choose_device(config.device), None, unlabelled is not None)
+    optimizer, first = steps.make_optimizer(config, student), itertools.count(0, count)
+
+    def some() -> np.ndarray:
+        start = next(first)
+        row = steps.train_epoch(config, student, average, optimizer, None, range(start, start + count), labelled,
+                                unlabelled, config.consistency_weight, False)
+        return np.array([row["loss_sup"], row.get("loss_consistency", 0.0)])
+    return some
+
+
+# --- the four kinds of work -----------------------------------------------------------------------------------
+
+def loader(batches: Callable, config: Config) -> Repeat:
+    """Labelled and unlabelled batches, alternately; means and mean squares of the views."""
+    device = utils.choose_device(config.device)
+    parts = [batches(config, part, max(0, config.num_workers), device) for part in ("labelled", "unlabelled")]
+
+    def some() -> np.ndarray:
+        found = [next(part) for _ in range(BATCHES) for part in parts]
+        return np.array([[b[name].mean().item(), b[name].square().mean().item()] for b in found
+                         for name in ("weak", "strong")])
+    return some
+
+
+def training(step: Callable, batches: Callable, config: Config, semi: bool, given: bool = False) -> Repeat:
+    """Training steps, loading included; with `given` always on the first batch, so without loading."""
+    device = utils.choose_device(config.device)
+    parts = [batches(config, part, max(0, config.num_workers), device)
+             for part in ("labelled", "unlabelled")[:1 + semi]]
+    if given:
+        parts = [itertools.repeat(next(part)) for part in parts]
+    return step(config, *(parts if semi else [*parts, None]), STEPS)
+
+
+def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
+    """Supervised steps of another network on this project's batches."""
+    device = utils.choose_device(config.device)
+    batches = our_batches(config, "labelled", max(0, config.num_workers), device)
+    return peers.network_step(make(), config, batches, STEPS)
+
+
+def image(predict: Callable, config: Config, plain: bool = True, side: int = IMAGE) -> Repeat:
+    """One image of smooth noise through windows; its probability."""
+    device = utils.choose_device(config.device)
+    utils.seed_everything(config.seed)
+    model = UNet(config.base_channels).eval()
+    model = (peers.plain_unet(model) if plain else model).to(device)
+    picture = smooth_image(side)
+    return lambda: predict(model, picture, device, config.patch_size, config.overlap)
+
+
+def smooth_image(side: int) -> np.ndarray:
+    """(side, side) uint8: grey values as a slice has them."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32), (0, 0), 3)
+    return (110 + 40 * noise / noise.std()).clip(0, 255).astype(np.uint8)
+
+
+def stream(config: Config, slices: int) -> Repeat:
+    """Many images, one after the other, none of them kept; their mean probabilities."""
+    device = utils.choose_device(config.device)
+    utils.seed_everything(config.seed)
+    model, picture = UNet(config.base_channels).eval().to(device), smooth_image(IMAGE)
+    return lambda: np.array([p.mean() for p in stitching.predict_images(
+        model, (picture.copy() for _ in range(slices)), device, config.patch_size, config.overlap)])
+
+
+OURS, PLAIN = "this project", "plain loop"
+RACES = {  # name → contender → how it is made from settings
+    "loader": {OURS: partial(loader, our_batches), "plain loader": partial(loader, peers.plain_batches)},
+    "supervised step": {
+        OURS: partial(training, our_step, our_batches, semi=False),
+        PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=False),
+        "MONAI BasicUNet": lambda config: other_network(lambda: peers.monai_unet(config.base_channels), config),
+        "smp Unet, resnet34": lambda config: other_network(peers.smp_unet, config)},
+    "Mean Teacher step": {
+        OURS: partial(training, our_step, our_batches, semi=True),
+        PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=True)},
+    "Mean Teacher step alone": {
+        OURS: partial(training, our_step, our_batches, semi=True, given=True),
+        PLAIN: partial(training, peers.plain_step, our_batches, semi=True, given=True)},
+    "image": {
+        OURS: partial(image, lambda *arguments: stitching.predict_image(*arguments), plain=False),
+        "one window at a time": partial(image, peers.one_window_at_a_time),
+        "MONAI sliding windows": partial(image, peers.monai_windows)},
+}
+
+
+# --- this project without one of its ideas --------------------------------------------------------------------
+
+def without_kept_memory() -> None:
+    """Freed memory goes back to the system."""
+    utils.keep_freed_memory = lambda: None
+
+
+def without_own_normalisation() -> None:
+    """InstanceNorm and ReLU as PyTorch has them, channels first."""
+    build = train.build_models
+    train.build_models = lambda *a: tuple(m and peers.plain_unet(m) for m in build(*a))
+
+
+def without_channels_last() -> None:
+    """The normalisation that training uses, channels first."""
+    NormReLU.forward = lambda self, x: torch.relu_(torch.group_norm(x, x.shape[1]))
+
+
+def with_four_windows() -> None:
+    """Four windows in one forward pass, as on a GPU."""
+    stitching.windows_at_once = lambda *_: 4
+
+
+def with_compiled_prediction() -> None:
+    """The model through torch.compile; the first call, not timed, compiles."""
+    predict = stitching.predict_image
+
+    def compiled(model: UNet, *arguments: object) -> np.ndarray:
+        if model._compiled_call_impl is None:
+            model.compile(dynamic=False)
+        return predict(model, *arguments)
+    stitching.predict_image = compiled
+
+
+def without_fused_optimizer() -> None:
+    """One call for each of AdamW's operations on all weights."""
+    steps.make_optimizer = lambda config, model: torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=config.weight_decay)
+
+
+def without_joint_average() -> None:
+    """Moving average of each weight by itself."""
+    def update(teacher: UNet, student: UNet, alpha: float) -> None:
+        with torch.no_grad():
+            for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+                t.lerp_(s, 1 - alpha)
+    steps.ema_update = update
+
+
+def without_joint_batch() -> None:
+    """Labelled and unlabelled views pass the student one after the other."""
+    joint = steps.step_losses
+
+    def losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None, unlabelled: dict | None,
+               generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        supervised, nothing = joint(config, student, labelled)
+        if teacher is None:
+            return supervised, nothing
+        with torch.no_grad():
+            target = teacher(unlabelled["weak"]).float().sigmoid()
+        return supervised, steps.consistency_loss(student(unlabelled["strong"]), target)
+    steps.step_losses = losses
+
+
+def without_real_freezing() -> None:
+    """Frozen blocks stay out of the optimizer, but get gradients."""
+    build = train.build_models
+
+    def models(*arguments: object) -> tuple[UNet, UNet]:
+        student, teacher = build(*arguments)
+        frozen = {id(p) for p in student.parameters() if not p.requires_grad}
+        make = steps.make_optimizer
+        steps.make_optimizer = lambda config, model: _without(make(config, model), frozen)
+        return student.requires_grad_(True), teacher
+    train.build_models = models
+
+
+def _without(optimizer: torch.optim.Optimizer, left_out: set[int]) -> torch.optim.Optimizer:
+    group = optimizer.param_groups[0]
+    group["params"] = [p for p in group["params"] if id(p) not in left_out]
+    return optimizer
+
+
+def with_channels_last() -> None:
+    """The whole student in channels last, too."""
+    build = train.build_models
+    train.build_models = lambda *a: tuple(m and m.to(memory_format=torch.channels_last) for m in build(*a))
+
+
+def with_compilation() -> None:
+    """Student and teacher through torch.compile; the first call, not timed, compiles."""
+    build = train.build_models
+
+    def models(*arguments: object) -> tuple[UNet, UNet]:
+        student, teacher = build(*arguments)
+        for model in (student, teacher):
+            model.compile(dynamic=False)
+        return student, teacher
+    train.build_models = models
+
+
+ABLATIONS = {  # race → what is changed in this project
+    "Mean Teacher step alone": {
+        "without kept memory": without_kept_memory, "without own normalisation": without_own_normalisation,
+        "without fused AdamW": without_fused_optimizer, "without joint averaging": without_joint_average,
+        "without joint batch": without_joint_batch, "without real freezing": without_real_freezing,
+        "with channels last": with_channels_last, "with torch.compile": with_compilation},
+    "image": {
+        "without kept memory": without_kept_memory, "without channels last": without_channels_last,
+        "with four windows at once": with_four_windows, "with torch.compile": with_compiled_prediction},
+}
+
+
+# --- scaling --------------------------------------------------------------------------------------------------
+
+def changed(make: Callable[[Config], Repeat], field: str) -> Callable[[Config, int], Repeat]:
+    """`make` with one setting replaced by a value."""
+    return lambda config, value: make(dataclasses.replace(config, **{field: value}))
+
+
+_step = partial(training, our_step, our_batches, semi=True, given=True)
+SCALES = {  # axis → values, what is done with each, and what one call is
+    "batch size": ((1, 2, 4, 8, 16), changed(_step, "batch_size"), "Mean Teacher step"),
+    "base channels": ((4, 8, 16, 32), changed(_step, "base_channels"), "Mean Teacher step"),
+    "image side [px]": ((256, 512, 768, 1024, 1536), lambda config, side: image(
+        stitching.predict_image, config, plain=False, side=side), "image"),
+    "slices": ((1, 4, 16, 64), stream, "stream of images"),
+    "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches), "num_workers"),
+                f"{2 * BATCHES} batches of views"),
+}
+
+
+def make_contender(race: str, name: str, config: Config) -> Repeat:
+    """What `name` stands for in a race, in its ablation, or (a number) on an axis of `SCALES`."""
+    if race in SCALES:
+        return SCALES[race][1](config, int(name))
+    change = ABLATIONS.get(race, {}).get(name)
+    if change:
+        change()
+    return RACES[race][OURS if change else name](config)

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# All measurements that need a CUDA GPU, in one call:  bash benchmarks/on_gpu.sh [python]
+# Tables go to benchmarks/results, the classic run (its seconds: runs/classic_gpu/phases.json) to runs/classic_gpu.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-.venv/bin/python}
+export NO_ALBUMENTATIONS_UPDATE=1
+"$python" benchmarks/limits.py --device cuda
+"$python" benchmarks/speed.py --device cuda
+"$python" benchmarks/speed.py --device cuda --batch-size 16 --races "Mean Teacher step alone" --no-ablation \
+    --output benchmarks/results/gpu_batch_16.json
+"$python" benchmarks/scaling.py --device cuda
+[ -d data/demo ] || "$python" demo_data.py --output data/demo
+time "$python" train.py --data data/demo --run classic_gpu --profile full --device cuda
+cat runs/classic_gpu/phases.json

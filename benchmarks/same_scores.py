@@ -1,0 +1,76 @@
+"""Does any of the ideas that make training faster change the scores? Trained with and without them, on the demo.
+
+    python benchmarks/same_scores.py [--data data/demo] [--seeds 3] [--any-setting=value …]
+
+The classic recipe at the size of the CPU profile: as it is and without all of the ideas for every seed, without each of
+them for the first. Full-image test Dice of supervised model and teacher go to `benchmarks/results/same_scores.csv`. A
+difference between two rows of one seed is rounding that training has amplified; what it means, the seeds say.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.speed import RESULTS  # noqa: E402 - after the path
+from config import CPU_PROFILE, Config, make_config, parse_settings  # noqa: E402
+from demo_data import write_demo  # noqa: E402
+from utils import InputError, run_command_line, write_atomically  # noqa: E402
+
+AS_IT_IS, PLAIN = "as it is", "without all of them"
+
+
+def scores(config: Config, change: str) -> dict[str, float]:
+    """Mean full-image test Dice by model, of a run with one change; in a process of its own."""
+    import train
+    from benchmarks.contenders import ABLATIONS
+    changes = {name: change for name, change in ABLATIONS["Mean Teacher step alone"].items() if "without" in name}
+    for name, apply in changes.items():
+        if change in (name, PLAIN):
+            apply()
+    data = train.prepare(config)
+    train.train_supervised(config, data)
+    train.train_mean_teacher(config, data)
+    methods = train.evaluate_run(config, data)["full"]["methods"]
+    return {name: found["dice"]["mean"] for name, found in methods.items() if name != "Otsu"}
+
+
+def main() -> None:
+    """Train all of it and print the table."""
+    from benchmarks.contenders import ABLATIONS
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="data folder (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="of the runs with all and with none (%(default)s)")
+    given, options = parser.parse_known_args()
+    if given.seeds < 1:
+        raise InputError("--seeds: expected 1 or more")
+    settings = parse_settings(options)
+    if not given.data.exists() and given.data == Path("data/demo"):
+        write_demo(given.data)
+    data, rows, context = given.data.resolve(), [], multiprocessing.get_context("spawn")
+    changes = [name for name in ABLATIONS["Mean Teacher step alone"] if "without" in name]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # runs and weights go there
+        for seed in range(given.seeds):
+            for change in (AS_IT_IS, PLAIN, *(changes if seed == 0 else ())):
+                config = make_config(**{**CPU_PROFILE, **settings, "data": str(data), "seed": seed,
+                                        "run": f"{change.replace(' ', '_')}_{seed}"})
+                with context.Pool(1) as pool:
+                    rows.append({"change": change, "seed": seed, **pool.apply(scores, (config, change))})
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    write_atomically(RESULTS / "same_scores.csv", lambda p: table.to_csv(p, index=False, float_format="%.5f"))
+    print(table.groupby("change", sort=False).mean().drop(columns="seed").round(4).to_string())
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,88 @@
+"""How time and memory grow: with batch size, width, image side, number of slices and loader workers.
+
+    python benchmarks/scaling.py [--device auto] [--base-channels N] [--calls N] [--axes "batch size,slices"]
+
+Each point is a process of its own. Written to `benchmarks/results/DEVICE_scaling.csv` and drawn beside it as `.png`.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.speed import (  # noqa: E402 - after the path
+    RESULTS, add_options, demo_settings, file_name, processor, run_race,
+)
+from config import Config  # noqa: E402
+from utils import InputError, choose_device, run_command_line, write_atomically  # noqa: E402
+from viz_slices import new_figure  # noqa: E402
+
+
+def measure(axes: list[str], config: Config, calls: int) -> pd.DataFrame:
+    """A row per axis and value: `axis`, `value`, `unit`, median `seconds`, `low` and `high` of calls, `memory_mb`."""
+    from benchmarks.contenders import SCALES
+    rows = []
+    for axis in axes:
+        values, _, unit = SCALES[axis]
+        for value in values:
+            found = run_race(axis, [str(value)], config, calls)
+            timed = found[found["round"] > 0]["seconds"]
+            rows.append({"axis": axis, "value": value, "unit": unit, "seconds": timed.median(), "low": timed.min(),
+                         "high": timed.max(), "memory_mb": found["memory_mb"].max()})
+    return pd.DataFrame(rows)
+
+
+def draw_scaling(table: pd.DataFrame, title: str) -> Figure:
+    """Seconds above, memory below, a column per axis; logarithmic where values allow."""
+    figure, axes = new_figure(2, table["axis"].nunique(), 5.0)
+    for column, (name, some) in zip(axes.T, table.groupby("axis", sort=False), strict=True):
+        upper, lower = column
+        upper.errorbar(some["value"], some["seconds"],
+                       [some["seconds"] - some["low"], some["high"] - some["seconds"]], marker="o", capsize=3)
+        lower.plot(some["value"], some["memory_mb"] / 1000, marker="o")
+        for axis in column:
+            if some["value"].min() > 0:
+                axis.set_xscale("log", base=2)
+            axis.set_xticks(some["value"], some["value"])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        if some["value"].min() > 0:
+            upper.set_yscale("log")
+        lower.set_ylim(bottom=0)
+        upper.set_title(some["unit"].iloc[0], fontsize=9)
+        lower.set_xlabel(name)
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("peak memory [GB]")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def main() -> None:
+    """Measure every point, write the table and the figure."""
+    from benchmarks.contenders import SCALES
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--calls", type=int, default=3, help="timed calls of each point (%(default)s)")
+    parser.add_argument("--axes", default=",".join(SCALES), help="which ones, by comma (%(default)s)")
+    given = parser.parse_args()
+    unknown = set(given.axes.split(",")) - set(SCALES)
+    if unknown or given.calls < 1:
+        raise InputError(f"no such axis: {', '.join(sorted(unknown))}" if unknown else "--calls: expected 1 or more")
+    device = choose_device(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        table = measure(given.axes.split(","), demo_settings(given, Path(folder)), given.calls)
+    path = RESULTS / f"{file_name(device)}_scaling.csv"
+    write_atomically(path, lambda p: table.to_csv(p, index=False, float_format="%.5g"))
+    draw_scaling(table, processor(device)).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
+    print(table.to_string(index=False))
+    print(path)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

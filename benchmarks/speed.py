@@ -1,0 +1,215 @@
+"""How fast this project is: beside its peers, beside itself without each of its ideas, and beside the machine's limits.
+
+    python benchmarks/speed.py [--device auto] [--base-channels N] [--rounds N] [--races loader,image] [--no-ablation]
+
+Every contender of a race lives in a process of its own. They are called in turn, in another order each round, while
+the others wait, so that each round is a paired comparison under the same conditions. The table gives seconds per call,
+the ratio to this project (median and range over the rounds), the multiple of the floor that `limits.py` counts and
+measures, the memory, and by how much the results differ. It is written to `benchmarks/results/DEVICE.json`, with every
+time.
+"""
+
+import argparse
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import numpy as np
+import pandas as pd
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.limits import Ceilings, image_work, measure_ceilings, step_work  # noqa: E402 - after the path
+from config import Config  # noqa: E402
+from demo_data import write_demo  # noqa: E402
+from utils import InputError, choose_device, environment, run_command_line, write_json  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SLICES = 8  # labelled, and as many unlabelled
+
+
+# --- a contender in its own process ---------------------------------------------------------------------------
+
+def contend(pipe: multiprocessing.connection.Connection, race: str, name: str, config: Config) -> None:
+    """Make a contender, do its unit once, then once more for every True that comes; sends (seconds, MB, result)."""
+    from benchmarks.contenders import make_contender
+    repeat = make_contender(race, name, config)
+    wait = torch.cuda.synchronize if choose_device(config.device).type == "cuda" else lambda: None
+    while True:
+        began = time.perf_counter()
+        result = repeat()
+        wait()
+        memory = torch.cuda.max_memory_allocated() if wait is torch.cuda.synchronize else peak_memory()
+        pipe.send((time.perf_counter() - began, memory / 2**20, result))
+        if not pipe.recv():
+            return
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far [bytes]."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Contender:
+    """A contender in its process: `call` has it do its unit once."""
+
+    def __init__(self, race: str, name: str, config: Config):
+        context = multiprocessing.get_context("spawn")
+        self.name, (self.pipe, theirs) = name, context.Pipe()
+        self.process = context.Process(target=contend, args=(theirs, race, name, config))
+        self.process.start()
+        theirs.close()
+
+    def receive(self) -> tuple[float, float, np.ndarray]:
+        """Seconds, peak memory [MB] and result of the unit under way."""
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise InputError(f"{self.name}: its process ended; the reason stands above") from None
+
+    def call(self, again: bool = True) -> None:
+        """Ask for one more unit, or for the end of the process."""
+        self.pipe.send(again)
+        if not again:
+            self.process.join()
+
+
+def run_race(race: str, names: list[str], config: Config, rounds: int) -> pd.DataFrame:
+    """A row per contender and round: `race`, `contender`, `round`, `seconds`, `memory_mb`, `difference`.
+
+    Round 0 warms up, and takes what compilation takes. `difference` is the largest one between the results of a round
+    and those of the first contender.
+    """
+    contenders, first = {}, {}
+    for name in names:                                          # one after the other: they share the cores
+        contenders[name] = Contender(race, name, config)
+        first[name] = contenders[name].receive()
+    rows, rng = [], np.random.default_rng(0)
+    for number in range(rounds + 1):
+        found = dict(first) if number == 0 else {}
+        for name in rng.permutation(names) if number else ():
+            contenders[name].call()
+            found[name] = contenders[name].receive()
+        reference = found[names[0]][2]
+        for name, (seconds, memory, result) in found.items():
+            rows.append({"race": race, "contender": name, "round": number, "seconds": seconds, "memory_mb": memory,
+                         "difference": float(np.abs(result - reference).max())})
+    for contender in contenders.values():
+        contender.call(again=False)
+    return pd.DataFrame(rows)
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+def summarise_races(rows: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
+    """Per race and contender: median `seconds`, `ratio` to the first contender (median, `low`, `high` over the rounds),
+    `floor` (multiple of it), `memory_mb` and the largest `difference`; round 0 counts for memory alone.
+    """
+    table = []
+    for (race, name), some in rows.groupby(["race", "contender"], sort=False):
+        timed = some[some["round"] > 0].set_index("round")["seconds"]
+        ours = rows[(rows["race"] == race) & (rows["round"] > 0)]
+        ours = ours[ours["contender"] == ours["contender"].iloc[0]].set_index("round")["seconds"]
+        ratio = timed / ours
+        table.append({"race": race, "contender": name, "seconds": timed.median(), "ratio": ratio.median(),
+                      "low": ratio.min(), "high": ratio.max(),
+                      "floor": timed.median() / floors[race] if race in floors else None,
+                      "memory_mb": some["memory_mb"].max(), "difference": some["difference"].max()})
+    return pd.DataFrame(table)
+
+
+def floors_of(config: Config, ceilings: Ceilings) -> dict[str, float]:
+    """Race → seconds of one call at the limit of the machine."""
+    from benchmarks.contenders import IMAGE, STEPS
+    semi = ceilings.floor(step_work(config, semi=True)) * STEPS
+    return {"supervised step": ceilings.floor(step_work(config, semi=False)) * STEPS, "Mean Teacher step": semi,
+            "Mean Teacher step alone": semi,
+            "image": ceilings.floor(image_work(config.base_channels, IMAGE, config.patch_size, config.overlap))}
+
+
+def describe(table: pd.DataFrame) -> str:
+    """The table as text."""
+    shown = table.assign(ratio=[f"{r:.2f} ({low:.2f}–{high:.2f})" for r, low, high in
+                                zip(table["ratio"], table["low"], table["high"], strict=True)])
+    formats = {"seconds": "{:.4g}".format, "floor": "{:.3g}".format, "memory_mb": "{:.0f}".format,
+               "difference": "{:.1e}".format}
+    return shown.drop(columns=["low", "high"]).to_string(index=False, formatters=formats, na_rep="")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that measures."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
+    parser.add_argument("--base-channels", type=int, default=0, help="width; 0: 64 on CUDA, else 16 (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="labelled and unlabelled each (%(default)s)")
+    parser.add_argument("--workers", type=int, default=-1, help="of a loader; -1: 4 on CUDA, else none (%(default)s)")
+
+
+def demo_settings(given: argparse.Namespace, folder: Path) -> Config:
+    """The classic recipe on a small demo that is written to `folder`."""
+    cuda = choose_device(given.device).type == "cuda"
+    write_demo(folder / "demo", scans=SLICES, labelled=SLICES)
+    return Config(data=str(folder / "demo"), device=given.device, batch_size=given.batch_size,
+                  base_channels=given.base_channels or (64 if cuda else 16),
+                  num_workers=given.workers if given.workers >= 0 else 4 if cuda else 0)
+
+
+def main() -> None:
+    """Run the races and print the table."""
+    from benchmarks.contenders import ABLATIONS, RACES
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions of each race (%(default)s)")
+    parser.add_argument("--output", type=Path, help="file (default: benchmarks/results/DEVICE.json)")
+    parser.add_argument("--races", default=",".join(RACES), help="which ones, by comma (%(default)s)")
+    parser.add_argument("--no-ablation", action="store_true", help="leave out this project without one of its ideas")
+    given = parser.parse_args()
+    unknown = set(given.races.split(",")) - set(RACES)
+    if unknown or given.rounds < 1:
+        raise InputError(f"no such race: {', '.join(sorted(unknown))}" if unknown else "--rounds: expected 1 or more")
+    device, began, tables = choose_device(given.device), time.perf_counter(), []
+    ceilings = measure_ceilings(device)
+    with tempfile.TemporaryDirectory() as folder:
+        config = demo_settings(given, Path(folder))
+        for race in given.races.split(","):
+            names = [*RACES[race], *(() if given.no_ablation else ABLATIONS.get(race, ()))]
+            tables.append(run_race(race, names, config, given.rounds))
+    floors, rows = floors_of(config, ceilings), pd.concat(tables)
+    table = summarise_races(rows, floors)
+    print(describe(table))
+    path = given.output or RESULTS / f"{file_name(device)}.json"
+    about = environment(device)
+    write_json(path, {"processor": processor(device), "environment": about,
+                      "seconds": round(time.perf_counter() - began, 1),
+                      "settings": {k: v for k, v in dataclasses.asdict(config).items() if k != "data"},
+                      "ceilings": dataclasses.asdict(ceilings), "floors": floors,
+                      "table": table.to_dict("records"), "rounds": rows.to_dict("records")})
+    print(f"{processor(device)}; {time.perf_counter() - began:.0f} s; {path}")
+
+
+def processor(device: torch.device) -> str:
+    """Name of the device: that of the GPU, or the CPU's model and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
+    return f"{found[1] if found else 'CPU'}, {torch.get_num_threads()} cores"
+
+
+def file_name(device: torch.device) -> str:
+    """The processor's name without what a file's name cannot have."""
+    return re.sub(r"[^a-z0-9]+", "_", processor(device).lower()).strip("_")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

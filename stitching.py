@@ -1,0 +1,191 @@
+"""Sliding windows: whole images predicted through overlapping windows of the training size, and blended."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from utils import InputError, autocast
+
+WINDOW_PIXELS = 32 * 256**2  # of the network's input in one forward pass on CUDA; a CPU takes one window at a time
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """First pixel of each window along one axis; the last window ends exactly at the edge.
+
+    Parameters
+    ----------
+    length, window : int
+        Pixels of the axis and of the window; `length` ≥ `window`.
+    overlap : float in [0, 1)
+        Shared fraction of neighbouring windows.
+    """
+    stride = max(1, int(window * (1 - overlap)))
+    return [*range(0, length - window, stride), length - window]
+
+
+@functools.lru_cache(maxsize=4)
+def gaussian_window(size: int, device: torch.device) -> torch.Tensor:
+    """(size, size) float32 weights: a Gaussian with σ = size/8 around the centre, never below 1e-3.
+
+    Smooth weights hide the seams between windows, whose borders see less context: Isensee et al., nnU-Net,
+    Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
+    """
+    profile = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
+    return torch.from_numpy(np.maximum(np.outer(profile, profile), 1e-3).astype(np.float32)).to(device)
+
+
+def windows_at_once(model: torch.nn.Module, patch_size: int, device: torch.device) -> int:
+    """Windows in one forward pass: on CUDA enough to fill it; on a CPU one, which stays in the cache."""
+    side = patch_size // getattr(model, "factor", 1)
+    return max(1, WINDOW_PIXELS // side**2) if device.type == "cuda" else 1
+
+
+@torch.inference_mode()
+def window_probability(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False) -> torch.Tensor:
+    """(B, P, P) uint8 windows → (B, P, P) float32 foreground probability, both where the model is.
+
+    With `tta` the mean over the eight flips and quarter turns of a square (test-time augmentation). Where the device's
+    memory does not hold so many windows, they are taken by halves.
+    """
+    x = windows[:, None].float() / 255                                              # (B, 1, P, P)
+    total = torch.zeros_like(x)
+    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
+    try:
+        with autocast(x.device):
+            for turns, flip in views:
+                view = model(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
+                back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
+                total += back.flip(-1) if flip else back
+    except torch.OutOfMemoryError:
+        if len(windows) == 1:
+            raise
+    else:
+        return (total / len(views))[:, 0]
+    return torch.cat([window_probability(model, half, tta) for half in windows.chunk(2)])
+
+
+def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False) -> np.ndarray:
+    """Foreground probability of equally sized square images.
+
+    Parameters
+    ----------
+    model : module
+        (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
+    batch : (B, P, P) uint8 ndarray
+    tta : bool
+        Average over the eight flips and quarter turns of a square (test-time augmentation).
+
+    Returns
+    -------
+    (B, P, P) float32 ndarray
+
+    Raises
+    ------
+    InputError
+        When the model's output is not a number.
+    """
+    some = torch.from_numpy(np.ascontiguousarray(batch)).split(windows_at_once(model, batch.shape[-1], device))
+    return checked(torch.cat([window_probability(model, windows.to(device), tta) for windows in some]).cpu().numpy())
+
+
+def checked(probability: np.ndarray) -> np.ndarray:
+    """The same; `InputError` when it is not a number."""
+    if np.isnan(probability).any():
+        raise InputError("the model's output is not a number; train again with a lower --lr")
+    return probability
+
+
+class Canvas:
+    """An image, mirrored at its edges where it is smaller than a window, and the sum of what its windows said."""
+
+    def __init__(self, image: np.ndarray, patch_size: int, overlap: float, device: torch.device):
+        self.shape, self.patch_size = image.shape, patch_size
+        missing = [max(0, patch_size - length) for length in image.shape]
+        self.corner = missing[0] // 2, missing[1] // 2
+        padded = np.pad(image, [(m // 2, m - m // 2) for m in missing], mode="reflect")
+        rows, columns = (window_starts(length, patch_size, overlap) for length in padded.shape)
+        self.windows = [(slice(top, top + patch_size), slice(left, left + patch_size))
+                        for top in rows for left in columns]
+        self.left = len(self.windows)
+        self.pixels = torch.from_numpy(padded).to(device, non_blocking=True)                    # (H, W) uint8
+        self.total, self.weight = torch.zeros((2, *padded.shape), device=device)
+
+    def add(self, window: tuple[slice, slice], probability: torch.Tensor) -> None:
+        """Blend the (P, P) probability of a window in; with the last one the result sets off to the CPU."""
+        weights = gaussian_window(self.patch_size, probability.device)
+        self.total[window] += weights * probability
+        self.weight[window] += weights
+        self.left -= 1
+        if self.left == 0:
+            (top, left), (height, width) = self.corner, self.shape
+            self.result = to_host((self.total / self.weight)[top:top + height, left:left + width])
+
+
+def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Start copying a tensor to the CPU; call what this returns to wait for the copy and get it."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor.cpu().numpy()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return lambda: (arrived.synchronize(), host.numpy().copy())[1]
+
+
+@torch.inference_mode()
+def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device: torch.device, patch_size: int = 256,
+                   overlap: float = 0.5, tta: bool = False) -> Iterator[np.ndarray]:
+    """Foreground probability of each of many images, in their order; see `predict_image`.
+
+    Windows of consecutive images share forward passes, and while the CPU waits for one result the device works on the
+    next image. Memory does not grow with the number of images: two are open, or as many as share a forward pass.
+    """
+    batch, opened, waiting = windows_at_once(model, patch_size, device), deque(), []
+
+    def compute() -> None:
+        windows = torch.stack([canvas.pixels[window] for canvas, window in waiting])
+        for (canvas, window), probability in zip(waiting, window_probability(model, windows, tta), strict=True):
+            canvas.add(window, probability)
+        waiting.clear()
+
+    for image in images:
+        opened.append(Canvas(image, patch_size, overlap, device))
+        for window in opened[-1].windows:
+            waiting.append((opened[-1], window))
+            if len(waiting) == batch:
+                compute()
+        while len(opened) > 1 and opened[0].left == 0:
+            yield checked(opened.popleft().result())
+    if waiting:
+        compute()
+    for canvas in opened:
+        yield checked(canvas.result())
+
+
+def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,
+                  overlap: float = 0.5, tta: bool = False) -> np.ndarray:
+    """Foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
+
+    InstanceNorm makes a prediction depend on the whole window, so windows have the size used in training. The
+    last window of a row or column ends at the edge; an image smaller than a window is mirrored at its edges.
+
+    Parameters
+    ----------
+    model, tta
+        As in `probability_of`.
+    image : (H, W) uint8 ndarray
+    patch_size, overlap : int, float
+        Window side [px], shared fraction of neighbouring windows.
+
+    Returns
+    -------
+    (H, W) float32 ndarray in [0, 1]
+
+    Raises
+    ------
+    InputError
+        When the model's output is not a number.
+    """
+    return next(predict_images(model, [image], device, patch_size, overlap, tta))

@@ -1,0 +1,169 @@
+"""The benchmarks: work counted as in the papers, races paired by round, and contenders that compute the same."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import steps
+import stitching
+import train
+import utils
+from benchmarks import limits, scaling, speed
+from benchmarks.contenders import ABLATIONS, OURS, RACES, SCALES, make_contender
+from config import Config
+from demo_data import write_demo
+from model_unet import NormReLU
+
+MB = 2**20
+
+
+# --- limits ---------------------------------------------------------------------------------------------------
+
+def test_work_of_the_classic_recipe():
+    supervised, semi = (limits.step_work(Config(), semi) for semi in (False, True))
+    assert supervised.flop == pytest.approx(4 * 3 * 120.9e9, rel=2e-3)     # forward once, backward twice
+    assert 2.0 < semi.flop / supervised.flop < 2.0 + 1 / 3                 # teacher forward; frozen blocks save
+    everything = limits.step_work(Config(freeze=()), semi=True)
+    assert everything.flop == pytest.approx(supervised.flop * (2 + 1 / 3), rel=2e-3)
+    assert limits.image_work(64, 768).flop == pytest.approx(25 * 120.9e9, rel=2e-3)
+    assert limits.image_work(64, 100).flop == pytest.approx(120.9e9, rel=2e-3)  # mirrored to one window
+
+
+def test_bytes_are_the_operands_of_the_convolutions_and_what_the_optimizer_moves():
+    convolution = torch.nn.Conv2d(3, 5, 3, padding=1, bias=False)
+    x = torch.rand(2, 3, 8, 8)
+    work = limits.count(lambda: convolution(x).sum().backward(), updated=100, averaged=10)
+    image, weight, output = 2 * 3 * 64, 5 * 3 * 9, 2 * 5 * 64
+    assert work.elements == (image + weight + output) + (output + image + 2 * weight)     # no gradient of the image
+    assert work.bytes(4) == 4 * work.elements + 28 * 100 + 12 * 10
+    assert work.flop == 2 * 2 * (2 * 64 * 5 * 3 * 9)
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+    work = limits.Work(flop=1e9, elements=1e6, weight_bytes=0)
+    assert limits.Ceilings(1e10, 1e12, 4).floor(work) == pytest.approx(0.1)
+    assert limits.Ceilings(1e15, 1e7, 2).floor(work) == pytest.approx(0.2)
+
+
+def test_limits_prints_floors(command, monkeypatch):
+    monkeypatch.setattr(limits, "measure_ceilings", lambda device: limits.Ceilings(1e12, 1e11, 4))
+    code, out, _ = command("benchmarks.limits", "--device", "cpu", "--base-channels", "8")
+    assert code == 0
+    assert [line.split("  ")[0] for line in out.splitlines()[1:]] == [
+        "supervised step", "Mean Teacher step", "image of 768² px"]
+
+
+# --- contenders -----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Config:
+    folder = tmp_path_factory.mktemp("bench") / "demo"
+    write_demo(folder, scans=2, labelled=3)
+    return Config(data=str(folder), device="cpu", num_workers=0, base_channels=2, patch_size=64, batch_size=2)
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Whatever an ablation replaces is put back."""
+    for where, name in ((steps, "make_optimizer"), (steps, "ema_update"), (steps, "step_losses"),
+                        (train, "build_models"), (utils, "keep_freed_memory"), (stitching, "predict_image"),
+                        (stitching, "windows_at_once"), (NormReLU, "forward")):
+        monkeypatch.setattr(where, name, getattr(where, name))
+
+
+@pytest.mark.parametrize(("race", "peer"), [(race, peer) for race in RACES for peer in RACES[race]
+                                            if peer != OURS and "Unet" not in peer and "UNet" not in peer])
+def test_peers_compute_the_same(settings, race, peer, monkeypatch):
+    monkeypatch.setattr("benchmarks.contenders.IMAGE", 100)
+    ours, theirs = (make_contender(race, name, settings) for name in (OURS, peer))
+    calls, tolerance = {"loader": (1, 1e-5), "image": (1, 1e-4)}.get(race, (4, 1e-3))  # training amplifies rounding
+    for _ in range(calls):
+        np.testing.assert_allclose(theirs(), ours(), atol=tolerance)
+
+
+@pytest.mark.parametrize(("race", "change"), [(race, change) for race in ABLATIONS for change in ABLATIONS[race]
+                                              if "compile" not in change])
+def test_ablations_compute_the_same(settings, restored, race, change, monkeypatch):
+    monkeypatch.setattr("benchmarks.contenders.IMAGE", 100)
+    ours = make_contender(race, OURS, settings)
+    before = [ours() for _ in range(3)]
+    changed = make_contender(race, change, settings)
+    np.testing.assert_allclose([changed() for _ in range(3)], before, atol=1e-3)
+
+
+def test_another_network_trains(settings):
+    step = make_contender("supervised step", "MONAI BasicUNet", settings)
+    losses = [step()[0] for _ in range(8)]
+    assert min(losses[4:]) < losses[0]
+
+
+@pytest.mark.parametrize("axis", [axis for axis in SCALES if axis != "image side [px]"])
+def test_every_axis_can_be_measured(settings, axis, monkeypatch):
+    monkeypatch.setattr("benchmarks.contenders.IMAGE", 70)
+    assert np.isfinite(make_contender(axis, str(SCALES[axis][0][0]), settings)()).all()
+
+
+# --- races ----------------------------------------------------------------------------------------------------
+
+def test_a_race_runs_in_processes_and_pairs_by_round(settings):
+    rows = speed.run_race("loader", list(RACES["loader"]), settings, rounds=2)
+    assert rows.groupby("contender")["round"].apply(list).to_dict() == {name: [0, 1, 2] for name in RACES["loader"]}
+    assert rows["difference"].max() < 1e-5
+    assert rows["memory_mb"].min() > 100
+
+
+def test_a_contender_that_cannot_start_is_named(settings, capfd):
+    with pytest.raises(utils.InputError, match="plain loader: its process ended"):
+        speed.run_race("loader", ["plain loader"], dataclasses.replace(settings, data="none"), rounds=1)
+
+
+def rows_of(times: dict[str, list[float]]) -> pd.DataFrame:
+    return pd.DataFrame([{"race": "image", "contender": name, "round": number, "seconds": seconds, "memory_mb": 5.0,
+                          "difference": 0.0 if name == OURS else 1e-6}
+                         for name, series in times.items() for number, seconds in enumerate(series)])
+
+
+def test_ratios_are_those_of_the_rounds_and_the_first_call_does_not_count():
+    rows = rows_of({OURS: [99.0, 1.0, 2.0, 4.0], "peer": [99.0, 3.0, 4.0, 4.0]})
+    table = speed.summarise_races(rows, {"image": 0.5}).set_index("contender")
+    assert table.loc["peer", ["ratio", "low", "high"]].tolist() == [2.0, 1.0, 3.0]
+    assert table.loc[OURS, ["seconds", "ratio", "floor"]].tolist() == [2.0, 1.0, 4.0]
+    text = speed.describe(table.reset_index())
+    assert "2.00 (1.00–3.00)" in text
+
+
+def test_results_are_written_with_what_made_them(command, monkeypatch, workplace):
+    monkeypatch.setattr(speed, "RESULTS", workplace)
+    monkeypatch.setattr(speed, "measure_ceilings", lambda device: limits.Ceilings(1e11, 1e10, 4))
+    monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
+    monkeypatch.setattr(speed, "run_race", lambda race, names, config, rounds: rows_of(
+        {name: [1.0] * (rounds + 1) for name in names}).assign(race=race))
+    code, _, err = command("benchmarks.speed", "--device", "cpu", "--races", "image", "--rounds", "3")
+    assert code == 0, err
+    (path,) = workplace.glob("*.json")
+    found = json.loads(path.read_text())
+    assert [row["contender"] for row in found["table"]] == [*RACES["image"], *ABLATIONS["image"]]
+    assert found["settings"]["base_channels"] == 16
+    assert {"environment", "processor", "ceilings", "floors", "rounds"} <= set(found)
+    assert command("benchmarks.speed", "--races", "tennis")[::2] == (2, "error: no such race: tennis\n")
+    assert command("benchmarks.speed", "--rounds", "0")[::2] == (2, "error: --rounds: expected 1 or more\n")
+
+
+def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
+    monkeypatch.setattr(scaling, "RESULTS", workplace)
+    monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
+    monkeypatch.setattr(scaling, "run_race", lambda axis, names, config, calls: rows_of(
+        {names[0]: [9.0, 1.0 + int(names[0]), 2.0 + int(names[0])]}))
+    code, _, err = command("benchmarks.scaling", "--device", "cpu", "--axes", "batch size,workers", "--calls", "2")
+    assert code == 0, err
+    (path,) = workplace.glob("*_scaling.csv")
+    table = pd.read_csv(path)
+    assert table.groupby("axis", sort=False)["value"].apply(list).to_dict() == {
+        "batch size": [1, 2, 4, 8, 16], "workers": [0, 1, 2, 4]}
+    assert table["seconds"].iloc[0] == 2.5
+    assert path.with_suffix(".png").stat().st_size > 5000
+    assert command("benchmarks.scaling", "--axes", "moon")[::2] == (2, "error: no such axis: moon\n")
