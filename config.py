@@ -81,7 +81,8 @@ class Config:
     ssl_epochs: int = option(150, "epochs of the semi-supervised phase and of its supervised control, 1 or more",
                              _between(1))
     steps_per_epoch: int = option(0, "optimiser steps an epoch; 0: one pass over the labelled slices", _between(0))
-    precision: str = option("auto", "of convolutions: float32, bfloat16, or auto: bfloat16 with CUDA, else float32",
+    precision: str = option("auto", "of convolutions in training: float32, bfloat16, or auto: bfloat16 with "
+                            "CUDA, else float32",
                             _one_of("auto", "float32", "bfloat16"))
     batch_size: int = option(4, "patches per step, labelled and unlabelled each, 1 or more", _between(1))
     lr: float = option(1e-3, "AdamW learning rate (one_cycle: its peak), above 0", lambda v: v > 0)

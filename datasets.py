@@ -215,7 +215,7 @@ class Views(Dataset):
                  intensity: dict | None = None):
         self.slices, self.patch_size, self.strong_views = slices, patch_size, strong_views
         guides = guides or [s.mask if foreground_crop and s.mask is not None else np.empty(0) for s in slices]
-        self.foreground = [np.flatnonzero(guide).astype(np.int32) for guide in guides]  # once: as slow as all the rest
+        self.foreground = [np.flatnonzero(guide).astype(np.int32) for guide in guides]  # once: it takes long
         geometry = {"rotation": 10.0, "zoom": 1.0, **(geometry or {})}
         angle = math.radians(geometry["rotation"])
         reach = geometry["zoom"] * (math.cos(angle) + math.sin(angle)) - 1

@@ -19,8 +19,8 @@ class NormReLU(nn.Module):
     """InstanceNorm without weights, then ReLU, by the way that is fastest where the tensor is. Keeps the shape.
 
     On a CPU PyTorch's own `instance_norm` is the slowest of several ways to the same numbers. Where no gradient is
-    needed, channels last makes the convolutions faster too (measured: `benchmarks/speed.py`), but not with
-    `group_norm`, which sums the squares of so many pixels with an error of 1e-4 in the probability.
+    needed, channels last makes the convolutions faster too (`benchmarks/speed.py` measures it), but not with
+    `group_norm`, which in that format loses digits of the variance in a sum of squares over so many pixels.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

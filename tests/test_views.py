@@ -210,3 +210,17 @@ def test_a_guide_places_the_crops_of_unlabelled_slices():
     image[guide] = 255
     made = Views([Slice(Path("a"), image)], 32, guides=[guide], geometry={"rotation": 0.0})
     assert all(made[0, seed]["weak"].max() == 1 for seed in range(50))
+
+
+def test_perturbations_never_touch_the_weak_view_they_start_from():
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 96)).astype(np.uint8), (0, 0), 2)
+    geometry = views.build_geometry(0.0, 0.0, 0.0)
+    intensity = views.build_intensity(1.0, brightness=0.3, contrast=0.3, gamma=2.0, noise=0.2, correlated_noise=0.2,
+                                      shading=0.2, cutout=5, intensity_p=1.0)
+    expected = geometry(image=image)["image"]
+    for seed in range(20):
+        weak, strong, mask = views.make_views(image, None, geometry, intensity, seed, 2)
+        assert mask is None
+        np.testing.assert_array_equal(weak, expected)
+        assert not np.array_equal(strong[0], weak)
+        assert not np.array_equal(strong[0], strong[1])
