@@ -116,12 +116,11 @@ def summarise_races(rows: pd.DataFrame, floors: dict[str, float]) -> pd.DataFram
     """Per race and contender: median `seconds`, `ratio` to the first contender (median, `low`, `high` over the rounds),
     `floor` (multiple of it), `memory_mb` and the largest `difference`; round 0 counts for memory alone.
     """
-    table = []
+    table, times = [], rows.pivot(index=["race", "contender"], columns="round", values="seconds").drop(columns=0)
+    first = rows.groupby("race")["contender"].first()
     for (race, name), some in rows.groupby(["race", "contender"], sort=False):
-        timed = some[some["round"] > 0].set_index("round")["seconds"]
-        ours = rows[(rows["race"] == race) & (rows["round"] > 0)]
-        ours = ours[ours["contender"] == ours["contender"].iloc[0]].set_index("round")["seconds"]
-        ratio = timed / ours
+        timed = times.loc[race, name]
+        ratio = timed / times.loc[race, first[race]]
         table.append({"race": race, "contender": name, "seconds": timed.median(), "ratio": ratio.median(),
                       "low": ratio.min(), "high": ratio.max(),
                       "floor": timed.median() / floors[race] if race in floors else None,
