@@ -1,0 +1,65 @@
+"""The comparison of scores with and without the ideas that make training faster."""
+
+import contextlib
+import dataclasses
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+import steps
+import train
+import utils
+from benchmarks import same_scores
+from conftest import as_options
+
+CHANGES = ["without kept memory", "without own normalisation", "without fused AdamW", "without joint averaging",
+           "without joint batch", "without real freezing"]
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """What the changes replace is put back."""
+    for where, name in ((steps, "make_optimizer"), (steps, "ema_update"), (steps, "step_losses"),
+                        (train, "build_models"), (utils, "keep_freed_memory")):
+        monkeypatch.setattr(where, name, getattr(where, name))
+
+
+def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
+    tiny = dataclasses.replace(tiny, lr=1e-4)                       # at a larger rate so small a network amplifies rounding
+    before = steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
+    as_it_is = same_scores.scores(tiny, same_scores.AS_IT_IS)
+    assert before == (steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models,
+                      utils.keep_freed_memory)
+    plain = same_scores.scores(dataclasses.replace(tiny, run="plain"), same_scores.PLAIN)
+    after = steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
+    assert not any(a is b for a, b in zip(before, after, strict=True))
+    assert list(as_it_is) == ["supervised", "Mean Teacher student", "Mean Teacher teacher"]
+    assert plain == pytest.approx(as_it_is, abs=5e-3)
+
+
+def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(command, workplace, data_folder,
+                                                                             monkeypatch):
+    asked = []
+
+    def scores(config, change):
+        asked.append((change, config.seed, config.data, config.lr, config.run))
+        return {"supervised": 0.5 + config.seed / 10}
+    pool = SimpleNamespace(apply=lambda function, arguments: function(*arguments))
+    monkeypatch.setattr(same_scores, "scores", scores)
+    monkeypatch.setattr(same_scores, "RESULTS", workplace)
+    monkeypatch.setattr(same_scores.multiprocessing, "get_context", lambda _: SimpleNamespace(
+        Pool=lambda count: contextlib.nullcontext(pool)))
+    code, out, err = command("benchmarks.same_scores", "--data", "data/discs", "--seeds", 2, *as_options({"lr": 0.5}))
+    assert code == 0, err
+    assert [a[:2] for a in asked] == [("as it is", 0), ("without all of them", 0), *((c, 0) for c in CHANGES),
+                                      ("as it is", 1), ("without all of them", 1)]
+    assert {a[2:4] for a in asked} == {(str(data_folder.resolve()), 0.5)}
+    assert len({a[4] for a in asked}) == len(asked)
+    table = pd.read_csv(workplace / "same_scores.csv")
+    assert table["supervised"].tolist() == [0.5] * 8 + [0.6] * 2
+    assert "0.55" in out
+
+
+def test_no_seed_is_an_error(command):
+    assert command("benchmarks.same_scores", "--seeds", "0")[::2] == (2, "error: --seeds: expected 1 or more\n")
