@@ -26,7 +26,7 @@ def restored(monkeypatch):
 
 
 def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
-    tiny = dataclasses.replace(tiny, lr=1e-4)                       # at a larger rate so small a network amplifies rounding
+    tiny = dataclasses.replace(tiny, lr=1e-4)           # at a larger rate so small a network amplifies rounding
     before = steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
     as_it_is = same_scores.scores(tiny, same_scores.AS_IT_IS)
     assert before == (steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models,
