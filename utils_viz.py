@@ -220,19 +220,22 @@ def draw_ablation(summary: pd.DataFrame, column: str = "gain", reference: str = 
         Row of each variant that is shown; a variant without it (supervised training alone) is left out.
     """
     rows = by_budget(summary[(summary["role"] == role) & summary[column].notna()])
-    budgets = rows["labels"].unique()
-    figure, axes = new_figure(1, len(budgets), 1.2 + 0.34 * rows["variant"].nunique(), sharey=True)
+    budgets, variants = rows["labels"].unique(), list(rows["variant"].unique())
+    figure, axes = new_figure(1, len(budgets), 1.2 + 0.34 * len(variants), sharex=True, sharey=True)
     for panel, budget in zip(axes[0], budgets, strict=True):
-        table = rows[rows["labels"] == budget]
+        table = rows[rows["labels"] == budget].set_index("variant").reindex(variants)
         mean, low, high = (table[column + suffix] for suffix in ("", "_low", "_high"))
-        panel.barh(table["variant"], mean, color=SKY, xerr=error_bars(mean, low, high), capsize=3)
-        for variant, dice, x in zip(table["variant"], table["dice"], high, strict=True):
-            panel.annotate(f"{dice:.3f}", (max(0.0, x), variant), (4, 0), textcoords="offset points", va="center",
-                           fontsize=8)
+        panel.barh(range(len(variants)), mean, color=SKY, xerr=error_bars(mean, low, high), capsize=3)
+        for place, (dice, x) in enumerate(zip(table["dice"], high, strict=True)):
+            text, colour = ("not run", "0.5") if np.isnan(dice) else (f"{dice:.3f}", "black")
+            panel.annotate(text, (np.fmax(0.0, x), place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+                           color=colour)
         panel.axvline(0, color="0.3", lw=1)
-        panel.margins(x=0.15)
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.set(title=f"{budget or 'all'} labelled slices", xlabel=f"full-image Dice\n− that of {reference}")
+        panel.xaxis.set_major_locator(MaxNLocator(5 if len(budgets) < 3 else 3))
+        panel.set_title(f"{budget or 'all'} labelled slice{'' if budget == 1 else 's'}", fontsize=10)
+        panel.set_xlabel(f"full-image Dice\n− that of {reference}")
+    axes[0, 0].margins(x=0.15 if len(budgets) < 3 else 0.3)
+    axes[0, 0].set_yticks(range(len(variants)), variants)
     axes[0, 0].invert_yaxis()
     figure.suptitle(f"{role}, mean Dice at the bars", fontsize=9)
     return figure

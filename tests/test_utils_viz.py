@@ -155,7 +155,11 @@ def test_ablation_bars_show_gain_interval_and_score():
     assert [t.get_text() for t in first.get_yticklabels()] == ["mt", "cm"]
     assert [t.get_text() for t in first.texts] == ["0.700", "0.700"]
     assert second.get_title().startswith("all labelled")
-    left, _ = utils_viz.draw_ablation(study_summary(), "change", "mt", "student").axes
+    summary = study_summary()
+    partly = summary[(summary["labels"] == 0) | (summary["variant"] == "cm")]
+    first, _ = utils_viz.draw_ablation(partly, role="student").axes
+    assert [(t.get_text(), t.xy[1]) for t in first.texts] == [("0.700", 0), ("not run", 1)]
+    left, _ = utils_viz.draw_ablation(summary, "change", "mt", "student").axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["cm"]
     assert left.patches[0].get_width() == pytest.approx(-0.03)
     assert left.get_xlabel().endswith("that of mt")
