@@ -9,7 +9,7 @@ import torch
 
 from utils import InputError, autocast
 
-WINDOW_PIXELS = 32 * 256**2  # of the network's input in one forward pass on CUDA; a CPU takes one window at a time
+WINDOW_PIXELS = {"cuda": 32 * 256**2, "cpu": 4 * 256**2}  # of the network's input in one forward pass
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -38,9 +38,9 @@ def gaussian_window(size: int, device: torch.device) -> torch.Tensor:
 
 
 def windows_at_once(model: torch.nn.Module, patch_size: int, device: torch.device) -> int:
-    """Windows in one forward pass: on CUDA enough to fill it; on a CPU one, which stays in the cache."""
+    """Windows in one forward pass: on CUDA enough to fill it, else enough that its threads seldom wait."""
     side = patch_size // getattr(model, "factor", 1)
-    return max(1, WINDOW_PIXELS // side**2) if device.type == "cuda" else 1
+    return max(1, WINDOW_PIXELS.get(device.type, WINDOW_PIXELS["cpu"]) // side**2)
 
 
 @torch.inference_mode()

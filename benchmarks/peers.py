@@ -3,13 +3,12 @@
 Written for `speed.py` alone. What is measured against is what a careful researcher writes without thinking of speed:
 float32, every sample read and normalised anew, geometry replayed for the second view, labelled and unlabelled batch one
 after the other, the loss read in every step, weights averaged one by one. Views, losses and random numbers are those of
-this project, so that the losses can be compared, too.
+this project, so that the losses can be compared, too. They keep freed memory as this project does (`choose_device`).
 """
 
 import copy
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,11 +30,6 @@ from model_unet import NormReLU, UNet, freeze  # noqa: E402
 from slices import crop_roi, cut_window, list_files, pair_files, percentile_window, read_image, read_mask  # noqa: E402
 from utils import choose_device, seed_everything  # noqa: E402
 from views import build_geometry, build_intensity, seed_apart  # noqa: E402
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # MONAI's own imports warn
-    from monai.inferers import sliding_window_inference
-    from monai.networks.nets import BasicUNet
 
 Repeat = Callable[[], np.ndarray]
 
@@ -147,6 +141,7 @@ def network_step(model: nn.Module, config: Config, labelled: Iterator, steps: in
 
 def monai_unet(base_channels: int) -> nn.Module:
     """MONAI's U-Net with the same channels at every level (transposed convolutions and LeakyReLU, as it comes)."""
+    from monai.networks.nets import BasicUNet  # where it runs alone: the import takes seconds
     c = base_channels
     return BasicUNet(2, 1, 1, (c, 2 * c, 4 * c, 8 * c, 16 * c, c))
 
@@ -180,6 +175,7 @@ def one_window_at_a_time(model: nn.Module, image: np.ndarray, device: torch.devi
 def monai_windows(model: nn.Module, image: np.ndarray, device: torch.device, patch_size: int,
                   overlap: float) -> np.ndarray:
     """(H, W) probability by MONAI's sliding windows, four at a time."""
+    from monai.inferers import sliding_window_inference
     with torch.no_grad():
         x = torch.from_numpy(image)[None, None].to(device).float() / 255
         return sliding_window_inference(x, (patch_size, patch_size), 4, lambda w: model(w).sigmoid(), overlap=overlap,

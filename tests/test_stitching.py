@@ -107,7 +107,9 @@ def test_windows_of_consecutive_images_share_forward_passes(monkeypatch, batch):
         np.testing.assert_allclose(probability, stitching.predict_image(model, image, CPU, 32), atol=1e-5)
 
 
-def test_a_stream_is_never_read_further_than_needed():
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_stream_is_never_read_further_than_needed(monkeypatch, batch):
+    monkeypatch.setattr(stitching, "windows_at_once", lambda *_: batch)
     read = []
 
     def images():
@@ -115,7 +117,7 @@ def test_a_stream_is_never_read_further_than_needed():
             read.append(i)
             yield np.zeros((32, 32), np.uint8)
     for count, _ in enumerate(stitching.predict_images(Identity(), images(), CPU, 32)):
-        assert len(read) <= count + 2
+        assert len(read) <= count + batch + 1
     assert len(read) == 50
 
 
@@ -140,9 +142,9 @@ def test_a_device_that_is_too_small_gets_fewer_windows():
         stitching.window_probability(lambda x: model(torch.cat([x] * 3)), windows)
 
 
-def test_windows_fill_a_gpu_and_a_cpu_takes_one():
+def test_windows_of_a_pass_fill_the_device():
     gpu = torch.device("cuda")
-    assert stitching.windows_at_once(UNet(2), 256, CPU) == 1
+    assert stitching.windows_at_once(UNet(2), 256, CPU) == 4
     assert stitching.windows_at_once(UNet(2), 256, gpu) == 32
     assert stitching.windows_at_once(UNet(2, 4), 768, gpu) == 56          # each costs as much as 192² px
     assert stitching.windows_at_once(UNet(2), 4096, gpu) == 1
