@@ -259,7 +259,7 @@ SCALES = {  # axis → values, what is done with each, and what one call is
     "base channels": ((4, 8, 16, 32), changed(_step, "base_channels"), "Mean Teacher step"),
     "image side [px]": ((256, 512, 768, 1024, 1536), lambda config, side: image(
         stitching.predict_image, config, plain=False, side=side), "image"),
-    "slices": ((1, 4, 16, 64), stream, "stream of images"),
+    "slices": ((1, 4, 16), stream, "stream of images"),
     "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches), "num_workers"),
                 f"{2 * BATCHES} batches of views"),
 }

@@ -64,11 +64,21 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def process_context() -> multiprocessing.context.BaseContext:
+    """Where contenders' processes come from: each is new, but where the system allows it all is imported just once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.contenders"])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return context
+
+
 class Contender:
     """A contender in its process: `call` has it do its unit once."""
 
     def __init__(self, race: str, name: str, config: Config):
-        context = multiprocessing.get_context("spawn")
+        context = process_context()
         self.name, (self.pipe, theirs) = name, context.Pipe()
         self.process = context.Process(target=contend, args=(theirs, race, name, config))
         self.process.start()
