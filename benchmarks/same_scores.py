@@ -8,7 +8,6 @@ difference between two rows of one seed is rounding that training has amplified;
 """
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed import RESULTS  # noqa: E402 - after the path
+from benchmarks.speed import RESULTS, process_context  # noqa: E402 - after the path
 from config import CPU_PROFILE, Config, make_config, parse_settings  # noqa: E402
 from demo_data import write_demo  # noqa: E402
 from utils import InputError, run_command_line, write_atomically  # noqa: E402
@@ -56,19 +55,19 @@ def main() -> None:
     settings = parse_settings(options)
     if not given.data.exists() and given.data == Path("data/demo"):
         write_demo(given.data)
-    data, rows, context = given.data.resolve(), [], multiprocessing.get_context("spawn")
+    data, rows, context = given.data.resolve(), [], process_context()
     changes = [name for name in ABLATIONS["Mean Teacher step alone"] if "without" in name]
+    trained = [(change, seed) for seed in range(given.seeds) for change in (AS_IT_IS, PLAIN)]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # runs and weights go there
-        for seed in range(given.seeds):
-            for change in (AS_IT_IS, PLAIN, *(changes if seed == 0 else ())):
-                config = make_config(**{**CPU_PROFILE, **settings, "data": str(data), "seed": seed,
-                                        "run": f"{change.replace(' ', '_')}_{seed}"})
-                with context.Pool(1) as pool:
-                    rows.append({"change": change, "seed": seed, **pool.apply(scores, (config, change))})
-                print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
-    write_atomically(RESULTS / "same_scores.csv", lambda p: table.to_csv(p, index=False, float_format="%.5f"))
+        for change, seed in [*trained, *((change, 0) for change in changes)]:
+            config = make_config(**{**CPU_PROFILE, **settings, "data": str(data), "seed": seed,
+                                    "run": f"{change.replace(' ', '_')}_{seed}"})
+            with context.Pool(1) as pool:
+                rows.append({"change": change, "seed": seed, **pool.apply(scores, (config, change))})
+            print(rows[-1], flush=True)
+            table = pd.DataFrame(rows)
+            write_atomically(RESULTS / "same_scores.csv", lambda p, t=table: t.to_csv(p, index=False, float_format="%.5f"))
     print(table.groupby("change", sort=False).mean().drop(columns="seed").round(4).to_string())
 
 

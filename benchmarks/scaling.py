@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -49,12 +50,15 @@ def draw_scaling(table: pd.DataFrame, title: str) -> Figure:
         for axis in column:
             if some["value"].min() > 0:
                 axis.set_xscale("log", base=2)
-            axis.set_xticks(some["value"], some["value"])
-            axis.minorticks_off()
+            axis.set_xticks(some["value"], some["value"], rotation=90 if some["value"].max() > 99 else 0)
+            axis.set_xticks([], minor=True)
             axis.grid(alpha=0.3)
         if some["value"].min() > 0:
             upper.set_yscale("log")
-        lower.set_ylim(bottom=0)
+            upper.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+            upper.yaxis.set_major_formatter("{x:g}")
+            upper.yaxis.set_minor_locator(NullLocator())
+        lower.set_ylim(0, 1.1 * some["memory_mb"].max() / 1000)
         upper.set_title(some["unit"].iloc[0], fontsize=9)
         lower.set_xlabel(name)
     axes[0, 0].set_ylabel("seconds")

@@ -48,16 +48,16 @@ def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(com
     pool = SimpleNamespace(apply=lambda function, arguments: function(*arguments))
     monkeypatch.setattr(same_scores, "scores", scores)
     monkeypatch.setattr(same_scores, "RESULTS", workplace)
-    monkeypatch.setattr(same_scores.multiprocessing, "get_context", lambda _: SimpleNamespace(
+    monkeypatch.setattr(same_scores, "process_context", lambda: SimpleNamespace(
         Pool=lambda count: contextlib.nullcontext(pool)))
     code, out, err = command("benchmarks.same_scores", "--data", "data/discs", "--seeds", 2, *as_options({"lr": 0.5}))
     assert code == 0, err
-    assert [a[:2] for a in asked] == [("as it is", 0), ("without all of them", 0), *((c, 0) for c in CHANGES),
-                                      ("as it is", 1), ("without all of them", 1)]
+    assert [a[:2] for a in asked] == [("as it is", 0), ("without all of them", 0), ("as it is", 1),
+                                      ("without all of them", 1), *((c, 0) for c in CHANGES)]
     assert {a[2:4] for a in asked} == {(str(data_folder.resolve()), 0.5)}
     assert len({a[4] for a in asked}) == len(asked)
     table = pd.read_csv(workplace / "same_scores.csv")
-    assert table["supervised"].tolist() == [0.5] * 8 + [0.6] * 2
+    assert table["supervised"].tolist() == [0.5] * 2 + [0.6] * 2 + [0.5] * 6
     assert "0.55" in out
 
 
