@@ -67,7 +67,8 @@ def main() -> None:
                 rows.append({"change": change, "seed": seed, **pool.apply(scores, (config, change))})
             print(rows[-1], flush=True)
             table = pd.DataFrame(rows)
-            write_atomically(RESULTS / "same_scores.csv", lambda p, t=table: t.to_csv(p, index=False, float_format="%.5f"))
+            write_atomically(RESULTS / "same_scores.csv",
+                             lambda path, t=table: t.to_csv(path, index=False, float_format="%.5f"))
     print(table.groupby("change", sort=False).mean().drop(columns="seed").round(4).to_string())
 
 
