@@ -26,7 +26,7 @@ class NormReLU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         if x.device.type != "cpu":
-            return F.relu_(F.instance_norm(x, eps=EPSILON))
+            return F.relu(F.instance_norm(x, eps=EPSILON))      # not in place: it is a view, and autograd would copy it
         if x.requires_grad:
             return F.relu_(F.group_norm(x.contiguous(), x.shape[1], eps=EPSILON))   # its backward wants channels first
         x = x.float().contiguous(memory_format=torch.channels_last)

@@ -110,7 +110,7 @@ class Canvas:
         self.windows = [(slice(top, top + patch_size), slice(left, left + patch_size))
                         for top in rows for left in columns]
         self.left = len(self.windows)
-        self.pixels = torch.from_numpy(padded).to(device, non_blocking=True)                    # (H, W) uint8
+        self.pixels = torch.from_numpy(padded).to(device)                    # (H, W) uint8
         self.total, self.weight = torch.zeros((2, *padded.shape), device=device)
 
     def add(self, window: tuple[slice, slice], probability: torch.Tensor) -> None:
@@ -130,7 +130,7 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
         return lambda: tensor.cpu().numpy()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(tensor.device))
     return lambda: (arrived.synchronize(), host.numpy().copy())[1]
 
 

@@ -169,7 +169,7 @@ def with_compiled_prediction() -> None:
 
 def without_fused_optimizer() -> None:
     """One call for each of AdamW's operations on all weights."""
-    steps.make_optimizer = lambda config, model: torch.optim.AdamW(
+    steps.make_optimizer = train.make_optimizer = lambda config, model: torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=config.weight_decay)
 
 
@@ -205,7 +205,7 @@ def without_real_freezing() -> None:
         student, teacher = build(*arguments)
         frozen = {id(p) for p in student.parameters() if not p.requires_grad}
         make = steps.make_optimizer
-        steps.make_optimizer = lambda config, model: _without(make(config, model), frozen)
+        steps.make_optimizer = train.make_optimizer = lambda config, model: _without(make(config, model), frozen)
         return student.requires_grad_(True), teacher
     train.build_models = models
 

@@ -11,5 +11,5 @@ export NO_ALBUMENTATIONS_UPDATE=1
     --output benchmarks/results/gpu_batch_16.json
 "$python" benchmarks/scaling.py --device cuda
 [ -d data/demo ] || "$python" demo_data.py --output data/demo
-time "$python" train.py --data data/demo --run classic_gpu --profile full --device cuda
+time "$python" train.py --data data/demo --run classic_gpu --resume --profile full --device cuda
 cat runs/classic_gpu/phases.json

@@ -87,7 +87,7 @@ def plain_unet(model: UNet) -> UNet:
         if isinstance(module, NormReLU):
             block = model.get_submodule(name.rpartition(".")[0])
             block[int(name.rpartition(".")[2])] = nn.Sequential(
-                nn.InstanceNorm2d(block[0].out_channels), nn.ReLU(inplace=True))
+                nn.InstanceNorm2d(block[0].out_channels), nn.ReLU())  # in place it is slower: the norm is a view
     return model
 
 

@@ -193,7 +193,7 @@ def main() -> None:
     ceilings = measure_ceilings(device)
     with tempfile.TemporaryDirectory() as folder:
         config = demo_settings(given, Path(folder))
-        for race in given.races.split(","):
+        for race in dict.fromkeys(given.races.split(",")):
             names = [*RACES[race], *(() if given.no_ablation else ABLATIONS.get(race, ()))]
             tables.append(run_race(race, names, config, given.rounds))
     floors, rows = floors_of(config, ceilings), pd.concat(tables)

@@ -12,6 +12,7 @@ import train
 import utils
 from benchmarks import same_scores
 from conftest import as_options
+from utils import load_checkpoint
 
 CHANGES = ["without kept memory", "without own normalisation", "without fused AdamW", "without joint averaging",
            "without joint batch", "without real freezing"]
@@ -20,19 +21,19 @@ CHANGES = ["without kept memory", "without own normalisation", "without fused Ad
 @pytest.fixture
 def restored(monkeypatch):
     """What the changes replace is put back."""
-    for where, name in ((steps, "make_optimizer"), (steps, "ema_update"), (steps, "step_losses"),
-                        (train, "build_models"), (utils, "keep_freed_memory")):
+    for where, name in ((steps, "make_optimizer"), (train, "make_optimizer"), (steps, "ema_update"),
+                        (steps, "step_losses"), (train, "build_models"), (utils, "keep_freed_memory")):
         monkeypatch.setattr(where, name, getattr(where, name))
 
 
 def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
     tiny = dataclasses.replace(tiny, lr=1e-4)           # at a larger rate so small a network amplifies rounding
-    before = steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
+    before = train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
     as_it_is = same_scores.scores(tiny, same_scores.AS_IT_IS)
-    assert before == (steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models,
+    assert before == (train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models,
                       utils.keep_freed_memory)
     plain = same_scores.scores(dataclasses.replace(tiny, run="plain"), same_scores.PLAIN)
-    after = steps.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
+    after = train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
     assert not any(a is b for a, b in zip(before, after, strict=True))
     assert list(as_it_is) == ["supervised", "Mean Teacher student", "Mean Teacher teacher"]
     assert plain == pytest.approx(as_it_is, abs=5e-3)
@@ -45,11 +46,10 @@ def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(com
     def scores(config, change):
         asked.append((change, config.seed, config.data, config.lr, config.run))
         return {"supervised": 0.5 + config.seed / 10}
-    pool = SimpleNamespace(apply=lambda function, arguments: function(*arguments))
+    pool = SimpleNamespace(submit=lambda function, *arguments: SimpleNamespace(result=lambda: function(*arguments)))
     monkeypatch.setattr(same_scores, "scores", scores)
     monkeypatch.setattr(same_scores, "RESULTS", workplace)
-    monkeypatch.setattr(same_scores, "process_context", lambda: SimpleNamespace(
-        Pool=lambda count: contextlib.nullcontext(pool)))
+    monkeypatch.setattr(same_scores, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(pool))
     code, out, err = command("benchmarks.same_scores", "--data", "data/discs", "--seeds", 2, *as_options({"lr": 0.5}))
     assert code == 0, err
     assert [a[:2] for a in asked] == [("as it is", 0), ("without all of them", 0), ("as it is", 1),
@@ -63,3 +63,17 @@ def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(com
 
 def test_no_seed_is_an_error(command):
     assert command("benchmarks.same_scores", "--seeds", "0")[::2] == (2, "error: --seeds: expected 1 or more\n")
+
+
+def test_frozen_blocks_stay_as_they_are_even_where_they_get_gradients(tiny, restored):
+    config = dataclasses.replace(tiny, run="r")
+    same_scores.scores(config, "without real freezing")
+    supervised, student = (load_checkpoint(config.checkpoint(name))[0] for name in ("supervised", "ssl_student"))
+    moved = {name.split(".")[0] for name in supervised if not supervised[name].equal(student[name])}
+    assert moved.isdisjoint(config.freeze)
+    assert {"bottleneck", "up1", "head"} <= moved
+
+
+def test_another_recipe_is_refused(command):
+    assert command("benchmarks.same_scores", "--method=best")[::2] == (
+        2, "error: --method: the changes are made for the classic recipe, mean_teacher\n")

@@ -69,9 +69,9 @@ def settings(tmp_path_factory) -> Config:
 @pytest.fixture
 def restored(monkeypatch):
     """Whatever an ablation replaces is put back."""
-    for where, name in ((steps, "make_optimizer"), (steps, "ema_update"), (steps, "step_losses"),
-                        (train, "build_models"), (utils, "keep_freed_memory"), (stitching, "predict_image"),
-                        (stitching, "windows_at_once"), (NormReLU, "forward")):
+    for where, name in ((steps, "make_optimizer"), (train, "make_optimizer"), (steps, "ema_update"),
+                        (steps, "step_losses"), (train, "build_models"), (utils, "keep_freed_memory"),
+                        (stitching, "predict_image"), (stitching, "windows_at_once"), (NormReLU, "forward")):
         monkeypatch.setattr(where, name, getattr(where, name))
 
 
