@@ -1,5 +1,5 @@
 # make run [DATA=data/NAME] [RUN=NAME]   set up, run the notebook end to end (demo data where none is given)
-# make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (ten minutes), the
+# make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (seven minutes), the
 #                                                linter, JupyterLab, or refresh the committed notebook
 SHELL := bash
 PYTHON ?= python3
