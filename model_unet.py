@@ -18,8 +18,8 @@ STRIDE = 16  # four poolings: height and width of an input are multiples of this
 class NormReLU(nn.Module):
     """InstanceNorm without weights, then ReLU, by the way that is fastest where the tensor is. Keeps the shape.
 
-    On a CPU PyTorch's own `instance_norm` is the slowest of several ways to the same numbers. Where no gradient is
-    needed, channels last makes the convolutions faster too (`benchmarks/speed.py` measures it), but not with
+    On a CPU `group_norm` with a group per channel gives the numbers of `instance_norm` sooner. Where no gradient is
+    needed, channels last makes the convolutions faster too (`benchmarks/speed.py` measures both), but not with
     `group_norm`, which in that format loses digits of the variance in a sum of squares over so many pixels.
     """
 

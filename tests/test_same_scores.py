@@ -18,14 +18,6 @@ CHANGES = ["without kept memory", "without own normalisation", "without fused Ad
            "without joint batch", "without real freezing"]
 
 
-@pytest.fixture
-def restored(monkeypatch):
-    """What the changes replace is put back."""
-    for where, name in ((steps, "make_optimizer"), (train, "make_optimizer"), (steps, "ema_update"),
-                        (steps, "step_losses"), (train, "build_models"), (utils, "keep_freed_memory")):
-        monkeypatch.setattr(where, name, getattr(where, name))
-
-
 def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
     tiny = dataclasses.replace(tiny, lr=1e-4)           # at a larger rate so small a network amplifies rounding
     before = train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory

@@ -8,15 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-import steps
-import stitching
-import train
 import utils
 from benchmarks import limits, scaling, speed
 from benchmarks.contenders import ABLATIONS, OURS, RACES, SCALES, make_contender
 from config import Config
 from demo_data import write_demo
-from model_unet import NormReLU
 
 MB = 2**20
 
@@ -64,15 +60,6 @@ def settings(tmp_path_factory) -> Config:
     folder = tmp_path_factory.mktemp("bench") / "demo"
     write_demo(folder, scans=2, labelled=3)
     return Config(data=str(folder), device="cpu", num_workers=0, base_channels=2, patch_size=64, batch_size=2)
-
-
-@pytest.fixture
-def restored(monkeypatch):
-    """Whatever an ablation replaces is put back."""
-    for where, name in ((steps, "make_optimizer"), (train, "make_optimizer"), (steps, "ema_update"),
-                        (steps, "step_losses"), (train, "build_models"), (utils, "keep_freed_memory"),
-                        (stitching, "predict_image"), (stitching, "windows_at_once"), (NormReLU, "forward")):
-        monkeypatch.setattr(where, name, getattr(where, name))
 
 
 @pytest.mark.parametrize(("race", "peer"), [(race, peer) for race in RACES for peer in RACES[race]
