@@ -14,8 +14,6 @@ from benchmarks.contenders import ABLATIONS, OURS, RACES, SCALES, make_contender
 from config import Config
 from demo_data import write_demo
 
-MB = 2**20
-
 
 # --- limits ---------------------------------------------------------------------------------------------------
 
