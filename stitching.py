@@ -134,23 +134,30 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     return lambda: (arrived.synchronize(), host.numpy().copy())[1]
 
 
-@torch.inference_mode()
 def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device: torch.device, patch_size: int = 256,
                    overlap: float = 0.5, tta: bool = False) -> Iterator[np.ndarray]:
     """Foreground probability of each of many images, in their order; see `predict_image`.
 
     Windows of consecutive images share forward passes, and while the CPU waits for one result the device works on the
-    next image. Memory does not grow with the number of images: two are open, or as many as share a forward pass.
+    next image. Memory does not grow with the number of images: two are open, or as many as share a forward pass. An
+    error of `images` comes after the results of the images before it.
     """
-    batch, opened, waiting = windows_at_once(model, patch_size, device), deque(), []
+    batch, opened, waiting, failures = windows_at_once(model, patch_size, device), deque(), [], []
 
+    def until_failure() -> Iterator[np.ndarray]:
+        try:
+            yield from images
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised below
+            failures.append(error)
+
+    @torch.inference_mode()
     def compute() -> None:
         windows = torch.stack([canvas.pixels[window] for canvas, window in waiting])
         for (canvas, window), probability in zip(waiting, window_probability(model, windows, tta), strict=True):
             canvas.add(window, probability)
         waiting.clear()
 
-    for image in images:
+    for image in until_failure():
         opened.append(Canvas(image, patch_size, overlap, device))
         for window in opened[-1].windows:
             waiting.append((opened[-1], window))
@@ -162,6 +169,8 @@ def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device:
         compute()
     for canvas in opened:
         yield checked(canvas.result())
+    if failures:
+        raise failures[0]
 
 
 def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,

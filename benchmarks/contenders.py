@@ -1,9 +1,10 @@
 """What `speed.py` lets run against each other: this project, this project without one of its ideas, and the peers.
 
 A contender is made from settings, in a process of its own, and returns a function. Each call of it does one unit of
-work, `STEPS` steps or `BATCHES` batches or one image, and returns what must be the same for all contenders that compute
-the same.
+work, some steps or batches or one image, and returns what must be the same for all contenders that compute the same.
 """
+
+import contextlib
 
 import dataclasses
 import itertools
@@ -29,8 +30,14 @@ from config import Config  # noqa: E402
 from datasets import load_data, make_loader  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
 
-BATCHES, STEPS = 8, 1  # of one call, labelled and unlabelled
+BATCHES, STEPS = 8, 1  # of one call, labelled and unlabelled, where no workers load
+READY = 2  # batches that a worker loads ahead
 IMAGE = 768  # px, side of the predicted image
+
+
+def per_call(count: int, config: Config) -> int:
+    """Of so many batches or steps; more where workers load, who go on while other contenders run."""
+    return max(count, 5 * READY * config.num_workers)
 
 
 # --- this project ---------------------------------------------------------------------------------------------
@@ -58,13 +65,14 @@ def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, co
 
 # --- the four kinds of work -----------------------------------------------------------------------------------
 
-def loader(batches: Callable, config: Config) -> Repeat:
+def loader(batches: Callable, config: Config, count: int | None = None) -> Repeat:
     """Labelled and unlabelled batches, alternately; means and mean squares of the views."""
+    count = count or per_call(BATCHES, config)
     device = utils.choose_device(config.device)
     parts = [batches(config, part, max(0, config.num_workers), device) for part in ("labelled", "unlabelled")]
 
     def some() -> np.ndarray:
-        found = [next(part) for _ in range(BATCHES) for part in parts]
+        found = [next(part) for _ in range(count) for part in parts]
         return np.array([[b[name].mean().item(), b[name].square().mean().item()] for b in found
                          for name in ("weak", "strong")])
     return some
@@ -77,14 +85,14 @@ def training(step: Callable, batches: Callable, config: Config, semi: bool, give
              for part in ("labelled", "unlabelled")[:1 + semi]]
     if given:
         parts = [itertools.repeat(next(part)) for part in parts]
-    return step(config, *(parts if semi else [*parts, None]), STEPS)
+    return step(config, *(parts if semi else [*parts, None]), per_call(STEPS, config))
 
 
 def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
     """Supervised steps of another network on this project's batches."""
     device = utils.choose_device(config.device)
     batches = our_batches(config, "labelled", max(0, config.num_workers), device)
-    return peers.network_step(make(), config, batches, STEPS)
+    return peers.network_step(make(), config, batches, per_call(STEPS, config))
 
 
 def image(predict: Callable, config: Config, plain: bool = True, side: int = IMAGE) -> Repeat:
@@ -149,6 +157,11 @@ def without_own_normalisation() -> None:
 def without_channels_last() -> None:
     """The normalisation that training uses, channels first."""
     NormReLU.forward = lambda self, x: torch.relu_(torch.group_norm(x, x.shape[1]))
+
+
+def without_bfloat16() -> None:
+    """All in float32, as on a CPU."""
+    steps.autocast = stitching.autocast = lambda *_: contextlib.nullcontext()
 
 
 def with_single_windows() -> None:
@@ -239,11 +252,21 @@ ABLATIONS = {  # race → what is changed in this project
         "without kept memory": without_kept_memory, "without own normalisation": without_own_normalisation,
         "without fused AdamW": without_fused_optimizer, "without joint averaging": without_joint_average,
         "without joint batch": without_joint_batch, "without real freezing": without_real_freezing,
-        "with channels last": with_channels_last, "with torch.compile": with_compilation},
+        "without bfloat16": without_bfloat16, "with channels last": with_channels_last,
+        "with torch.compile": with_compilation},
     "image": {
         "without kept memory": without_kept_memory, "without channels last": without_channels_last,
-        "with a pass per window": with_single_windows, "with torch.compile": with_compiled_prediction},
+        "without bfloat16": without_bfloat16, "with a pass per window": with_single_windows,
+        "with torch.compile": with_compiled_prediction},
 }
+ONLY_ON = {"cpu": ("without kept memory", "without own normalisation", "without channels last"),
+           "cuda": ("without bfloat16",)}  # elsewhere they change nothing
+
+
+def ablations(race: str, device: torch.device) -> list[str]:
+    """Names of the changes that change something on this device."""
+    elsewhere = {name for kind, names in ONLY_ON.items() if kind != device.type for name in names}
+    return [name for name in ABLATIONS.get(race, ()) if name not in elsewhere]
 
 
 # --- scaling --------------------------------------------------------------------------------------------------
@@ -260,8 +283,7 @@ SCALES = {  # axis → values, what is done with each, and what one call is
     "image side [px]": ((256, 512, 768, 1024, 1536), lambda config, side: image(
         stitching.predict_image, config, plain=False, side=side), "image"),
     "slices": ((1, 4, 16), stream, "stream of images"),
-    "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches), "num_workers"),
-                f"{2 * BATCHES} batches of views"),
+    "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches, count=40), "num_workers"), "80 batches of views"),
 }
 
 

@@ -118,16 +118,23 @@ def image_work(base_channels: int, size: int, patch_size: int = 256, overlap: fl
 
 # --- what the machine can do -----------------------------------------------------------------------------------
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def best_seconds(run: Callable[[], object], device: torch.device, least: float = 0.5) -> float:
     """Shortest of the repetitions that fit into `least` seconds (at least three), device waited for."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times, end = [], time.perf_counter() + least
     run()
     while len(times) < 3 or time.perf_counter() < end:
-        wait()
+        wait_for(device)
         began = time.perf_counter()
         run()
-        wait()
+        wait_for(device)
         times.append(time.perf_counter() - began)
     return min(times)
 

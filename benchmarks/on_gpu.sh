@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python}
 export NO_ALBUMENTATIONS_UPDATE=1
+"$python" -c "import monai, segmentation_models_pytorch" 2>/dev/null ||
+    echo "MONAI or segmentation_models_pytorch is missing (make .venv/bench): their rows will be empty" >&2
 "$python" benchmarks/limits.py --device cuda
 "$python" benchmarks/speed.py --device cuda
 "$python" benchmarks/speed.py --device cuda --batch-size 16 --races "Mean Teacher step alone" --no-ablation \

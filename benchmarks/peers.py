@@ -3,7 +3,8 @@
 Written for `speed.py` alone. What is measured against is what a careful researcher writes without thinking of speed:
 float32, every sample read and normalised anew, geometry replayed for the second view, labelled and unlabelled batch one
 after the other, the loss read in every step, weights averaged one by one. Views, losses and random numbers are those of
-this project, so that the losses can be compared, too. They keep freed memory as this project does (`choose_device`).
+this project, so that the losses can be compared, too. They keep freed memory as this project does (`choose_device`),
+and all but the plain loop compute in its precision.
 """
 
 import copy
@@ -28,7 +29,7 @@ from datasets import IMAGES, MASKS, UNLABELLED, Draws, Views, crop_corner, to_fl
 from losses import bce_dice_loss, consistency_loss  # noqa: E402
 from model_unet import NormReLU, UNet, freeze  # noqa: E402
 from slices import crop_roi, cut_window, list_files, pair_files, percentile_window, read_image, read_mask  # noqa: E402
-from utils import choose_device, seed_everything  # noqa: E402
+from utils import autocast, choose_device, seed_everything  # noqa: E402
 from views import build_geometry, build_intensity, seed_apart  # noqa: E402
 
 Repeat = Callable[[], np.ndarray]
@@ -131,7 +132,8 @@ def network_step(model: nn.Module, config: Config, labelled: Iterator, steps: in
 
     def one() -> float:
         batch = next(labelled)
-        loss = bce_dice_loss(model(batch["strong"]), batch["mask"], config.bce_weight)
+        with autocast(device):
+            loss = bce_dice_loss(model(batch["strong"]), batch["mask"], config.bce_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -165,9 +167,9 @@ def one_window_at_a_time(model: nn.Module, image: np.ndarray, device: torch.devi
     for top in starts[0]:
         for left in starts[1]:
             window = slice(top, top + patch_size), slice(left, left + patch_size)
-            with torch.no_grad():
+            with torch.no_grad(), autocast(device):
                 x = torch.from_numpy(image[window].astype(np.float32) / 255)[None, None].to(device)
-                total[window] += weights * model(x).sigmoid()[0, 0].cpu().numpy()
+                total[window] += weights * model(x).float().sigmoid()[0, 0].cpu().numpy()
             weight[window] += weights
     return total / weight
 
@@ -176,7 +178,7 @@ def monai_windows(model: nn.Module, image: np.ndarray, device: torch.device, pat
                   overlap: float) -> np.ndarray:
     """(H, W) probability by MONAI's sliding windows, four at a time."""
     from monai.inferers import sliding_window_inference
-    with torch.no_grad():
+    with torch.no_grad(), autocast(device):
         x = torch.from_numpy(image)[None, None].to(device).float() / 255
-        return sliding_window_inference(x, (patch_size, patch_size), 4, lambda w: model(w).sigmoid(), overlap=overlap,
-                                        mode="gaussian", sigma_scale=0.125)[0, 0].cpu().numpy()
+        return sliding_window_inference(x, (patch_size, patch_size), 4, lambda w: model(w).float().sigmoid(),
+                                        overlap=overlap, mode="gaussian", sigma_scale=0.125)[0, 0].cpu().numpy()

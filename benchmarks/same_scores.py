@@ -24,19 +24,24 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.speed import RESULTS, process_context  # noqa: E402 - after the path
 from config import CPU_PROFILE, Config, make_config, parse_settings  # noqa: E402
 from demo_data import write_demo  # noqa: E402
-from utils import InputError, run_command_line, write_atomically  # noqa: E402
+from utils import InputError, choose_device, run_command_line, write_atomically  # noqa: E402
 
 AS_IT_IS, PLAIN = "as it is", "without all of them"
+
+
+def changes(config: Config) -> list[str]:
+    """Names of the ideas to leave out, each by itself."""
+    from benchmarks.contenders import ablations
+    return [name for name in ablations("Mean Teacher step alone", choose_device(config.device)) if "without" in name]
 
 
 def scores(config: Config, change: str) -> dict[str, float]:
     """Mean full-image test Dice by model, of a run with one change; in a process of its own."""
     import train
     from benchmarks.contenders import ABLATIONS
-    changes = {name: change for name, change in ABLATIONS["Mean Teacher step alone"].items() if "without" in name}
-    for name, apply in changes.items():
+    for name in changes(config):
         if change in (name, PLAIN):
-            apply()
+            ABLATIONS["Mean Teacher step alone"][name]()
     data = train.prepare(config)
     train.train_supervised(config, data)
     train.train_mean_teacher(config, data)
@@ -46,7 +51,6 @@ def scores(config: Config, change: str) -> dict[str, float]:
 
 def main() -> None:
     """Train all of it and print the table."""
-    from benchmarks.contenders import ABLATIONS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="data folder (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of the runs with all and with none (%(default)s)")
@@ -59,11 +63,11 @@ def main() -> None:
     if not given.data.exists() and given.data == Path("data/demo"):
         write_demo(given.data)
     data, rows, context = given.data.resolve(), [], process_context()
-    changes = [name for name in ABLATIONS["Mean Teacher step alone"] if "without" in name]
     trained = [(change, seed) for seed in range(given.seeds) for change in (AS_IT_IS, PLAIN)]
+    singly = [(change, 0) for change in changes(make_config(**{**CPU_PROFILE, **settings}))]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # runs and weights go there
-        for change, seed in [*trained, *((change, 0) for change in changes)]:
+        for change, seed in [*trained, *singly]:
             config = make_config(**{**CPU_PROFILE, **settings, "data": str(data), "seed": seed,
                                     "run": f"{change.replace(' ', '_')}_{seed}"})
             with ProcessPoolExecutor(1, context) as pool:

@@ -1,13 +1,14 @@
 """How time and memory grow: with batch size, width, image side, number of slices and loader workers.
 
-    python benchmarks/scaling.py [--device auto] [--base-channels N] [--calls N] [--axes "batch size,slices"]
+    python benchmarks/scaling.py [--device auto] [--base-channels N] [--calls N] [--axes "batch size,slices" --output F]
 
-Each point is a process of its own. Written to `benchmarks/results/DEVICE_scaling.csv` and drawn beside it as `.png`.
+Each point is a process of its own. Written to `benchmarks/results/DEVICE_scaling.json` and drawn beside it as `.png`.
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -18,25 +19,30 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import (  # noqa: E402 - after the path
-    RESULTS, add_options, demo_settings, file_name, processor, run_race,
+    RESULTS, add_options, chosen, demo_settings, file_name, processor, records, run_race, shown,
 )
 from config import Config  # noqa: E402
-from utils import InputError, choose_device, run_command_line, write_atomically  # noqa: E402
+from utils import InputError, choose_device, environment, run_command_line, write_json  # noqa: E402
 from viz_slices import new_figure  # noqa: E402
 
 
-def measure(axes: list[str], config: Config, calls: int) -> pd.DataFrame:
-    """A row per axis and value: `axis`, `value`, `unit`, median `seconds`, `low` and `high` of calls, `memory_mb`."""
+def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
+    """A row per axis and value: `axis`, `value`, `unit`, median `seconds`, `low` and `high` of calls, `memory_mb`.
+
+    A value that cannot be measured, for want of memory perhaps, is told and left out.
+    """
     from benchmarks.contenders import SCALES
-    rows = []
     for axis in axes:
         values, _, unit = SCALES[axis]
         for value in values:
-            found = run_race(axis, [str(value)], config, calls)
+            try:
+                found = run_race(axis, [str(value)], config, calls)
+            except InputError as error:
+                print(f"{axis} {error}", file=sys.stderr)
+                continue
             timed = found[found["round"] > 0]["seconds"]
-            rows.append({"axis": axis, "value": value, "unit": unit, "seconds": timed.median(), "low": timed.min(),
-                         "high": timed.max(), "memory_mb": found["memory_mb"].max()})
-    return pd.DataFrame(rows)
+            yield {"axis": axis, "value": value, "unit": unit, "seconds": timed.median(), "low": timed.min(),
+                   "high": timed.max(), "memory_mb": found["memory_mb"].max()}
 
 
 def draw_scaling(table: pd.DataFrame, title: str) -> Figure:
@@ -74,15 +80,23 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--calls", type=int, default=3, help="timed calls of each point (%(default)s)")
     parser.add_argument("--axes", default=",".join(SCALES), help="which ones, by comma (%(default)s)")
+    parser.add_argument("--output", type=Path, help="file (default: benchmarks/results/DEVICE_scaling.json)")
     given = parser.parse_args()
-    unknown = set(given.axes.split(",")) - set(SCALES)
-    if unknown or given.calls < 1:
-        raise InputError(f"no such axis: {', '.join(sorted(unknown))}" if unknown else "--calls: expected 1 or more")
-    device = choose_device(given.device)
+    axes, device, rows = chosen(given.axes, SCALES, "axis"), choose_device(given.device), []
+    if given.calls < 1:
+        raise InputError("--calls: expected 1 or more")
+    if given.output is None and axes != list(SCALES):
+        raise InputError("a part of the axes needs an --output of its own")
+    path, about = given.output or RESULTS / f"{file_name(device)}_scaling.json", environment(device)
     with tempfile.TemporaryDirectory() as folder:
-        table = measure(given.axes.split(","), demo_settings(given, Path(folder)), given.calls)
-    path = RESULTS / f"{file_name(device)}_scaling.csv"
-    write_atomically(path, lambda p: table.to_csv(p, index=False, float_format="%.5g"))
+        config = demo_settings(given, Path(folder))
+        for row in measure(axes, config, given.calls):
+            rows.append(row)
+            write_json(path, {"processor": processor(device), "environment": about, "settings": shown(config),
+                              "table": records(pd.DataFrame(rows))})
+    if not rows:
+        raise InputError("nothing could be measured; the reasons stand above")
+    table = pd.DataFrame(rows)
     draw_scaling(table, processor(device)).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
     print(table.to_string(index=False))
     print(path)

@@ -1,6 +1,7 @@
 """How fast this project is: beside its peers, beside itself without each of its ideas, and beside the machine's limits.
 
     python benchmarks/speed.py [--device auto] [--base-channels N] [--rounds N] [--races loader,image] [--no-ablation]
+        [--output FILE]
 
 Every contender of a race lives in a process of its own. They are called in turn, in another order each round, while
 the others wait, so that each round is a paired comparison under the same conditions. The table gives seconds per call,
@@ -19,6 +20,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -30,7 +32,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.limits import Ceilings, image_work, measure_ceilings, step_work  # noqa: E402 - after the path
+from benchmarks.limits import (  # noqa: E402 - after the path
+    Ceilings, image_work, measure_ceilings, step_work, wait_for,
+)
 from config import Config  # noqa: E402
 from demo_data import write_demo  # noqa: E402
 from utils import InputError, choose_device, environment, run_command_line, write_json  # noqa: E402
@@ -42,18 +46,20 @@ SLICES = 8  # labelled, and as many unlabelled
 # --- a contender in its own process ---------------------------------------------------------------------------
 
 def contend(pipe: multiprocessing.connection.Connection, race: str, name: str, config: Config) -> None:
-    """Make a contender, do its unit once, then once more for every True that comes; sends (seconds, MB, result)."""
+    """Make a contender, do its unit once, then once more for whatever comes; sends (seconds, MB, result)."""
     from benchmarks.contenders import make_contender
     repeat = make_contender(race, name, config)
-    wait = torch.cuda.synchronize if choose_device(config.device).type == "cuda" else lambda: None
-    while True:
+    device, asked = choose_device(config.device), True
+    while asked:
         began = time.perf_counter()
         result = repeat()
-        wait()
-        memory = torch.cuda.max_memory_allocated() if wait is torch.cuda.synchronize else peak_memory()
+        wait_for(device)
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
         pipe.send((time.perf_counter() - began, memory / 2**20, result))
-        if not pipe.recv():
-            return
+        try:
+            pipe.recv()
+        except EOFError:                                        # closed: the race is over
+            asked = False
 
 
 def peak_memory() -> int:
@@ -88,38 +94,52 @@ class Contender:
         """Seconds, peak memory [MB] and result of the unit under way."""
         try:
             return self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise InputError(f"{self.name}: its process ended; the reason stands above") from None
 
-    def call(self, again: bool = True) -> None:
-        """Ask for one more unit, or for the end of the process."""
-        self.pipe.send(again)
-        if not again:
-            self.process.join()
+    def call(self) -> None:
+        """Ask for one more unit."""
+        self.pipe.send(True)
+
+    def end(self) -> None:
+        """Let the process end, and wait for that."""
+        self.pipe.close()
+        self.process.join()
 
 
 def run_race(race: str, names: list[str], config: Config, rounds: int) -> pd.DataFrame:
     """A row per contender and round: `race`, `contender`, `round`, `seconds`, `memory_mb`, `difference`.
 
     Round 0 warms up, and takes what compilation takes. `difference` is the largest one between the results of a round
-    and those of the first contender.
+    and those of the first contender. One whose process ends has a round without numbers, and no more; without the first
+    there is nothing to compare, which is an `InputError`.
     """
-    contenders, first = {}, {}
-    for name in names:                                          # one after the other: they share the cores
-        contenders[name] = Contender(race, name, config)
-        first[name] = contenders[name].receive()
-    rows, rng = [], np.random.default_rng(0)
-    for number in range(rounds + 1):
-        found = dict(first) if number == 0 else {}
-        for name in rng.permutation(names) if number else ():
-            contenders[name].call()
-            found[name] = contenders[name].receive()
-        reference = found[names[0]][2]
-        for name, (seconds, memory, result) in found.items():
-            rows.append({"race": race, "contender": name, "round": number, "seconds": seconds, "memory_mb": memory,
-                         "difference": float(np.abs(result - reference).max())})
-    for contender in contenders.values():
-        contender.call(again=False)
+    contenders, rows, rng = {}, [], np.random.default_rng(0)
+
+    def run(name: str) -> tuple[float, float, np.ndarray | float]:
+        try:
+            if name in contenders:
+                contenders[name].call()
+            else:
+                contenders[name] = Contender(race, name, config)
+            return contenders[name].receive()
+        except InputError as error:
+            contenders.pop(name).end()
+            if name == names[0]:
+                raise
+            print(f"{race}: {error}", file=sys.stderr)
+            return np.nan, np.nan, np.nan
+
+    try:
+        for number in range(rounds + 1):
+            order = rng.permutation(list(contenders)) if number else names
+            found = {name: run(name) for name in order}         # one after the other: they share the cores
+            for name, (seconds, memory, result) in found.items():
+                rows.append({"race": race, "contender": name, "round": number, "seconds": seconds, "memory_mb": memory,
+                             "difference": float(np.abs(result - found[names[0]][2]).max())})
+    finally:
+        for contender in contenders.values():
+            contender.end()
     return pd.DataFrame(rows)
 
 
@@ -143,9 +163,10 @@ def summarise_races(rows: pd.DataFrame, floors: dict[str, float]) -> pd.DataFram
 
 def floors_of(config: Config, ceilings: Ceilings) -> dict[str, float]:
     """Race → seconds of one call at the limit of the machine."""
-    from benchmarks.contenders import IMAGE, STEPS
-    semi = ceilings.floor(step_work(config, semi=True)) * STEPS
-    return {"supervised step": ceilings.floor(step_work(config, semi=False)) * STEPS, "Mean Teacher step": semi,
+    from benchmarks.contenders import IMAGE, STEPS, per_call
+    count = per_call(STEPS, config)
+    semi = ceilings.floor(step_work(config, semi=True)) * count
+    return {"supervised step": ceilings.floor(step_work(config, semi=False)) * count, "Mean Teacher step": semi,
             "Mean Teacher step alone": semi,
             "image": ceilings.floor(image_work(config.base_channels, IMAGE, config.patch_size, config.overlap))}
 
@@ -178,7 +199,7 @@ def demo_settings(given: argparse.Namespace, folder: Path) -> Config:
 
 def main() -> None:
     """Run the races and print the table."""
-    from benchmarks.contenders import ABLATIONS, RACES
+    from benchmarks.contenders import RACES, ablations
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each race (%(default)s)")
@@ -186,27 +207,45 @@ def main() -> None:
     parser.add_argument("--races", default=",".join(RACES), help="which ones, by comma (%(default)s)")
     parser.add_argument("--no-ablation", action="store_true", help="leave out this project without one of its ideas")
     given = parser.parse_args()
-    unknown = set(given.races.split(",")) - set(RACES)
-    if unknown or given.rounds < 1:
-        raise InputError(f"no such race: {', '.join(sorted(unknown))}" if unknown else "--rounds: expected 1 or more")
-    device, began, tables = choose_device(given.device), time.perf_counter(), []
+    races, device, began = chosen(given.races, RACES, "race"), choose_device(given.device), time.perf_counter()
+    if given.rounds < 1:
+        raise InputError("--rounds: expected 1 or more")
+    if given.output is None and (given.no_ablation or races != list(RACES)):
+        raise InputError("a part of the races needs an --output of its own")
+    path, about = given.output or RESULTS / f"{file_name(device)}.json", environment(device)
     ceilings = measure_ceilings(device)
     with tempfile.TemporaryDirectory() as folder:
-        config = demo_settings(given, Path(folder))
-        for race in dict.fromkeys(given.races.split(",")):
-            names = [*RACES[race], *(() if given.no_ablation else ABLATIONS.get(race, ()))]
-            tables.append(run_race(race, names, config, given.rounds))
-    floors, rows = floors_of(config, ceilings), pd.concat(tables)
-    table = summarise_races(rows, floors)
+        config, rows = demo_settings(given, Path(folder)), pd.DataFrame()
+        floors = floors_of(config, ceilings)
+        for number, race in enumerate(races, 1):
+            names = [*RACES[race], *(() if given.no_ablation else ablations(race, device))]
+            rows = pd.concat([rows, run_race(race, names, config, given.rounds)])
+            table = summarise_races(rows, floors)
+            write_json(path, {"processor": processor(device), "environment": about, "complete": number == len(races),
+                              "seconds": round(time.perf_counter() - began, 1), "settings": shown(config),
+                              "ceilings": dataclasses.asdict(ceilings), "floors": floors,
+                              "table": records(table), "rounds": records(rows)})
     print(describe(table))
-    path = given.output or RESULTS / f"{file_name(device)}.json"
-    about = environment(device)
-    write_json(path, {"processor": processor(device), "environment": about,
-                      "seconds": round(time.perf_counter() - began, 1),
-                      "settings": {k: v for k, v in dataclasses.asdict(config).items() if k != "data"},
-                      "ceilings": dataclasses.asdict(ceilings), "floors": floors,
-                      "table": table.to_dict("records"), "rounds": rows.to_dict("records")})
     print(f"{processor(device)}; {time.perf_counter() - began:.0f} s; {path}")
+
+
+def chosen(given: str, known: Iterable[str], kind: str) -> list[str]:
+    """The races or axes of an option, in their own order; `InputError` for others."""
+    asked = given.split(",")
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise InputError(f"no such {kind}: {', '.join(unknown)}")
+    return [name for name in known if name in asked]
+
+
+def shown(config: Config) -> dict:
+    """The settings, without the folder that is gone afterwards."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "data"}
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    """Rows as JSON has them: what is not a number is null."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def processor(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import utils
-from benchmarks import limits, scaling, speed
+from benchmarks import contenders, limits, scaling, speed
 from benchmarks.contenders import ABLATIONS, OURS, RACES, SCALES, make_contender
 from config import Config
 from demo_data import write_demo
@@ -106,6 +106,30 @@ def test_a_contender_that_cannot_start_is_named(settings, capfd):
         speed.run_race("loader", ["plain loader"], dataclasses.replace(settings, data="none"), rounds=1)
 
 
+def test_a_peer_that_cannot_start_costs_its_own_row_alone(settings, capfd):
+    rows = speed.run_race("image", [OURS, "a peer that is not installed"], dataclasses.replace(settings), rounds=2)
+    table = speed.summarise_races(rows, {}).set_index("contender")
+    assert table["ratio"].tolist()[0] == 1.0
+    assert table["ratio"].isna().tolist() == [False, True]
+    assert "image: a peer that is not installed: its process ended" in capfd.readouterr().err
+    assert speed.records(table)[1]["ratio"] is None
+
+
+def test_workers_have_less_ready_than_a_call_takes():
+    none, four = (dataclasses.replace(Config(), num_workers=workers) for workers in (0, 4))
+    assert (contenders.per_call(1, none), contenders.per_call(8, none)) == (1, 8)
+    assert contenders.per_call(1, four) == contenders.per_call(8, four) == 40
+    assert limits.Ceilings(1e12, 1e12, 4).floor(limits.step_work(four, True)) * 40 == pytest.approx(
+        speed.floors_of(four, limits.Ceilings(1e12, 1e12, 4))["Mean Teacher step"])
+
+
+def test_a_change_that_changes_nothing_here_does_not_run():
+    cpu, gpu = (set(contenders.ablations("Mean Teacher step alone", torch.device(d))) for d in ("cpu", "cuda"))
+    assert cpu - gpu == {"without kept memory", "without own normalisation"}
+    assert gpu - cpu == {"without bfloat16"}
+    assert contenders.ablations("loader", torch.device("cpu")) == []
+
+
 def rows_of(times: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame([{"race": "image", "contender": name, "round": number, "seconds": seconds, "memory_mb": 5.0,
                           "difference": 0.0 if name == OURS else 1e-6}
@@ -128,28 +152,67 @@ def test_results_are_written_with_what_made_them(command, monkeypatch, workplace
     monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
     monkeypatch.setattr(speed, "run_race", lambda race, names, config, rounds: rows_of(
         {name: [1.0] * (rounds + 1) for name in names}).assign(race=race))
-    code, _, err = command("benchmarks.speed", "--device", "cpu", "--races", "image", "--rounds", "3")
+    code, _, err = command("benchmarks.speed", "--device", "cpu", "--rounds", "3")
     assert code == 0, err
     (path,) = workplace.glob("*.json")
     found = json.loads(path.read_text())
-    assert [row["contender"] for row in found["table"]] == [*RACES["image"], *ABLATIONS["image"]]
+    cpu = torch.device("cpu")
+    assert [(row["race"], row["contender"]) for row in found["table"]] == [
+        (race, name) for race in RACES for name in [*RACES[race], *contenders.ablations(race, cpu)]]
     assert found["settings"]["base_channels"] == 16
     assert {"environment", "processor", "ceilings", "floors", "rounds"} <= set(found)
+    assert found["complete"]
+    before = path.read_bytes()
+    part = "--device", "cpu", "--races", "image"
+    assert command("benchmarks.speed", *part)[::2] == (
+        2, "error: a part of the races needs an --output of its own\n")
+    assert command("benchmarks.speed", *part, "--no-ablation", "--output", workplace / "part.json")[0] == 0
+    assert len(json.loads((workplace / "part.json").read_text())["table"]) == len(RACES["image"])
+    assert path.read_bytes() == before
     assert command("benchmarks.speed", "--races", "tennis")[::2] == (2, "error: no such race: tennis\n")
     assert command("benchmarks.speed", "--rounds", "0")[::2] == (2, "error: --rounds: expected 1 or more\n")
+
+
+def test_what_was_raced_is_kept_when_a_later_race_fails(command, monkeypatch, workplace):
+    monkeypatch.setattr(speed, "measure_ceilings", lambda device: limits.Ceilings(1e11, 1e10, 4))
+    monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
+
+    def run_race(race, names, config, rounds):
+        if race == "image":
+            raise utils.InputError("this project: its process ended")
+        return rows_of({names[0]: [1.0, 1.0], names[1]: [np.nan]}).assign(race=race)
+    monkeypatch.setattr(speed, "run_race", run_race)
+    code, _, err = command("benchmarks.speed", "--device", "cpu", "--output", workplace / "some.json")
+    assert (code, err) == (2, "error: this project: its process ended\n")
+    found = json.loads((workplace / "some.json").read_text())
+    assert list(dict.fromkeys(row["race"] for row in found["table"])) == [race for race in RACES if race != "image"]
+    assert found["table"][1]["seconds"] is None
+    assert not found["complete"]
 
 
 def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
     monkeypatch.setattr(scaling, "RESULTS", workplace)
     monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
-    monkeypatch.setattr(scaling, "run_race", lambda axis, names, config, calls: rows_of(
-        {names[0]: [9.0, 1.0 + int(names[0]), 2.0 + int(names[0])]}))
-    code, _, err = command("benchmarks.scaling", "--device", "cpu", "--axes", "batch size,workers", "--calls", "2")
-    assert code == 0, err
-    (path,) = workplace.glob("*_scaling.csv")
-    table = pd.read_csv(path)
+
+    def run_race(axis, names, config, calls):
+        if (axis, names) == ("batch size", ["16"]):
+            raise utils.InputError("16: its process ended")
+        return rows_of({names[0]: [9.0, 1.0 + int(names[0]), 2.0 + int(names[0])]})
+    monkeypatch.setattr(scaling, "run_race", run_race)
+    code, _, err = command("benchmarks.scaling", "--device", "cpu", "--calls", "2")
+    assert code == 0
+    assert err == "batch size 16: its process ended\n"
+    (path,) = workplace.glob("*_scaling.json")
+    found = json.loads(path.read_text())
+    table = pd.DataFrame(found["table"])
     assert table.groupby("axis", sort=False)["value"].apply(list).to_dict() == {
-        "batch size": [1, 2, 4, 8, 16], "workers": [0, 1, 2, 4]}
+        axis: [value for value in SCALES[axis][0] if (axis, value) != ("batch size", 16)] for axis in SCALES}
     assert table["seconds"].iloc[0] == 2.5
+    assert {"environment", "processor", "settings"} <= set(found)
     assert path.with_suffix(".png").stat().st_size > 5000
+    part = "--device", "cpu", "--axes", "workers"
+    assert command("benchmarks.scaling", *part)[::2] == (2, "error: a part of the axes needs an --output of its own\n")
+    assert command("benchmarks.scaling", *part, "--output", workplace / "part.json")[0] == 0
+    assert (workplace / "part.png").exists()
+    assert command("benchmarks.scaling", "--calls", "0")[::2] == (2, "error: --calls: expected 1 or more\n")
     assert command("benchmarks.scaling", "--axes", "moon")[::2] == (2, "error: no such axis: moon\n")

@@ -121,10 +121,29 @@ def test_a_stream_is_never_read_further_than_needed(monkeypatch, batch):
     assert len(read) == 50
 
 
-def test_gradients_are_on_again_between_two_images():
-    for _ in stitching.predict_images(Identity(), [np.zeros((32, 32), np.uint8)] * 3, CPU, 32):
+def test_gradients_are_on_between_two_images_and_where_images_come_from():
+    def images():
+        for _ in range(3):
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+            yield np.zeros((32, 32), np.uint8)
+    for _ in stitching.predict_images(Identity(), images(), CPU, 32):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_an_image_that_cannot_be_read_does_not_cost_those_before_it(monkeypatch, batch):
+    monkeypatch.setattr(stitching, "windows_at_once", lambda *_: batch)
+
+    def images():
+        for value in range(5):
+            yield np.full((32, 40), 10 * value, np.uint8)
+        raise InputError("slice 5: unreadable")
+    stream, found = stitching.predict_images(Identity(), images(), CPU, 32), []
+    with pytest.raises(InputError, match="slice 5: unreadable"):
+        found.extend(probability.mean() for probability in stream)
+    np.testing.assert_allclose(found, np.arange(5) * 10 / 255, atol=1e-6)
 
 
 def test_a_device_that_is_too_small_gets_fewer_windows():
