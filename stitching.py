@@ -170,7 +170,7 @@ def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device:
     for canvas in opened:
         yield checked(canvas.result())
     if failures:
-        raise failures[0]
+        raise failures.pop()
 
 
 def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,

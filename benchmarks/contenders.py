@@ -37,7 +37,7 @@ IMAGE = 768  # px, side of the predicted image
 
 def per_call(count: int, config: Config) -> int:
     """Of so many batches or steps; more where workers load, who go on while other contenders run."""
-    return max(count, 5 * READY * config.num_workers)
+    return max(count, 10 * READY * config.num_workers)
 
 
 # --- this project ---------------------------------------------------------------------------------------------
@@ -72,9 +72,9 @@ def loader(batches: Callable, config: Config, count: int | None = None) -> Repea
     parts = [batches(config, part, max(0, config.num_workers), device) for part in ("labelled", "unlabelled")]
 
     def some() -> np.ndarray:
-        found = [next(part) for _ in range(count) for part in parts]
-        return np.array([[b[name].mean().item(), b[name].square().mean().item()] for b in found
-                         for name in ("weak", "strong")])
+        found = [torch.stack([view.mean(), view.square().mean()]) for _ in range(count) for part in parts
+                 for batch in [next(part)] for view in (batch["weak"], batch["strong"])]
+        return torch.stack(found).cpu().numpy()
     return some
 
 
@@ -85,7 +85,7 @@ def training(step: Callable, batches: Callable, config: Config, semi: bool, give
              for part in ("labelled", "unlabelled")[:1 + semi]]
     if given:
         parts = [itertools.repeat(next(part)) for part in parts]
-    return step(config, *(parts if semi else [*parts, None]), per_call(STEPS, config))
+    return step(config, *(parts if semi else [*parts, None]), STEPS if given else per_call(STEPS, config))
 
 
 def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
@@ -95,13 +95,13 @@ def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat
     return peers.network_step(make(), config, batches, per_call(STEPS, config))
 
 
-def image(predict: Callable, config: Config, plain: bool = True, side: int = IMAGE) -> Repeat:
+def image(predict: Callable, config: Config, plain: bool = True, side: int | None = None) -> Repeat:
     """One image of smooth noise through windows; its probability."""
     device = utils.choose_device(config.device)
     utils.seed_everything(config.seed)
     model = UNet(config.base_channels).eval()
     model = (peers.plain_unet(model) if plain else model).to(device)
-    picture = smooth_image(side)
+    picture = smooth_image(side or IMAGE)
     return lambda: predict(model, picture, device, config.patch_size, config.overlap)
 
 
@@ -139,6 +139,14 @@ RACES = {  # name → contender → how it is made from settings
         "one window at a time": partial(image, peers.one_window_at_a_time),
         "MONAI sliding windows": partial(image, peers.monai_windows)},
 }
+
+
+def work_of(race: str, config: Config) -> tuple[int, str]:
+    """How much one call does, and of what."""
+    if race == "loader":
+        return 2 * per_call(BATCHES, config), "batches"
+    return (1, f"image of {IMAGE}² px") if race == "image" else (
+        STEPS if "alone" in race else per_call(STEPS, config), "steps")
 
 
 # --- this project without one of its ideas --------------------------------------------------------------------

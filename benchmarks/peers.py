@@ -29,6 +29,7 @@ from datasets import IMAGES, MASKS, UNLABELLED, Draws, Views, crop_corner, to_fl
 from losses import bce_dice_loss, consistency_loss  # noqa: E402
 from model_unet import NormReLU, UNet, freeze  # noqa: E402
 from slices import crop_roi, cut_window, list_files, pair_files, percentile_window, read_image, read_mask  # noqa: E402
+from stitching import windows_at_once  # noqa: E402
 from utils import autocast, choose_device, seed_everything  # noqa: E402
 from views import build_geometry, build_intensity, seed_apart  # noqa: E402
 
@@ -176,9 +177,10 @@ def one_window_at_a_time(model: nn.Module, image: np.ndarray, device: torch.devi
 
 def monai_windows(model: nn.Module, image: np.ndarray, device: torch.device, patch_size: int,
                   overlap: float) -> np.ndarray:
-    """(H, W) probability by MONAI's sliding windows, four at a time."""
+    """(H, W) probability by MONAI's sliding windows, as many at a time as this project takes."""
     from monai.inferers import sliding_window_inference
     with torch.no_grad(), autocast(device):
         x = torch.from_numpy(image)[None, None].to(device).float() / 255
-        return sliding_window_inference(x, (patch_size, patch_size), 4, lambda w: model(w).float().sigmoid(),
-                                        overlap=overlap, mode="gaussian", sigma_scale=0.125)[0, 0].cpu().numpy()
+        return sliding_window_inference(x, (patch_size, patch_size), windows_at_once(model, patch_size, device),
+                                        lambda w: model(w).float().sigmoid(), overlap=overlap, mode="gaussian",
+                                        sigma_scale=0.125)[0, 0].cpu().numpy()

@@ -35,13 +35,12 @@ def changes(config: Config) -> list[str]:
     return [name for name in ablations("Mean Teacher step alone", choose_device(config.device)) if "without" in name]
 
 
-def scores(config: Config, change: str) -> dict[str, float]:
-    """Mean full-image test Dice by model, of a run with one change; in a process of its own."""
+def scores(config: Config, left_out: list[str]) -> dict[str, float]:
+    """Mean full-image test Dice by model, of a run without some of the ideas; in a process of its own."""
     import train
     from benchmarks.contenders import ABLATIONS
-    for name in changes(config):
-        if change in (name, PLAIN):
-            ABLATIONS["Mean Teacher step alone"][name]()
+    for name in left_out:
+        ABLATIONS["Mean Teacher step alone"][name]()
     data = train.prepare(config)
     train.train_supervised(config, data)
     train.train_mean_teacher(config, data)
@@ -64,14 +63,15 @@ def main() -> None:
         write_demo(given.data)
     data, rows, context = given.data.resolve(), [], process_context()
     trained = [(change, seed) for seed in range(given.seeds) for change in (AS_IT_IS, PLAIN)]
-    singly = [(change, 0) for change in changes(make_config(**{**CPU_PROFILE, **settings}))]
+    ideas = changes(make_config(**{**CPU_PROFILE, **settings}))
+    left_out = {AS_IT_IS: [], PLAIN: ideas} | {idea: [idea] for idea in ideas}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # runs and weights go there
-        for change, seed in [*trained, *singly]:
+        for change, seed in [*trained, *((idea, 0) for idea in ideas)]:
             config = make_config(**{**CPU_PROFILE, **settings, "data": str(data), "seed": seed,
                                     "run": f"{change.replace(' ', '_')}_{seed}"})
             with ProcessPoolExecutor(1, context) as pool:
-                rows.append({"change": change, "seed": seed, **pool.submit(scores, config, change).result()})
+                rows.append({"change": change, "seed": seed, **pool.submit(scores, config, left_out[change]).result()})
             print(rows[-1], flush=True)
             table = pd.DataFrame(rows)
             write_atomically(RESULTS / "same_scores.csv",

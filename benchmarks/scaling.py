@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import (  # noqa: E402 - after the path
-    RESULTS, add_options, chosen, demo_settings, file_name, processor, records, run_race, shown,
+    add_options, chosen, demo_settings, output_of, processor, records, run_race, shown,
 )
 from config import Config  # noqa: E402
 from utils import InputError, choose_device, environment, run_command_line, write_json  # noqa: E402
@@ -80,22 +80,21 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--calls", type=int, default=3, help="timed calls of each point (%(default)s)")
     parser.add_argument("--axes", default=",".join(SCALES), help="which ones, by comma (%(default)s)")
-    parser.add_argument("--output", type=Path, help="file (default: benchmarks/results/DEVICE_scaling.json)")
     given = parser.parse_args()
     axes, device, rows = chosen(given.axes, SCALES, "axis"), choose_device(given.device), []
     if given.calls < 1:
         raise InputError("--calls: expected 1 or more")
-    if given.output is None and axes != list(SCALES):
-        raise InputError("a part of the axes needs an --output of its own")
-    path, about = given.output or RESULTS / f"{file_name(device)}_scaling.json", environment(device)
+    path, about = output_of(parser, given, device, "_scaling"), environment(device)
+    partial = path.with_suffix(".partial.json")
     with tempfile.TemporaryDirectory() as folder:
         config = demo_settings(given, Path(folder))
         for row in measure(axes, config, given.calls):
             rows.append(row)
-            write_json(path, {"processor": processor(device), "environment": about, "settings": shown(config),
-                              "table": records(pd.DataFrame(rows))})
+            write_json(partial, {"processor": processor(device), "environment": about, "settings": shown(config),
+                                 "table": records(pd.DataFrame(rows))})
     if not rows:
         raise InputError("nothing could be measured; the reasons stand above")
+    partial.replace(path)
     table = pd.DataFrame(rows)
     draw_scaling(table, processor(device)).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
     print(table.to_string(index=False))

@@ -11,6 +11,7 @@ time.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -94,12 +95,13 @@ class Contender:
         """Seconds, peak memory [MB] and result of the unit under way."""
         try:
             return self.pipe.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             raise InputError(f"{self.name}: its process ended; the reason stands above") from None
 
     def call(self) -> None:
-        """Ask for one more unit."""
-        self.pipe.send(True)
+        """Ask for one more unit; `receive` says whether it could be asked."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(True)
 
     def end(self) -> None:
         """Let the process end, and wait for that."""
@@ -146,8 +148,8 @@ def run_race(race: str, names: list[str], config: Config, rounds: int) -> pd.Dat
 # --- the table ------------------------------------------------------------------------------------------------
 
 def summarise_races(rows: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
-    """Per race and contender: median `seconds`, `ratio` to the first contender (median, `low`, `high` over the rounds),
-    `floor` (multiple of it), `memory_mb` and the largest `difference`; round 0 counts for memory alone.
+    """Per race and contender: median `seconds`, `ratio` to the first contender (median, `low`, `high` over the
+    `rounds`), `floor` (multiple of it), `memory_mb` and the largest `difference`; round 0 counts for memory alone.
     """
     table, times = [], rows.pivot(index=["race", "contender"], columns="round", values="seconds").drop(columns=0)
     first = rows.groupby("race")["contender"].first()
@@ -155,19 +157,19 @@ def summarise_races(rows: pd.DataFrame, floors: dict[str, float]) -> pd.DataFram
         timed = times.loc[race, name]
         ratio = timed / times.loc[race, first[race]]
         table.append({"race": race, "contender": name, "seconds": timed.median(), "ratio": ratio.median(),
-                      "low": ratio.min(), "high": ratio.max(),
+                      "low": ratio.min(), "high": ratio.max(), "rounds": int(timed.notna().sum()),
                       "floor": timed.median() / floors[race] if race in floors else None,
-                      "memory_mb": some["memory_mb"].max(), "difference": some["difference"].max()})
+                      "memory_mb": some["memory_mb"].max(),
+                      "difference": some.dropna(subset="seconds")["difference"].max(skipna=False)})
     return pd.DataFrame(table)
 
 
 def floors_of(config: Config, ceilings: Ceilings) -> dict[str, float]:
     """Race → seconds of one call at the limit of the machine."""
-    from benchmarks.contenders import IMAGE, STEPS, per_call
-    count = per_call(STEPS, config)
-    semi = ceilings.floor(step_work(config, semi=True)) * count
-    return {"supervised step": ceilings.floor(step_work(config, semi=False)) * count, "Mean Teacher step": semi,
-            "Mean Teacher step alone": semi,
+    from benchmarks.contenders import IMAGE, work_of
+    supervised, semi = (ceilings.floor(step_work(config, semi)) for semi in (False, True))
+    once = {"supervised step": supervised, "Mean Teacher step": semi, "Mean Teacher step alone": semi}
+    return {race: seconds * work_of(race, config)[0] for race, seconds in once.items()} | {
             "image": ceilings.floor(image_work(config.base_channels, IMAGE, config.patch_size, config.overlap))}
 
 
@@ -186,6 +188,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-channels", type=int, default=0, help="width; 0: 64 on CUDA, else 16 (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="labelled and unlabelled each (%(default)s)")
     parser.add_argument("--workers", type=int, default=-1, help="of a loader; -1: 4 on CUDA, else none (%(default)s)")
+    parser.add_argument("--output", type=Path, help="file (default: benchmarks/results/DEVICE….json)")
+
+
+def output_of(parser: argparse.ArgumentParser, given: argparse.Namespace, device: torch.device, kind: str) -> Path:
+    """Where results go: with the default options alone to the file named after the device."""
+    if given.output is not None:
+        return given.output
+    changed = [name for name, value in vars(given).items() if name != "device" and value != parser.get_default(name)]
+    if changed:
+        raise InputError(f"--{changed[0].replace('_', '-')}: needs an --output of its own")
+    return RESULTS / f"{file_name(device)}{kind}.json"
 
 
 def demo_settings(given: argparse.Namespace, folder: Path) -> Config:
@@ -199,20 +212,17 @@ def demo_settings(given: argparse.Namespace, folder: Path) -> Config:
 
 def main() -> None:
     """Run the races and print the table."""
-    from benchmarks.contenders import RACES, ablations
+    from benchmarks.contenders import RACES, ablations, work_of
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each race (%(default)s)")
-    parser.add_argument("--output", type=Path, help="file (default: benchmarks/results/DEVICE.json)")
     parser.add_argument("--races", default=",".join(RACES), help="which ones, by comma (%(default)s)")
     parser.add_argument("--no-ablation", action="store_true", help="leave out this project without one of its ideas")
     given = parser.parse_args()
     races, device, began = chosen(given.races, RACES, "race"), choose_device(given.device), time.perf_counter()
     if given.rounds < 1:
         raise InputError("--rounds: expected 1 or more")
-    if given.output is None and (given.no_ablation or races != list(RACES)):
-        raise InputError("a part of the races needs an --output of its own")
-    path, about = given.output or RESULTS / f"{file_name(device)}.json", environment(device)
+    path, about = output_of(parser, given, device, ""), environment(device)
     ceilings = measure_ceilings(device)
     with tempfile.TemporaryDirectory() as folder:
         config, rows = demo_settings(given, Path(folder)), pd.DataFrame()
@@ -221,10 +231,13 @@ def main() -> None:
             names = [*RACES[race], *(() if given.no_ablation else ablations(race, device))]
             rows = pd.concat([rows, run_race(race, names, config, given.rounds)])
             table = summarise_races(rows, floors)
-            write_json(path, {"processor": processor(device), "environment": about, "complete": number == len(races),
-                              "seconds": round(time.perf_counter() - began, 1), "settings": shown(config),
-                              "ceilings": dataclasses.asdict(ceilings), "floors": floors,
-                              "table": records(table), "rounds": records(rows)})
+            partial = path.with_suffix(".partial.json")
+            write_json(partial, {"processor": processor(device), "environment": about,
+                                 "seconds": round(time.perf_counter() - began, 1), "settings": shown(config),
+                                 "call": {name: work_of(name, config) for name in races[:number]},
+                                 "ceilings": dataclasses.asdict(ceilings), "floors": floors,
+                                 "table": records(table), "rounds": records(rows)})
+    partial.replace(path)
     print(describe(table))
     print(f"{processor(device)}; {time.perf_counter() - began:.0f} s; {path}")
 

@@ -144,7 +144,8 @@ def restored(monkeypatch):
     """Whatever an ablation of the benchmarks replaces is put back."""
     for where, name in ((steps, "make_optimizer"), (train, "make_optimizer"), (steps, "ema_update"),
                         (steps, "step_losses"), (train, "build_models"), (utils, "keep_freed_memory"),
-                        (stitching, "predict_image"), (stitching, "windows_at_once"), (NormReLU, "forward")):
+                        (stitching, "predict_image"), (stitching, "windows_at_once"), (NormReLU, "forward"),
+                        (steps, "autocast"), (stitching, "autocast")):
         monkeypatch.setattr(where, name, getattr(where, name))
 
 

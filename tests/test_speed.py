@@ -71,13 +71,21 @@ def test_peers_compute_the_same(settings, race, peer, monkeypatch):
 
 
 @pytest.mark.parametrize(("race", "change"), [(race, change) for race in ABLATIONS for change in ABLATIONS[race]
-                                              if "compile" not in change])
+                                              if "compile" not in change and "bfloat16" not in change])
 def test_ablations_compute_the_same(settings, restored, race, change, monkeypatch):
     monkeypatch.setattr("benchmarks.contenders.IMAGE", 100)
     ours = make_contender(race, OURS, settings)
     before = [ours() for _ in range(3)]
     changed = make_contender(race, change, settings)
     np.testing.assert_allclose([changed() for _ in range(3)], before, atol=1e-3)
+
+
+def test_without_bfloat16_all_is_float32(settings, restored):
+    race, full = "Mean Teacher step alone", dataclasses.replace(settings, precision="float32")
+    half = dataclasses.replace(settings, precision="bfloat16")
+    before, wanted = (make_contender(race, OURS, some)() for some in (half, full))
+    assert 1e-6 < np.abs(before - wanted).max() < 0.1
+    np.testing.assert_array_equal(make_contender(race, "without bfloat16", half)(), wanted)
 
 
 def test_another_network_trains(settings):
@@ -115,12 +123,49 @@ def test_a_peer_that_cannot_start_costs_its_own_row_alone(settings, capfd):
     assert speed.records(table)[1]["ratio"] is None
 
 
+class Dies:
+    """A contender whose process ends in its second call."""
+
+    def __init__(self, race, name, config):
+        self.name, self.calls = name, 0
+
+    def call(self):
+        self.calls += 1
+
+    def receive(self):
+        if self.name == "peer" and self.calls == 2:
+            raise utils.InputError("peer: its process ended")
+        return 1.0 + (self.name == "peer"), 5.0, np.array([np.nan if self.name == "strange" else 0.0])
+
+    def end(self):
+        pass
+
+
+def test_rounds_before_a_peer_dies_count_and_a_result_that_is_no_number_is_seen(settings, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "Contender", Dies)
+    table = speed.summarise_races(speed.run_race("image", [OURS, "peer", "strange"], settings, 4), {})
+    assert table["rounds"].tolist() == [4, 1, 4]
+    assert table["ratio"].tolist() == [1.0, 2.0, 1.0]
+    assert table["difference"].isna().tolist() == [False, False, True]
+    assert capsys.readouterr().err == "image: peer: its process ended\n"
+
+
+def test_asking_a_process_that_is_gone_is_no_broken_pipe(settings, capfd):
+    contender = speed.Contender("loader", "plain loader", dataclasses.replace(settings, data="none"))
+    contender.process.join()
+    contender.call()
+    with pytest.raises(utils.InputError, match="plain loader: its process ended"):
+        contender.receive()
+    contender.end()
+
+
 def test_workers_have_less_ready_than_a_call_takes():
     none, four = (dataclasses.replace(Config(), num_workers=workers) for workers in (0, 4))
-    assert (contenders.per_call(1, none), contenders.per_call(8, none)) == (1, 8)
-    assert contenders.per_call(1, four) == contenders.per_call(8, four) == 40
-    assert limits.Ceilings(1e12, 1e12, 4).floor(limits.step_work(four, True)) * 40 == pytest.approx(
-        speed.floors_of(four, limits.Ceilings(1e12, 1e12, 4))["Mean Teacher step"])
+    races = "loader", "supervised step", "Mean Teacher step", "Mean Teacher step alone", "image"
+    assert [contenders.work_of(race, none)[0] for race in races] == [16, 1, 1, 1, 1]
+    assert [contenders.work_of(race, four)[0] for race in races] == [160, 80, 80, 1, 1]
+    floors = speed.floors_of(four, limits.Ceilings(1e12, 1e12, 4))
+    assert floors["Mean Teacher step"] == pytest.approx(80 * floors["Mean Teacher step alone"])
 
 
 def test_a_change_that_changes_nothing_here_does_not_run():
@@ -152,7 +197,7 @@ def test_results_are_written_with_what_made_them(command, monkeypatch, workplace
     monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
     monkeypatch.setattr(speed, "run_race", lambda race, names, config, rounds: rows_of(
         {name: [1.0] * (rounds + 1) for name in names}).assign(race=race))
-    code, _, err = command("benchmarks.speed", "--device", "cpu", "--rounds", "3")
+    code, _, err = command("benchmarks.speed", "--device", "cpu")
     assert code == 0, err
     (path,) = workplace.glob("*.json")
     found = json.loads(path.read_text())
@@ -161,11 +206,11 @@ def test_results_are_written_with_what_made_them(command, monkeypatch, workplace
         (race, name) for race in RACES for name in [*RACES[race], *contenders.ablations(race, cpu)]]
     assert found["settings"]["base_channels"] == 16
     assert {"environment", "processor", "ceilings", "floors", "rounds"} <= set(found)
-    assert found["complete"]
+    assert found["call"]["loader"] == [16, "batches"]
     before = path.read_bytes()
     part = "--device", "cpu", "--races", "image"
     assert command("benchmarks.speed", *part)[::2] == (
-        2, "error: a part of the races needs an --output of its own\n")
+        2, "error: --races: needs an --output of its own\n")
     assert command("benchmarks.speed", *part, "--no-ablation", "--output", workplace / "part.json")[0] == 0
     assert len(json.loads((workplace / "part.json").read_text())["table"]) == len(RACES["image"])
     assert path.read_bytes() == before
@@ -184,14 +229,14 @@ def test_what_was_raced_is_kept_when_a_later_race_fails(command, monkeypatch, wo
     monkeypatch.setattr(speed, "run_race", run_race)
     code, _, err = command("benchmarks.speed", "--device", "cpu", "--output", workplace / "some.json")
     assert (code, err) == (2, "error: this project: its process ended\n")
-    found = json.loads((workplace / "some.json").read_text())
+    assert not (workplace / "some.json").exists()
+    found = json.loads((workplace / "some.partial.json").read_text())
     assert list(dict.fromkeys(row["race"] for row in found["table"])) == [race for race in RACES if race != "image"]
     assert found["table"][1]["seconds"] is None
-    assert not found["complete"]
 
 
 def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
-    monkeypatch.setattr(scaling, "RESULTS", workplace)
+    monkeypatch.setattr(speed, "RESULTS", workplace)
     monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
 
     def run_race(axis, names, config, calls):
@@ -199,7 +244,7 @@ def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
             raise utils.InputError("16: its process ended")
         return rows_of({names[0]: [9.0, 1.0 + int(names[0]), 2.0 + int(names[0])]})
     monkeypatch.setattr(scaling, "run_race", run_race)
-    code, _, err = command("benchmarks.scaling", "--device", "cpu", "--calls", "2")
+    code, _, err = command("benchmarks.scaling", "--device", "cpu")
     assert code == 0
     assert err == "batch size 16: its process ended\n"
     (path,) = workplace.glob("*_scaling.json")
@@ -211,7 +256,7 @@ def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
     assert {"environment", "processor", "settings"} <= set(found)
     assert path.with_suffix(".png").stat().st_size > 5000
     part = "--device", "cpu", "--axes", "workers"
-    assert command("benchmarks.scaling", *part)[::2] == (2, "error: a part of the axes needs an --output of its own\n")
+    assert command("benchmarks.scaling", *part)[::2] == (2, "error: --axes: needs an --output of its own\n")
     assert command("benchmarks.scaling", *part, "--output", workplace / "part.json")[0] == 0
     assert (workplace / "part.png").exists()
     assert command("benchmarks.scaling", "--calls", "0")[::2] == (2, "error: --calls: expected 1 or more\n")
