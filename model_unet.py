@@ -20,7 +20,8 @@ class NormReLU(nn.Module):
 
     On a CPU `group_norm` with a group per channel gives the numbers of `instance_norm` sooner. Where no gradient is
     needed, channels last makes the convolutions faster too (`benchmarks/speed.py` measures both), but not with
-    `group_norm`, which in that format loses digits of the variance in a sum of squares over so many pixels.
+    `group_norm`, which in that format loses digits of the variance in a sum of squares over so many pixels. There it
+    may write into its input, which is a convolution's result that nobody else reads.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -30,7 +31,7 @@ class NormReLU(nn.Module):
         if x.requires_grad:
             return F.relu_(F.group_norm(x.contiguous(), x.shape[1], eps=EPSILON))   # its backward wants channels first
         x = x.float().contiguous(memory_format=torch.channels_last)
-        x = x - x.mean((2, 3), keepdim=True)
+        x.sub_(x.mean((2, 3), keepdim=True))
         variance = x.square().mean((2, 3), keepdim=True)                            # (B, C, 1, 1)
         return x.mul_((variance + EPSILON).rsqrt_()).relu_()
 
