@@ -1,21 +1,56 @@
-"""Apply a checkpoint to slices: a `.tif` or a folder of them, masks out.
+"""Apply checkpoints to a slice, a folder of slices, a stack or a zarr volume: masks out, in the family of the input.
 
-    python predict.py INPUT --checkpoint FILE --output OUT [--probabilities] [--tta]
+    python predict.py INPUT --checkpoint FILE [FILE …] --output OUT [--probabilities] [--uncertainty] [--tta]
+
+Slices are read, predicted and written a block at a time, so memory does not grow with their number. Blocks wait in
+`OUT.part` until all are there; only then OUT appears. The same command goes on where an interrupted one stopped.
 """
 
 import argparse
+import hashlib
 import itertools
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
-import tifffile
 import torch
 from tqdm import tqdm
 
 from model_unet import UNet
-from slices import IMAGE_SUFFIXES, crop_roi, list_files, parse_roi, percentile_window, read_image
-from stitching import predict_image
-from utils import InputError, choose_device, load_checkpoint, run_command_line, write_atomically
+from slices import IMAGE_SUFFIXES, apply_window, as_grey, crop_roi, grey_limits, parse_roi
+from stitching import predict_images
+from team import ALONE, Team, join_team, leave_team
+from utils import InputError, choose_device, load_checkpoint, read_json, run_command_line, write_json, write_npz
+from volumes import Volume, open_volume, write_like
+
+BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
+SAMPLED = 32  # slices that a window of the whole volume is taken from
+MASK, PROBABILITY, UNCERTAINTY = "mask", "probability", "uncertainty"
+FOLDERS = {MASK: "", PROBABILITY: "probabilities", UNCERTAINTY: "uncertainty"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes a prediction, apart from the checkpoints."""
+
+    roi: tuple[int, int, int, int] | None = None
+    window: str = "slice"
+    tta: bool = False
+    threshold: float = 0.5
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is written, the masks last: where they are, the others are."""
+        return [*[PROBABILITY] * self.probabilities, *[UNCERTAINTY] * self.uncertainty, MASK]
 
 
 def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
@@ -33,98 +68,264 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
         raise InputError(f"{path}: {error}; give a .safetensors file from checkpoints/") from None
 
 
-def predict_slice(model: UNet, image: np.ndarray, settings: dict, device: torch.device, name: str = "image",
-                  roi: tuple[int, int, int, int] | None = None, tta: bool = False) -> np.ndarray:
-    """Foreground probability of a raw slice, windowed and stitched as in training; 0 where the slice is blank.
+def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.ModuleList, dict]:
+    """Models that are averaged, and their common settings; `InputError` where they look at slices differently."""
+    loaded = [load_model(path, device) for path in paths]
+    settings = loaded[0][1]
+    for path, (_, other) in zip(paths, loaded, strict=True):
+        for name in ("patch_size", "overlap", "percentiles", "threshold"):
+            if other[name] != settings[name]:
+                raise InputError(f"{path}: was trained with {name} {other[name]}, {paths[0]} with {settings[name]}; "
+                                 "only models of the same view can be averaged")
+    return torch.nn.ModuleList(model for model, _ in loaded).eval(), settings
 
-    Parameters
-    ----------
-    image : (H, W) ndarray
-        Grey values on any scale.
-    settings : dict
-        Settings of the training run, as `load_model` returns them.
-    roi : (row, end row, column, end column) or None
-        Where to look [px]: the percentile window is taken inside, and outside the probability is 0.
 
-    Returns
-    -------
-    (H, W) float32 ndarray in [0, 1]
+# --- blocks of slices -----------------------------------------------------------------------------------------
+
+class Blocks:
+    """Results that wait for the others, a file per block of slices, in a folder beside the output."""
+
+    def __init__(self, output: Path, volume: Volume, identity: dict, begin: bool = True):
+        self.folder = output.with_name(f"{output.name}.part")
+        about = self.folder / "prediction.json"
+        if not about.exists():
+            if begin:
+                write_json(about, identity)
+        elif read_json(about) != identity:
+            raise InputError(f"{self.folder}: was begun with other settings or input; "
+                             "delete it, or choose another --output")
+        count = max(1, min(BLOCK, BLOCK_PIXELS // max(1, volume.shape[-2] * volume.shape[-1])))
+        self.all = [range(i, min(i + count, len(volume))) for i in range(0, len(volume), count)]
+
+    def path(self, block: range) -> Path:
+        """File of a block."""
+        return self.folder / f"{block.start:07d}.npz"
+
+    def write(self, block: range, found: list[dict[str, np.ndarray]]) -> None:
+        """Keep what was found for each slice of a block."""
+        write_npz(self.path(block), **{f"{name}_{i}": array for i, one in zip(block, found, strict=True)
+                                       for name, array in one.items()})
+
+    def slices(self, kind: str) -> Iterator[np.ndarray]:
+        """One kind of results, slice by slice."""
+        for block in self.all:
+            try:
+                with self.path(block).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    yield from (arrays[f"{kind}_{i}"] for i in block)
+            except (OSError, KeyError, ValueError, BadZipFile) as error:
+                raise InputError(f"{self.path(block)}: is damaged ({error}); delete it and go on") from None
+
+
+def ahead(pool: Executor, work: Callable, items: Iterable, count: int) -> Iterator:
+    """`work` of each item, in order; `count` of them are under way while one is used."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+# --- from a slice to what is found in it ----------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class Grey:
+    """A slice as models see it: `image` (H, W) uint8 inside the ROI, None where there is nothing to see."""
+
+    shape: tuple[int, int]
+    image: np.ndarray | None
+    limits: tuple[float, float] | None
+
+
+def read_grey(volume: Volume, i: int, options: Options, percentiles: tuple[float, float],
+              limits: tuple[float, float] | None = None) -> Grey:
+    """Slice `i` in 8 bit: the grey values at `limits`, by default its own percentiles, become 0 and 255."""
+    whole = as_grey(volume.read(i), volume.names[i])
+    inside = crop_roi(whole, options.roi, volume.names[i])
+    low, high = limits or grey_limits(inside, percentiles)
+    if not high > low or inside.min() == inside.max():
+        return Grey(whole.shape, None, None)
+    return Grey(whole.shape, apply_window(inside, low, high), (low, high))
+
+
+def volume_limits(volume: Volume, options: Options, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Grey values at the percentiles of `SAMPLED` slices spread evenly over the volume, every fourth pixel of these."""
+    places = np.unique(np.linspace(0, len(volume) - 1, SAMPLED).round().astype(int))
+    sampled = [crop_roi(as_grey(volume.read(i), volume.names[i]), options.roi, volume.names[i])[::2, ::2].ravel()
+               for i in places]
+    limits = grey_limits(np.concatenate(sampled), percentiles)
+    if not limits[1] > limits[0]:
+        raise InputError(f"{volume.path}: is constant in all of {len(places)} slices looked at; nothing to segment")
+    return limits
+
+
+def predict_block(models: torch.nn.Module, block: list[Grey], settings: dict, options: Options,
+                  device: torch.device) -> list[dict[str, np.ndarray]]:
+    """Mask, and probability and uncertainty where wanted, of each slice of a block; 0 outside the ROI and if blank."""
+    images = [grey.image for grey in block if grey.image is not None]
+    found = predict_images(models, images, device, settings["patch_size"], settings["overlap"], options.tta,
+                           options.uncertainty)
+    results = []
+    for grey in block:
+        maps = np.zeros((1 + options.uncertainty, *grey.shape), np.float32)
+        if grey.image is not None:
+            whole = grey.image.shape == grey.shape
+            inside = (slice(None),) * 2 if whole else (slice(*options.roi[:2]), slice(*options.roi[2:]))
+            maps[:, *inside] = next(found)
+        stored = dict(zip((PROBABILITY, UNCERTAINTY), maps.astype(np.float16), strict=False))
+        mask = (stored[PROBABILITY] >= np.float32(options.threshold)).astype(np.uint8) * 255
+        results.append({MASK: mask, "limits": np.array(grey.limits or (np.nan, np.nan))}
+                       | {kind: array for kind, array in stored.items() if kind in options.kinds})
+    return results
+
+
+def predict_blocks(blocks: Blocks, mine: list[range], volume: Volume, models: torch.nn.Module, settings: dict,
+                   options: Options, device: torch.device, tell: bool = True) -> None:
+    """Predict those of `mine` that are not there yet: while one is computed, the next is read and the last is written.
+
+    The bar (with `tell`) counts this process's slices.
     """
-    inside = crop_roi(image, roi, name)
-    if inside.min() == inside.max():
-        return np.zeros(image.shape, np.float32)
-    inside = percentile_window(inside, settings["percentiles"], name)
-    found = predict_image(model, inside, device, settings["patch_size"], settings["overlap"], tta=tta)
-    if inside.shape == image.shape:
-        return found
-    probability = np.zeros(image.shape, np.float32)
-    probability[roi[0]:roi[1], roi[2]:roi[3]] = found
-    return probability
+    todo = [block for block in mine if not blocks.path(block).exists()]
+    limits = volume_limits(volume, options, settings["percentiles"]) if options.window == "volume" and todo else None
+    numbers = itertools.chain(*todo)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers, ThreadPoolExecutor(1) as writer, \
+            tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, todo)), desc="predict",
+                 unit="slice", smoothing=0.1, disable=not tell) as bar:
+        greys = ahead(readers, lambda i: read_grey(volume, i, options, settings["percentiles"], limits), numbers, BLOCK)
+        written = deque()
+        for block in todo:
+            found = predict_block(models, list(itertools.islice(greys, len(block))), settings, options, device)
+            written.append(writer.submit(blocks.write, block, found))
+            if len(written) > 1:
+                written.popleft().result()
+            bar.update(len(block))
+        for future in written:
+            future.result()
 
 
-def find_slices(source: Path) -> list[Path]:
-    """The slices that INPUT names: itself, or the `.tif` files of a folder in natural order."""
-    if source.is_dir():
-        files = list_files(source)
-        if not files:
-            raise InputError(f"{source}: holds no .tif slice")
-        return files
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    if source.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"{source}: is not a .tif slice; give a .tif file or a folder of them")
-    return [source]
+# --- the whole of it ------------------------------------------------------------------------------------------
 
-
-def output_paths(files: list[Path], source: Path, output: Path) -> dict[Path, tuple[Path, Path]]:
-    """Mask and probability file of each input.
-
-    `output` itself and NAME_probability.tif beside it where input and output are single files, else the input's
-    name in `output` and in `output`/probabilities.
+def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
+    """Where each kind goes: OUT is a file or zarr array, with OUT_probability beside, or a folder, with subfolders.
 
     Raises
     ------
     InputError
         When an output would replace an input.
     """
-    if not source.is_dir() and output.suffix.lower() in IMAGE_SUFFIXES:
-        paths = {source: (output, output.with_name(f"{output.stem}_probability.tif"))}
+    if volume.kind == "folder":
+        found = {kind: output / FOLDERS[kind] for kind in kinds}
+    elif volume.kind != "zarr" and output.suffix.lower() not in IMAGE_SUFFIXES:
+        found = {kind: output / FOLDERS[kind] / volume.path.name for kind in kinds}
     else:
-        paths = {file: (output / file.name, output / "probabilities" / file.name) for file in files}
-    inputs = {file.resolve() for file in files}
-    for target in itertools.chain(*paths.values()):
-        if target.resolve() in inputs:
-            raise InputError(f"{target}: would replace the input; choose another --output")
-    return paths
+        stem, dot, suffix = output.name.partition(".")
+        found = {kind: output if kind == MASK else output.with_name(f"{stem}_{kind}{dot}{suffix}") for kind in kinds}
+    for path in found.values():
+        if path.resolve() == volume.path.resolve() or path.resolve() in volume.path.resolve().parents:
+            raise InputError(f"{path}: would replace the input; choose another --output")
+    return found
+
+
+def record_of(target: Path, volume: Volume) -> Path:
+    """The file that says how a result was made."""
+    return target / "prediction.json" if volume.kind == "folder" else target.with_name(f"{target.name}.json")
+
+
+def identity_of(volume: Volume, checkpoints: list[Path], settings: dict, options: Options) -> dict:
+    """What a result depends on; runs with the same identity continue each other."""
+    content = hashlib.sha256("\n".join(Path(name).name for name in volume.names).encode())
+    content.update(np.ascontiguousarray(volume.read(0)).tobytes())
+    view = {name: settings[name] for name in ("patch_size", "overlap", "percentiles")}
+    return {"input": {"kind": volume.kind, "axes": volume.axes, "shape": list(volume.shape),
+                      "sha256": content.hexdigest()},
+            "checkpoints": [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                            for path in checkpoints],
+            "settings": json.loads(json.dumps(view | asdict(options)))}  # tuples as JSON has them
+
+
+def finish(blocks: Blocks, volume: Volume, found: dict[str, Path], identity: dict) -> None:
+    """Put the blocks together beside the output, then let it appear, and forget the blocks."""
+    folder, limits = blocks.folder / "result", np.array(list(blocks.slices("limits")))
+    shutil.rmtree(folder, ignore_errors=True)
+    target = found[MASK]
+    record = identity | {"voxel": volume.voxel, "blank": int(np.isnan(limits[:, 0]).sum()),
+                         "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()]}
+    for kind, path in found.items():
+        write_like(folder / path.relative_to(target.parent), volume, blocks.slices(kind),
+                   np.uint8 if kind == MASK else np.float16, identity)
+    about = record_of(target, volume)
+    write_json(folder / about.relative_to(target.parent), record)
+    whole = [target] if volume.kind == "folder" else [*[found[kind] for kind in found if kind != MASK], about, target]
+    for path in whole:                                          # the masks last: where they are, all is
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / path.relative_to(target.parent), path)
+    shutil.rmtree(blocks.folder)
+
+
+def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, options: Options, device: torch.device,
+                   team: Team = ALONE) -> Path:
+    """Predict all slices of a volume, or those that an interrupted call left; the path of the masks.
+
+    The processes of a team share the blocks of slices; each needs to see the same files.
+
+    Raises
+    ------
+    InputError
+        When the output exists and was made otherwise, or an interrupted one was; as `load_models` and `read_grey`.
+    """
+    models, settings = load_models(checkpoints, device)
+    if options.uncertainty and len(models) == 1 and not options.tta:
+        raise InputError("--uncertainty: is the spread of several predictions; add --tta or further checkpoints")
+    found = targets(volume, output, options.kinds)
+    identity, target = identity_of(volume, checkpoints, settings, options), found[MASK]
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        record = record_of(target, volume)
+        made = read_json(record) if record.exists() else {}
+        if {name: made.get(name) for name in identity} != identity:
+            raise InputError(f"{target}: exists, and was not made from this input with these settings; "
+                             "delete it, or choose another --output")
+        shutil.rmtree(target.with_name(f"{target.name}.part"), ignore_errors=True)
+        return target
+    blocks = Blocks(target, volume, identity, team.leads)
+    mine = team.share(blocks.all)
+    predict_blocks(blocks, mine, volume, models, settings, options, device, team.leads)
+    team.wait()
+    if team.leads:
+        finish(blocks, volume, found, identity)
+    team.wait()
+    return target
 
 
 def main() -> None:
-    """Predict every slice of INPUT; masks are `uint8` 0/255 with the input's name and shape."""
-    parser = argparse.ArgumentParser(description="Segment slices with a trained checkpoint.")
-    parser.add_argument("input", type=Path, help=".tif slice, or folder of them")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/NAME/best_….safetensors")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the masks (or a .tif for one slice)")
-    parser.add_argument("--probabilities", action="store_true", help="also write probabilities/NAME.tif, float32")
+    """Predict every slice of INPUT."""
+    parser = argparse.ArgumentParser(description="Segment a slice or a volume with trained checkpoints; masks are "
+                                     "uint8, 0 and 255, in the family of the input.")
+    parser.add_argument("input", type=Path, help=".tif slice or stack, folder of slices, zarr array or OME-Zarr")
+    parser.add_argument("--checkpoint", type=Path, required=True, nargs="+", help="checkpoints/NAME/best_….safetensors;"
+                        " several, such as student and teacher, are averaged")
+    parser.add_argument("--output", type=Path, required=True, help="folder, .tif or .zarr for the masks")
+    parser.add_argument("--probabilities", action="store_true", help="also write the probability, float16")
+    parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation of the "
+                        "probability over checkpoints and, with --tta, symmetries, float16")
     parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns: 8 times the time")
     parser.add_argument("--roi", default="none", help="row,end row,column,end column to look at [px] (%(default)s)")
+    parser.add_argument("--window", default="slice", choices=["slice", "volume"], help="the percentiles that become "
+                        "black and white are those of each slice, as in training, or of all (%(default)s)")
     parser.add_argument("--threshold", type=float, help="probability from which a pixel is foreground, 0 to 1 "
                         "(default: that of the training run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    arguments = parser.parse_args()
-    device = choose_device(arguments.device)
-    model, settings = load_model(arguments.checkpoint, device)
-    threshold = settings["threshold"] if arguments.threshold is None else arguments.threshold
+    given = parser.parse_args()
+    device = choose_device(given.device)
+    threshold = load_model(given.checkpoint[0], device)[1]["threshold"] if given.threshold is None else given.threshold
     if not 0 < threshold < 1:
         raise InputError(f"--threshold {threshold:g}: must be between 0 and 1")
-    files = find_slices(arguments.input)
-    roi = parse_roi(arguments.roi)
-    paths = output_paths(files, arguments.input, arguments.output)
-    for file, (target, beside) in tqdm(paths.items(), "predict", unit="slice"):
-        probability = predict_slice(model, read_image(file), settings, device, str(file), roi, arguments.tta)
-        mask = (probability >= threshold).astype(np.uint8) * 255
-        write_atomically(target, lambda path, m=mask: tifffile.imwrite(path, m, compression="zlib"))
-        if arguments.probabilities:
-            write_atomically(beside, lambda path, p=probability: tifffile.imwrite(path, p))
+    options = Options(parse_roi(given.roi), given.window, given.tta, threshold, given.probabilities, given.uncertainty)
+    team = join_team(device)
+    target = predict_volume(open_volume(given.input), given.checkpoint, given.output, options, device, team)
+    if team.leads:
+        print(target)
+    leave_team(team)
 
 
 if __name__ == "__main__":

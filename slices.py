@@ -88,14 +88,18 @@ def read_image(path: Path) -> np.ndarray:
     InputError
         As `read_array`, and for NaN, infinite or complex values.
     """
-    array = read_array(path)
+    return as_grey(read_array(path), str(path))
+
+
+def as_grey(array: np.ndarray, name: str) -> np.ndarray:
+    """Stored values as `read_image` gives them; `InputError` for NaN, infinite or complex values."""
     if array.dtype.kind not in "uifb":
-        raise InputError(f"{path}: holds {array.dtype} values, expected integers or floats")
+        raise InputError(f"{name}: holds {array.dtype} values, expected integers or floats")
     wide = array.dtype.itemsize > 4 or (array.dtype.itemsize == 4 and array.dtype.kind != "f")
     array = array.astype(np.float64 if wide else np.float32)
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise InputError(f"{path}: {bad} of {array.size} pixels are NaN or infinite; replace them by 0")
+        raise InputError(f"{name}: {bad} of {array.size} pixels are NaN or infinite; replace them by 0")
     return array
 
 
@@ -139,11 +143,22 @@ def percentile_window(image: np.ndarray, percentiles: tuple[float, float] = (1.0
     InputError
         When both percentiles are equal: a (nearly) constant image.
     """
-    values = image[image != 0]
-    low, high = np.percentile(values, percentiles) if values.size else (0.0, 0.0)
+    low, high = grey_limits(image, percentiles)
     if not high > low:
         raise InputError(f"{name}: is constant ({low:g}) between percentiles {percentiles[0]:g} and "
                          f"{percentiles[1]:g}; nothing to segment, remove it")
+    return apply_window(image, low, high)
+
+
+def grey_limits(image: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Grey values at two percentiles of the non-zero pixels; equal where there is nothing to see."""
+    values = image[image != 0]
+    low, high = np.percentile(values, percentiles) if values.size else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def apply_window(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map `low` to 0 and `high` to 255, clip, round: uint8."""
     scaled = (image.astype(np.float64) - low) / (high - low)
     return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 

@@ -1,6 +1,7 @@
 """Sliding windows: whole images predicted through overlapping windows of the training size, and blended."""
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -39,32 +40,42 @@ def gaussian_window(size: int, device: torch.device) -> torch.Tensor:
 
 def windows_at_once(model: torch.nn.Module, patch_size: int, device: torch.device) -> int:
     """Windows in one forward pass: on CUDA enough to fill it, else enough that its threads seldom wait."""
-    side = patch_size // getattr(model, "factor", 1)
+    side = patch_size // min(getattr(member, "factor", 1) for member in members(model))
     return max(1, WINDOW_PIXELS.get(device.type, WINDOW_PIXELS["cpu"]) // side**2)
 
 
-@torch.inference_mode()
-def window_probability(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False) -> torch.Tensor:
-    """(B, P, P) uint8 windows → (B, P, P) float32 foreground probability, both where the model is.
+def members(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The models of a `ModuleList`, whose predictions are averaged, or the one model."""
+    return list(model) if isinstance(model, torch.nn.ModuleList) else [model]
 
-    With `tta` the mean over the eight flips and quarter turns of a square (test-time augmentation). Where the device's
-    memory does not hold so many windows, they are taken by halves.
+
+@torch.inference_mode()
+def window_moments(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False, square: bool = False,
+                   ) -> torch.Tensor:
+    """(B, P, P) uint8 windows → (B, 1, P, P) float32 foreground probability p, both where the model is.
+
+    With `square` (B, 2, P, P): also the mean of p². Means are over the models of a `ModuleList` and, with `tta`, over
+    the eight flips and quarter turns of a square (test-time augmentation). Where the device's memory does not hold so
+    many windows, they are taken by halves.
     """
     x = windows[:, None].float() / 255                                              # (B, 1, P, P)
-    total = torch.zeros_like(x)
+    total = x.new_zeros(len(x), 1 + square, *x.shape[2:])
     views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
     try:
         with autocast(x.device):
-            for turns, flip in views:
-                view = model(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
+            for member, (turns, flip) in itertools.product(members(model), views):
+                view = member(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
                 back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
-                total += back.flip(-1) if flip else back
+                back = back.flip(-1) if flip else back
+                total[:, :1] += back
+                if square:
+                    total[:, 1:] += back.square()
     except torch.OutOfMemoryError:
         if len(windows) == 1:
             raise
     else:
-        return (total / len(views))[:, 0]
-    return torch.cat([window_probability(model, half, tta) for half in windows.chunk(2)])
+        return total / (len(views) * len(members(model)))
+    return torch.cat([window_moments(model, half, tta, square) for half in windows.chunk(2)])
 
 
 def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False) -> np.ndarray:
@@ -88,7 +99,8 @@ def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.devi
         When the model's output is not a number.
     """
     some = torch.from_numpy(np.ascontiguousarray(batch)).split(windows_at_once(model, batch.shape[-1], device))
-    return checked(torch.cat([window_probability(model, windows.to(device), tta) for windows in some]).cpu().numpy())
+    found = torch.cat([window_moments(model, windows.to(device), tta) for windows in some])
+    return checked(found[:, 0].cpu().numpy())
 
 
 def checked(probability: np.ndarray) -> np.ndarray:
@@ -101,7 +113,7 @@ def checked(probability: np.ndarray) -> np.ndarray:
 class Canvas:
     """An image, mirrored at its edges where it is smaller than a window, and the sum of what its windows said."""
 
-    def __init__(self, image: np.ndarray, patch_size: int, overlap: float, device: torch.device):
+    def __init__(self, image: np.ndarray, patch_size: int, overlap: float, device: torch.device, spread: bool = False):
         self.shape, self.patch_size = image.shape, patch_size
         missing = [max(0, patch_size - length) for length in image.shape]
         self.corner = missing[0] // 2, missing[1] // 2
@@ -111,17 +123,22 @@ class Canvas:
                         for top in rows for left in columns]
         self.left = len(self.windows)
         self.pixels = torch.from_numpy(padded).to(device)                    # (H, W) uint8
-        self.total, self.weight = torch.zeros((2, *padded.shape), device=device)
+        self.total = torch.zeros((1 + spread, *padded.shape), device=device)
+        self.weight = torch.zeros(padded.shape, device=device)
 
-    def add(self, window: tuple[slice, slice], probability: torch.Tensor) -> None:
-        """Blend the (P, P) probability of a window in; with the last one the result sets off to the CPU."""
-        weights = gaussian_window(self.patch_size, probability.device)
-        self.total[window] += weights * probability
+    def add(self, window: tuple[slice, slice], moments: torch.Tensor) -> None:
+        """Blend the (1 or 2, P, P) moments of a window in; with the last one the result sets off to the CPU."""
+        weights = gaussian_window(self.patch_size, moments.device)
+        self.total[:, *window] += weights * moments
         self.weight[window] += weights
         self.left -= 1
         if self.left == 0:
             (top, left), (height, width) = self.corner, self.shape
-            self.result = to_host((self.total / self.weight)[top:top + height, left:left + width])
+            found = (self.total / self.weight)[:, top:top + height, left:left + width]
+            if len(found) == 1:
+                self.result = to_host(found[0])
+            else:
+                self.result = to_host(torch.stack([found[0], (found[1] - found[0].square()).clamp_(0).sqrt_()]))
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
@@ -135,8 +152,11 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device: torch.device, patch_size: int = 256,
-                   overlap: float = 0.5, tta: bool = False) -> Iterator[np.ndarray]:
+                   overlap: float = 0.5, tta: bool = False, spread: bool = False) -> Iterator[np.ndarray]:
     """Foreground probability of each of many images, in their order; see `predict_image`.
+
+    With `spread` (2, H, W): also the standard deviation over all that was averaged, which is models of a `ModuleList`,
+    overlapping windows and, with `tta`, symmetries.
 
     Windows of consecutive images share forward passes, and while the CPU waits for one result the device works on the
     next image. Memory does not grow with the number of images: two are open, or as many as share a forward pass. An
@@ -153,12 +173,12 @@ def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device:
     @torch.inference_mode()
     def compute() -> None:
         windows = torch.stack([canvas.pixels[window] for canvas, window in waiting])
-        for (canvas, window), probability in zip(waiting, window_probability(model, windows, tta), strict=True):
-            canvas.add(window, probability)
+        for (canvas, window), moments in zip(waiting, window_moments(model, windows, tta, spread), strict=True):
+            canvas.add(window, moments)
         waiting.clear()
 
     for image in until_failure():
-        opened.append(Canvas(image, patch_size, overlap, device))
+        opened.append(Canvas(image, patch_size, overlap, device, spread))
         for window in opened[-1].windows:
             waiting.append((opened[-1], window))
             if len(waiting) == batch:
@@ -170,7 +190,7 @@ def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device:
     for canvas in opened:
         yield checked(canvas.result())
     if failures:
-        raise failures.pop()
+        raise failures[0]
 
 
 def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,

@@ -56,9 +56,14 @@ def seed_everything(seed: int) -> None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: CUDA, else MPS, else CPU; else as torch names it (`cuda:1`). `InputError` where that is not here."""
+    """`auto`: CUDA, else MPS, else CPU; else as torch names it (`cuda:1`). `InputError` where that is not here.
+
+    Of several processes on one machine, each gets a GPU of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):

@@ -1,5 +1,6 @@
 """Small data sets that are made on the spot, and a way to call the command lines."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import torch
+from scipy import ndimage
 
 import steps
 import stitching
@@ -20,9 +23,9 @@ import train
 import utils
 from config import Config
 from datasets import Views, to_float
-from model_unet import NormReLU
+from model_unet import NormReLU, UNet
 from slices import Slice, percentile_window
-from utils import load_checkpoint
+from utils import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALE = 1e-4  # physical grey values, as real tomograms have them
@@ -160,4 +163,20 @@ def plan_file(workplace, data_folder) -> Path:
         "name": "s", "data": str(data_folder), "labels": [2], "folds": [0, 1], "seeds": [0],
         "settings": STUDY_SETTINGS, "variants": {"mt": {"method": "mean_teacher"}, "cm": {"method": "cutmix_mt"},
                                            "lr": {"method": "mean_teacher", "lr": 0.01}}}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def blobs() -> np.ndarray:
+    """(40, 50, 60) bool: many components of all sizes, some touching by a corner."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(40, 50, 60)), 2)
+    return noise > 1.2 * noise.std()
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "best.safetensors"
+    config = Config(base_channels=2, patch_size=32, percentiles=(2.0, 98.0), threshold=0.5)
+    save_checkpoint(path, UNet(2).state_dict(), {"config": dataclasses.asdict(config)})
     return path

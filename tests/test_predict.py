@@ -1,4 +1,7 @@
+"""Slices and volumes predicted from the command line: families, resuming, what is recorded, and errors."""
+
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -6,23 +9,16 @@ import tifffile
 import torch
 
 import predict
+from config import Config
 from conftest import disc_slice
 from model_unet import UNet
 from slices import Path, percentile_window
-from config import Config
-from stitching import predict_image
+from stitching import predict_image, predict_images
+from test_volumes import FAMILIES
 from utils import save_checkpoint
+from volumes import open_volume
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "best.safetensors"
-    config = Config(base_channels=2, patch_size=32, percentiles=(2.0, 98.0), threshold=0.5)
-    save_checkpoint(path, UNet(2).state_dict(), {"config": dataclasses.asdict(config)})
-    return path
 
 
 @pytest.fixture
@@ -39,9 +35,11 @@ def test_folder(folder, checkpoint, tmp_path, command):
     code, _, err = command("predict", folder, "--checkpoint", checkpoint, "--output", out, "--probabilities",
                            "--device", "cpu")
     assert code == 0, err
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.tif")) == sorted(
-        f"{folder}s_{i}.tif" for i in range(3) for folder in ("", "probabilities/"))
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.*")) == sorted(
+        ["prediction.json", *(f"{folder}s_{i}.tif" for i in range(3) for folder in ("", "probabilities/"))])
     model, settings = predict.load_model(checkpoint, CPU)
+    about = json.loads((out / "prediction.json").read_text())
+    assert about["blank"] == 0
     for i in range(3):
         image, mask = tifffile.imread(folder / f"s_{i}.tif"), tifffile.imread(out / f"s_{i}.tif")
         assert mask.shape == image.shape
@@ -49,8 +47,10 @@ def test_folder(folder, checkpoint, tmp_path, command):
         assert set(np.unique(mask)) <= {0, 255}
         expected = predict_image(model, percentile_window(image, (2.0, 98.0)), CPU, 32)
         probability = tifffile.imread(out / "probabilities" / f"s_{i}.tif")
-        np.testing.assert_allclose(probability, expected, atol=1e-6)
+        np.testing.assert_allclose(probability, expected, atol=3e-4)
         np.testing.assert_array_equal(mask > 0, probability >= settings["threshold"])
+        low, high = np.percentile(image, (2.0, 98.0))
+        assert about["limits"][i] == pytest.approx([low, high])
 
 
 def test_one_slice_threshold_and_symmetries(folder, checkpoint, tmp_path, command):
@@ -62,7 +62,7 @@ def test_one_slice_threshold_and_symmetries(folder, checkpoint, tmp_path, comman
     model, _ = predict.load_model(checkpoint, CPU)
     window = percentile_window(tifffile.imread(folder / "s_0.tif"), (2.0, 98.0))
     np.testing.assert_allclose(tifffile.imread(tmp_path / "tta" / "probabilities" / "s_0.tif"),
-                               predict_image(model, window, CPU, 32, tta=True), atol=1e-6)
+                               predict_image(model, window, CPU, 32, tta=True), atol=3e-4)
 
 
 def test_roi_windows_inside_and_leaves_zero_outside(checkpoint, folder, tmp_path, command):
@@ -72,7 +72,7 @@ def test_roi_windows_inside_and_leaves_zero_outside(checkpoint, folder, tmp_path
     probability = tifffile.imread(tmp_path / "o" / "probabilities" / "s_0.tif")
     model, _ = predict.load_model(checkpoint, CPU)
     inside = percentile_window(tifffile.imread(folder / "s_0.tif")[8:48, 4:60], (2.0, 98.0))
-    np.testing.assert_allclose(probability[8:48, 4:60], predict_image(model, inside, CPU, 32), atol=1e-6)
+    np.testing.assert_allclose(probability[8:48, 4:60], predict_image(model, inside, CPU, 32), atol=3e-4)
     probability[8:48, 4:60] = 0
     assert not probability.any()
 
@@ -88,7 +88,7 @@ def test_a_blank_slice_has_an_empty_mask_and_does_not_stop_the_others(checkpoint
 def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, command):
     options = ("predict", folder / "s_0.tif", "--checkpoint", checkpoint, "--probabilities", "--device", "cpu")
     assert command(*options, "--output", tmp_path / "m.tif")[0] == 0
-    assert tifffile.imread(tmp_path / "m_probability.tif").dtype == np.float32
+    assert tifffile.imread(tmp_path / "m_probability.tif").dtype == np.float16
     (folder / "s_0.tif").rename(folder / "x_probability.tif")
     code, _, err = command("predict", folder / "x_probability.tif", *options[2:], "--output", folder / "x.tif")
     assert code == 2
@@ -98,22 +98,179 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["none.tif"], "none.tif: no such file or folder"),
     (["empty"], "empty: holds no .tif slice"),
-    (["a.jpg"], "a.jpg: is not a .tif slice"),
-    (["in", "--output", "in"], "s_0.tif: would replace the input"),
+    (["a.jpg"], "a.jpg: is not a .tif"),
+    (["in", "--output", "in"], "in: would replace the input"),
+    (["in", "--output", "."], ".: would replace the input"),
     (["in", "--threshold", "1.5"], "--threshold 1.5: must be between 0 and 1"),
     (["in", "--roi", "0,100,0,100"], "s_0.tif: is 64×64 px, too small for the ROI"),
     (["in", "--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
     (["in", "--checkpoint", "other.safetensors"], "other.safetensors: not the weights of this U-Net"),
     (["in", "--device", "toaster"], "device 'toaster' cannot be used"),
-    (["in", "--output", "a.jpg"], "check path, rights"),
-    (["stack.tif"], r"stack.tif: has shape (3, 8, 8), expected one grey slice"),
+    (["in", "--output", "a.jpg"], "a.jpg: exists, and was not made from this input with these settings"),
+    (["in", "--output", "a.jpg/b"], "check path, rights"),
+    (["colour.tif"], "save one grey channel"),
+    (["in", "--uncertainty"], "--uncertainty: is the spread of several predictions; add --tta"),
+    (["in", "--checkpoint", "best.safetensors", "wide.safetensors"], "wide.safetensors: was trained with patch"),
 ])
 def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.jpg").touch()
-    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "colour.tif", np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+    save_checkpoint(tmp_path / "wide.safetensors", UNet(2).state_dict(),
+                    {"config": dataclasses.asdict(Config(base_channels=2, patch_size=64, percentiles=(2.0, 98.0)))})
     save_checkpoint(tmp_path / "other.safetensors", torch.nn.Linear(2, 2).state_dict(), {"config": {}})
     code, _, err = command("predict", "--checkpoint", checkpoint, "--output", "out", *arguments)
     assert code == 2
     assert message in err.splitlines()[-1]
+
+
+# --- volumes --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def stack(tmp_path) -> Path:
+    """An ImageJ stack whose fourth slice is blank."""
+    grey = np.stack([disc_slice(i, (48, 64))[0] for i in range(7)])
+    grey[3] = 0
+    tifffile.imwrite(tmp_path / "stack.tif", grey, imagej=True, resolution=(1 / 0.022, 1 / 0.022),
+                     metadata={"axes": "ZYX", "spacing": 0.05, "unit": "um"})
+    return tmp_path / "stack.tif"
+
+
+def content(path: Path) -> np.ndarray:
+    volume = open_volume(path)
+    return np.stack([volume.read(i) for i in range(len(volume))])
+
+
+def test_a_stack_becomes_a_stack(stack, checkpoint, tmp_path, command):
+    out = tmp_path / "mask.tif"
+    code, printed, err = command("predict", stack, "--checkpoint", checkpoint, "--output", out, "--probabilities",
+                                 "--uncertainty", "--tta", "--device", "cpu")
+    assert (code, printed) == (0, f"{out}\n"), err
+    model, _ = predict.load_model(checkpoint, CPU)
+    mask, probability, spread = (tifffile.imread(tmp_path / f"mask{kind}.tif")
+                                 for kind in ("", "_probability", "_uncertainty"))
+    for i, one in enumerate(tifffile.imread(stack)):
+        expected = np.zeros((2, 48, 64)) if i == 3 else next(predict_images(
+            model, [percentile_window(one, (2.0, 98.0))], CPU, 32, tta=True, spread=True))
+        np.testing.assert_allclose([probability[i], spread[i]], expected, atol=5e-4)
+    np.testing.assert_array_equal(mask, np.where(probability >= 0.5, 255, 0))
+    with tifffile.TiffFile(out) as file:
+        assert file.is_imagej
+        assert file.series[0].axes == "ZYX"
+    about = json.loads((tmp_path / "mask.tif.json").read_text())
+    assert about["voxel"] == {"X": [0.022, "um"], "Y": [0.022, "um"], "Z": [0.05, "um"]}
+    assert [limits is None for limits in about["limits"]] == [i == 3 for i in range(7)]
+    assert about["blank"] == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_window_for_the_whole_volume(stack, checkpoint, tmp_path, command):
+    out = tmp_path / "mask.tif"
+    code, _, err = command("predict", stack, "--checkpoint", checkpoint, "--output", out, "--window", "volume",
+                           "--probabilities", "--device", "cpu")
+    assert code == 0, err
+    limits = json.loads((tmp_path / "mask.tif.json").read_text())["limits"]
+    assert limits[3] is None
+    del limits[3]
+    assert all(limit == limits[0] for limit in limits)
+    grey, (low, high) = tifffile.imread(stack), limits[0]
+    assert [low, high] == pytest.approx(np.percentile(grey[grey > 0], (2, 98)), rel=0.02)
+    model, _ = predict.load_model(checkpoint, CPU)
+    window = np.rint(255 * np.clip((grey[5].astype(float) - low) / (high - low), 0, 1)).astype(np.uint8)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "mask_probability.tif")[5],
+                               predict_image(model, window, CPU, 32), atol=5e-4)
+
+
+def test_several_checkpoints_are_averaged(stack, checkpoint, tmp_path, command):
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, UNet(2).state_dict(), {"config": predict.load_model(checkpoint, CPU)[1]})
+    for name, files in (("both", [checkpoint, other]), ("one", [checkpoint]), ("two", [other])):
+        options = ["--uncertainty"] if name == "both" else []
+        code, _, err = command("predict", stack, "--checkpoint", *files, "--output", tmp_path / f"{name}.tif",
+                               "--probabilities", "--device", "cpu", *options)
+        assert code == 0, err
+    both, one, two = (tifffile.imread(tmp_path / f"{name}_probability.tif") for name in ("both", "one", "two"))
+    np.testing.assert_allclose(both, (one + two) / 2, atol=1e-3)
+    assert (tifffile.imread(tmp_path / "both_uncertainty.tif") >= abs(one - two) / 2 - 2e-3).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_an_interrupted_prediction_goes_on_and_gives_the_same_bytes(stack, checkpoint, tmp_path, command, monkeypatch,
+                                                                    blocks):
+    monkeypatch.setattr(predict, "BLOCK", 2)
+    monkeypatch.setattr("stitching.windows_at_once", lambda *_: 5)      # windows of two slices share a pass
+    options = ("--checkpoint", checkpoint, "--probabilities", "--device", "cpu")
+    assert command("predict", stack, *options, "--output", tmp_path / "whole.tif")[0] == 0
+    predict_block, done = predict.predict_block, []
+
+    def stops(*arguments):
+        if len(done) == blocks:
+            raise KeyboardInterrupt
+        done.append(1)
+        return predict_block(*arguments)
+    monkeypatch.setattr(predict, "predict_block", stops)
+    assert command("predict", stack, *options, "--output", tmp_path / "mask.tif")[0] == 130
+    assert not (tmp_path / "mask.tif").exists()
+    kept = sorted((tmp_path / "mask.tif.part").glob("*.npz"))
+    assert len(kept) == blocks
+    times = [p.stat().st_mtime_ns for p in kept]
+    monkeypatch.setattr(predict, "predict_block", lambda *a: done.append(1) or predict_block(*a))
+    assert command("predict", stack, *options[:-3], "--device", "cpu", "--output", tmp_path / "mask.tif")[::2] == (
+        2, f"error: {tmp_path / 'mask.tif.part'}: was begun with other settings or input; delete it, or choose another "
+        "--output\n")
+    assert [p.stat().st_mtime_ns for p in kept] == times
+    assert command("predict", stack, *options, "--output", tmp_path / "mask.tif")[0] == 0
+    assert len(done) == 4
+    for kind in ("", "_probability"):
+        assert (tmp_path / f"mask{kind}.tif").read_bytes() == (tmp_path / f"whole{kind}.tif").read_bytes()
+    assert not (tmp_path / "mask.tif.part").exists()
+    assert command("predict", stack, *options, "--output", tmp_path / "mask.tif")[0] == 0
+    assert len(done) == 4                                               # nothing left to do
+    code, _, err = command("predict", stack, *options, "--output", tmp_path / "mask.tif", "--threshold", "0.4")
+    assert code == 2
+    assert "mask.tif: exists, and was not made from this input with these settings" in err
+
+
+def test_a_slice_that_cannot_be_read_stops_and_the_rest_is_kept(folder, checkpoint, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(predict, "BLOCK", 1)
+    whole = (folder / "s_2.tif").read_bytes()
+    (folder / "s_2.tif").write_bytes(whole[:-500])
+    options = ("predict", folder, "--checkpoint", checkpoint, "--output", tmp_path / "o", "--device", "cpu")
+    code, _, err = command(*options)
+    assert code == 2
+    assert f"{folder / 's_2.tif'}: cannot be read" in err
+    assert not (tmp_path / "o").exists()
+    (folder / "s_2.tif").write_bytes(whole)
+    assert command(*options)[0] == 0
+    assert len(list((tmp_path / "o").glob("*.tif"))) == 3
+
+
+def test_a_damaged_block_is_named(stack, checkpoint, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(predict, "finish", lambda *_: None)
+    options = ("predict", stack, "--checkpoint", checkpoint, "--output", tmp_path / "m.tif", "--device", "cpu")
+    assert command(*options)[0] == 0
+    (block,) = (tmp_path / "m.tif.part").glob("*.npz")
+    block.write_bytes(block.read_bytes()[:-50])
+    monkeypatch.undo()
+    code, _, err = command(*options)
+    assert code == 2
+    assert f"error: {block}: is damaged" in err
+    block.unlink()
+    assert command(*options)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["v2.ome.zarr", "v3.zarr", "hyper.tif", "ome.ome.tif"])
+def test_other_families(checkpoint, tmp_path, command, name):
+    FAMILIES[name][0](tmp_path / name)
+    out = tmp_path / "out" / name
+    code, _, err = command("predict", tmp_path / name, "--checkpoint", checkpoint, "--output", out, "--probabilities",
+                           "--device", "cpu")
+    assert code == 0, err
+    stem, _, suffix = name.partition(".")
+    mask, probability = content(out), content(tmp_path / "out" / f"{stem}_probability.{suffix}")
+    np.testing.assert_array_equal(mask, np.where(probability >= 0.5, 255, 0))
+    assert open_volume(out).axes == open_volume(tmp_path / name).axes
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        [name, f"{name}.json", f"{stem}_probability.{suffix}"])

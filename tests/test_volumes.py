@@ -1,0 +1,229 @@
+"""Every family of volumes: read slice by slice, written again with its axes, voxel size and content."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+import volumes
+from utils import InputError
+
+GREY = np.random.default_rng(0).integers(0, 1000, (6, 20, 30)).astype(np.uint16)
+UM = {"PhysicalSizeX": 0.022, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.022, "PhysicalSizeYUnit": "µm",
+      "PhysicalSizeZ": 0.05, "PhysicalSizeZUnit": "µm"}
+VOXEL = {"X": (0.022, "um"), "Y": (0.022, "um"), "Z": (0.05, "um")}
+FLAT = {"X": (0.022, "um"), "Y": (0.022, "um")}
+
+
+def write_ome_zarr(path: Path, form: int, axes: str = "zyx") -> None:
+    """An image of two levels, as other programs write it."""
+    group = zarr.open_group(path, mode="w", zarr_format=form)
+    shape = (1,) * (len(axes) - 3) + GREY.shape
+    for level, step in (("s0", 1), ("s1", 2)):
+        data = GREY.reshape(shape)[..., ::step, ::step]
+        array = group.create_array(level, shape=data.shape, chunks=(*data.shape[:-3], 2, 10, 10), dtype=data.dtype)
+        array[...] = data
+    kinds = {"t": {"type": "time", "unit": "second"}, "c": {"type": "channel"}}
+    image = {"name": "grey", "axes": [{"name": a, **kinds.get(a, {"type": "space", "unit": "micrometer"})}
+                                      for a in axes],
+             "datasets": [{"path": f"s{i}", "coordinateTransformations": [
+                 {"type": "scale", "scale": [1.0] * (len(axes) - 3) + [0.05, 0.022 * 2**i, 0.022 * 2**i]}]}
+                 for i in range(2)]}
+    group.attrs.update({"ome": {"version": "0.5", "multiscales": [image]}} if form == 3 else
+                       {"multiscales": [{"version": "0.4", **image}]})
+
+
+def write_zarr_array(path: Path, form: int) -> None:
+    array = zarr.create_array(path, shape=GREY.shape, chunks=(4, 20, 16), dtype=GREY.dtype, zarr_format=form,
+                              **({"dimension_names": ["z", "y", "x"]} if form == 3 else {}))
+    array[...] = GREY
+    array.attrs["sample"] = "nickel"
+
+
+def write_folder(path: Path) -> None:
+    path.mkdir()
+    for i, one in enumerate(GREY):
+        tifffile.imwrite(path / f"s_{i + 8}.tif", one, resolution=(1e4 / 0.022,) * 2, resolutionunit=3)
+
+
+IMAGEJ = {"imagej": True, "resolution": (1 / 0.022, 1 / 0.022)}
+FAMILIES = {  # name → how it is written, kind, axes, voxel
+    "imagej.tif": (lambda p: tifffile.imwrite(p, GREY, **IMAGEJ, metadata={"axes": "ZYX", "spacing": 0.05,
+                                                                           "unit": "um"}), "imagej", "ZYX", VOXEL),
+    "micron.tif": (lambda p: tifffile.imwrite(p, GREY, **IMAGEJ, metadata={
+        "axes": "ZYX", "spacing": 0.05, "unit": "\\u00B5m"}), "imagej", "ZYX", VOXEL),
+    "hyper.tif": (lambda p: tifffile.imwrite(p, GREY.reshape(2, 3, 20, 30), **IMAGEJ, metadata={
+        "axes": "TZYX", "spacing": 0.05, "unit": "um", "finterval": 60.0}), "imagej", "TZYX", VOXEL),
+    "ome.ome.tif": (lambda p: tifffile.imwrite(p, GREY, ome=True, compression="zlib", metadata={"axes": "ZYX", **UM}),
+                    "ome", "ZYX", VOXEL),
+    "pages.tif": (lambda p: tifffile.imwrite(p, GREY, photometric="minisblack", metadata=None,
+                                             resolution=(1e4 / 0.022,) * 2, resolutionunit=3), "tiff", "IYX", FLAT),
+    "big.tif": (lambda p: tifffile.imwrite(p, GREY, photometric="minisblack", bigtiff=True, tile=(16, 16),
+                                           compression="lzw", byteorder=">"), "tiff", "QYX", {}),
+    "folder": (write_folder, "folder", "ZYX", FLAT),
+    "v2.zarr": (lambda p: write_zarr_array(p, 2), "zarr", "QYX", {}),
+    "v3.zarr": (lambda p: write_zarr_array(p, 3), "zarr", "ZYX", {}),
+    "v2.ome.zarr": (lambda p: write_ome_zarr(p, 2), "zarr", "ZYX", VOXEL),
+    "v3.ome.zarr": (lambda p: write_ome_zarr(p, 3), "zarr", "ZYX", VOXEL),
+    "five.ome.zarr": (lambda p: write_ome_zarr(p, 3, "tczyx"), "zarr", "ZYX", VOXEL),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path) -> tuple[Path, str, str, dict]:
+    write, *about = FAMILIES[request.param]
+    write(tmp_path / request.param)
+    return tmp_path / request.param, *about
+
+
+def close(voxel: dict) -> dict:
+    return {axis: (pytest.approx(size), unit) for axis, (size, unit) in voxel.items()}
+
+
+def content(volume: volumes.Volume) -> np.ndarray:
+    return np.stack([volume.read(i) for i in range(len(volume))])
+
+
+def test_slices_axes_and_voxel_size_are_read(family):
+    path, kind, axes, voxel = family
+    volume = volumes.open_volume(path)
+    assert (volume.kind, volume.axes, len(volume)) == (kind, axes, 6)
+    np.testing.assert_array_equal(content(volume), GREY)
+    assert volume.voxel == close(voxel)
+    assert all(str(path) in name for name in volume.names)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
+def test_what_is_written_has_the_same_family_axes_and_voxel_size(family, tmp_path, dtype):
+    path, *_ = family
+    volume, out = volumes.open_volume(path), tmp_path / "out" / path.name
+    mask = (GREY > 500).astype(dtype)
+    volumes.write_like(out, volume, iter(mask), dtype, {"made": "by a test"})
+    again = volumes.open_volume(out)
+    assert (again.kind, again.axes, again.shape, again.voxel) == (
+        volume.kind, volume.axes, volume.shape, close(volume.voxel))
+    np.testing.assert_array_equal(content(again), mask)
+    if dtype == np.uint8:
+        assert again.read(0).dtype == np.uint8
+
+
+def test_the_same_slices_give_the_same_bytes(family, tmp_path):
+    path, *_ = family
+    volume = volumes.open_volume(path)
+    for name in ("a", "b"):
+        volumes.write_like(tmp_path / name / path.name, volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
+    files = [{p.relative_to(tmp_path / name): p.read_bytes() for p in sorted((tmp_path / name).rglob("*"))
+              if p.is_file()} for name in ("a", "b")]
+    assert files[0] == files[1]
+
+
+def test_imagej_files_keep_calibration_and_can_be_mapped(tmp_path):
+    FAMILIES["hyper.tif"][0](tmp_path / "hyper.tif")
+    volume = volumes.open_volume(tmp_path / "hyper.tif")
+    volumes.write_like(tmp_path / "mask.tif", volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
+    with tifffile.TiffFile(tmp_path / "mask.tif") as file:
+        stated = file.imagej_metadata
+        assert file.is_imagej
+        assert {key: stated[key] for key in ("slices", "frames", "unit", "spacing", "finterval")} == {
+            "slices": 3, "frames": 2, "unit": "um", "spacing": 0.05, "finterval": 60.0}
+    assert tifffile.memmap(tmp_path / "mask.tif", mode="r").shape == (2, 3, 20, 30)
+
+
+@pytest.mark.parametrize("name", ["v2.ome.zarr", "v3.ome.zarr", "five.ome.zarr"])
+def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                     # its imports warn
+        from ome_zarr_models.v04.image import ImageAttrs as Version04
+        from ome_zarr_models.v05.image import ImageAttrs as Version05
+    FAMILIES[name][0](tmp_path / name)
+    out = tmp_path / f"mask_{name}"
+    volumes.write_like(out, volumes.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {})
+    group = zarr.open_group(out, mode="r")
+    about = dict(group.attrs)
+    assert group.metadata.zarr_format == (3 if "ome" in about else 2)
+    model = Version05.model_validate(about["ome"]) if "ome" in about else Version04.model_validate(about)
+    (image,) = model.multiscales
+    (level,) = image.datasets
+    assert [axis.name for axis in image.axes][-3:] == ["z", "y", "x"]
+    assert level.coordinateTransformations[0].scale[-3:] == [0.05, 0.022, 0.022]
+    np.testing.assert_array_equal(group[level.path][...].reshape(GREY.shape), GREY > 500)
+
+
+def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
+    write_zarr_array(tmp_path / "a.zarr", 3)
+    volumes.write_like(tmp_path / "m.zarr", volumes.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8,
+                       {"threshold": 0.5})
+    array = zarr.open(tmp_path / "m.zarr", mode="r")
+    assert dict(array.attrs) == {"sample": "nickel", "freezelayers": {"threshold": 0.5}}
+    assert array.chunks == (1, 20, 30)
+    assert array.metadata.dimension_names == ("z", "y", "x")
+
+
+def test_too_large_for_imagej_becomes_bigtiff(tmp_path, monkeypatch):
+    monkeypatch.setattr(volumes, "CLASSIC_BYTES", 1000)
+    FAMILIES["imagej.tif"][0](tmp_path / "a.tif")
+    volumes.write_like(tmp_path / "m.tif", volumes.open_volume(tmp_path / "a.tif"), iter(GREY > 500), np.uint8, {})
+    with tifffile.TiffFile(tmp_path / "m.tif") as file:
+        assert file.is_bigtiff
+        assert not file.is_imagej
+        assert file.series[0].axes == "ZYX"
+
+
+def test_one_slice_is_a_volume_of_one(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", GREY[0], **IMAGEJ, metadata={"unit": "um"})
+    volume = volumes.open_volume(tmp_path / "s.tif")
+    assert (volume.kind, len(volume), volume.shape) == ("slice", 1, (20, 30))
+    volumes.write_like(tmp_path / "m.tif", volume, [GREY[0] > 500], np.uint8, {})
+    again = volumes.open_volume(tmp_path / "m.tif")
+    assert again.voxel == close(FLAT)
+    np.testing.assert_array_equal(again.read(0), GREY[0] > 500)
+
+
+def strange(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    if name == "colour.tif":
+        tifffile.imwrite(path, np.zeros((4, 20, 30, 3), np.uint8), photometric="rgb")
+    elif name == "channels.tif":
+        tifffile.imwrite(path, np.zeros((4, 2, 20, 30), np.uint8), imagej=True, metadata={"axes": "ZCYX"})
+    elif name == "several.tif":
+        with tifffile.TiffWriter(path) as file:
+            file.write(np.zeros((20, 30), np.uint8))
+            file.write(np.zeros((10, 30), np.uint16))
+    elif name == "cut.tif":
+        tifffile.imwrite(path, GREY, photometric="minisblack")
+        path.write_bytes(path.read_bytes()[:200])
+    elif name == "group.zarr":
+        zarr.open_group(path, mode="w").create_array("grey", shape=(3, 4, 4), dtype="u1")
+    elif name == "axes.ome.zarr":
+        write_ome_zarr(path, 3)
+        about = json.loads((path / "zarr.json").read_text())
+        about["attributes"]["ome"]["multiscales"][0]["axes"].pop()
+        (path / "zarr.json").write_text(json.dumps(about))
+    elif name == "transposed.ome.zarr":
+        write_ome_zarr(path, 3, "xyz")
+    elif name == "broken.zarr":
+        path.mkdir()
+        (path / "zarr.json").write_text("{")
+    elif name == "empty":
+        path.mkdir()
+    elif name == "a.jpg":
+        path.touch()
+    return path
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("colour.tif", "save one grey channel"), ("channels.tif", "save one grey channel"),
+    ("several.tif", "2 images of different kinds"), ("cut.tif", "cut.tif: cannot be read"),
+    ("group.zarr", r"name one of its arrays \(grey\)"), ("axes.ome.zarr", "names 2 axes, the array has 3"),
+    ("transposed.ome.zarr", "rows and columns last"), ("broken.zarr", "cannot be read as zarr"),
+    ("empty", "holds no .tif slice, and is no zarr array"), ("a.jpg", "is not a .tif"), ("none", "no such file"),
+])
+def test_what_is_no_grey_volume_is_refused_by_name(tmp_path, name, message):
+    with pytest.raises(InputError, match=message) as error:
+        volumes.open_volume(strange(tmp_path, name))
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(error.value)
