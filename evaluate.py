@@ -1,6 +1,11 @@
-"""Per-slice tables, confidence intervals, paired comparison, particle sizes, and a classical baseline."""
+"""Per-slice tables, confidence intervals, paired comparison, and a classical baseline.
+
+    python evaluate.py --pred DIR --truth DIR               scores, a row per slice
+    python evaluate.py particles MASKS [MASKS …]            sizes and shapes: see `particles.py`
+"""
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +13,8 @@ import pandas as pd
 import torch
 from scipy import ndimage, stats
 from skimage.filters import gaussian, threshold_otsu
-from skimage.measure import label, regionprops_table
 
+import particles
 from slices import MASK_SUFFIXES, Slice, center_patch, list_files, pair_files, read_mask
 from stitching import predict_images, probability_of
 from utils import InputError, overlap_metrics, run_command_line, write_atomically, write_json, write_npz
@@ -255,35 +260,12 @@ def describe(comparison: dict) -> str:
            f"p = {comparison['p']:.3f}, {comparison['slices']} slices): {verdict}"
 
 
-# --- particles ------------------------------------------------------------------------------------------------
-
-def particle_table(mask: np.ndarray, pixel_size: float = 1.0) -> pd.DataFrame:
-    """Particles of one slice: 8-connected components with `area` [unit²], `diameter` (of the circle of equal
-    area) [unit], `aspect` (major/minor axis of the ellipse of equal moments; NaN for a line), `row`, `column` [px],
-    `touches_border`.
-
-    Parameters
-    ----------
-    mask : (H, W) bool or 0/1 ndarray
-    pixel_size : float
-        Side of a pixel [unit], e.g. 0.022 for 22 nm in µm.
-    """
-    regions = regionprops_table(label(mask.astype(bool)), spacing=(pixel_size, pixel_size), properties=(
-        "area", "equivalent_diameter_area", "axis_major_length", "axis_minor_length", "bbox"))
-    centres = regionprops_table(label(mask.astype(bool)), properties=("centroid",))
-    minor = np.where(regions["axis_minor_length"] > 0, regions["axis_minor_length"], np.nan)
-    height, width = mask.shape
-    return pd.DataFrame({
-        "area": regions["area"], "diameter": regions["equivalent_diameter_area"],
-        "aspect": regions["axis_major_length"] / minor, "row": centres["centroid-0"], "column": centres["centroid-1"],
-        "touches_border": (regions["bbox-0"] == 0) | (regions["bbox-1"] == 0)
-        | (regions["bbox-2"] == height) | (regions["bbox-3"] == width)})
-
-
 # --- command line ---------------------------------------------------------------------------------------------
 
 def main() -> None:
-    """`python evaluate.py --pred DIR --truth DIR`: a row per slice, then the means."""
+    """A row per slice, then the means; or, with `particles`, what is measured there."""
+    if sys.argv[1:2] == ["particles"]:
+        return particles.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description="Score predicted masks against true ones, slice by slice.")
     parser.add_argument("--pred", type=Path, required=True, help="folder of predicted masks (.tif, .png, .npy)")
     parser.add_argument("--truth", type=Path, required=True, help="folder of true masks, paired by stem or last number")
@@ -315,9 +297,9 @@ def main() -> None:
         row = {"stem": predicted.stem, **slice_metrics(*masks)}
         if arguments.pixel_size:
             for name, mask in zip(("predicted", "truth"), masks, strict=True):
-                particles = particle_table(mask, arguments.pixel_size)
-                row[f"particles_{name}"] = len(particles)
-                row[f"median_diameter_um_{name}"] = particles["diameter"].median()
+                found = particles.particle_table(mask, arguments.pixel_size)
+                row[f"particles_{name}"] = len(found)
+                row[f"median_diameter_um_{name}"] = found["diameter"].median()
         rows.append(row)
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="{:.4f}".format))

@@ -2,8 +2,7 @@
 
     python utils_viz.py runs/NAME
 
-draws every figure of a run again from what is stored in its folder. Colours: the palette of Okabe & Ito
-(jfly.uni-koeln.de/color), which colour-blind readers can tell apart.
+draws every figure of a run again from what is stored in its folder.
 """
 
 import argparse
@@ -19,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 
 from utils import InputError, read_json, run_command_line
 from viz_slices import (
-    STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views, draw_worst, new_figure, write_inside,
+    BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views,
+    draw_worst, new_figure, write_inside,
 )
 
-ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
 
 
@@ -134,23 +133,6 @@ def draw_calibration(calibration: pd.DataFrame, thresholds: pd.DataFrame, thresh
               title="sensitivity to the threshold")
     for panel in (left, right):
         panel.legend(fontsize=8)
-    return figure
-
-
-def draw_sizes(diameters: dict[str, np.ndarray], unit: str) -> Figure:
-    """Cumulative number distribution of equivalent diameters, one line per set of slices, median marked."""
-    figure, axes = new_figure(1, 1, 3.4)
-    panel = axes[0, 0]
-    for (name, values), colour in zip(diameters.items(), (BLUE, RED, GREEN, ORANGE, PURPLE), strict=False):
-        values = np.sort(np.asarray(values, float))
-        if values.size == 0:
-            panel.plot([], [], color=colour, label=f"{name}: no particle")
-            continue
-        panel.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=colour, lw=1.5,
-                   label=f"{name}: {len(values)} particles, median {np.median(values):.3g} {unit}")
-    panel.axhline(0.5, color="0.85", lw=0.8, zorder=0)
-    panel.set(xlabel=f"equivalent diameter in the slice [{unit}]", ylabel="fraction of particles below", ylim=(0, 1.02))
-    panel.legend(fontsize=8, loc="lower right", frameon=False)
     return figure
 
 

@@ -1,10 +1,16 @@
-"""Pictures of slices: what the network sees, what it found, and where it is wrong. Arrays in, `Figure` out."""
+"""Pictures of slices: what the network sees, what it found, where it is wrong; and sizes of particles.
+
+Arrays and tables in, `Figure` out. Colours: the palette of Okabe & Ito (jfly.uni-koeln.de/color), which colour-blind
+readers can tell apart.
+"""
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from skimage.measure import label
 
+ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
@@ -185,4 +191,36 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
         shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(shown, ax=row[2], shrink=0.8, pad=0.02)
     figure.suptitle(f"{method}: its worst slices", fontsize=10)
+    return figure
+
+
+# --- particles ------------------------------------------------------------------------------------------------
+
+def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
+    """Cumulative distributions of the equivalent diameter, by number and by area or volume, a line per table.
+
+    Parameters
+    ----------
+    tables : dict of name to table
+        As `particles.particle_table`; particles that touch the border are left out, the others count with their weight.
+    unit : str
+        Of the diameters.
+    """
+    size = "volume" if any("volume" in table for table in tables.values()) else "area"
+    figure, axes = new_figure(1, 2, 3.6, sharey=True)
+    for (name, table), colour in zip(tables.items(), (BLUE, RED, GREEN, ORANGE, PURPLE), strict=False):
+        whole = table[~table["touches_border"].astype(bool)].sort_values("diameter")
+        for panel, weights in zip(axes[0], (whole["weight"], whole["weight"] * whole[size]), strict=True):
+            if whole.empty:
+                panel.plot([], [], color=colour, label=f"{name}: no particle")
+                continue
+            share = np.cumsum(weights) / weights.sum()
+            median = whole["diameter"].iloc[np.searchsorted(share, 0.5)]
+            panel.step(whole["diameter"], share, where="post", color=colour, lw=1.5,
+                       label=f"{name}: {len(whole)}, D50 {median:.3g} {unit}")
+    for panel, title in zip(axes[0], ("number of particles", f"their {size}"), strict=True):
+        panel.axhline(0.5, color="0.85", lw=0.8, zorder=0)
+        panel.set(xlabel=f"equivalent diameter [{unit}]", ylim=(0, 1.02), title=f"by {title}")
+        panel.legend(fontsize=8, loc="lower right", frameon=False)
+    axes[0, 0].set_ylabel("share up to this diameter")
     return figure

@@ -115,23 +115,6 @@ def test_summary():
     assert summary["b"]["iou"]["mean"] == pytest.approx(0.6)
 
 
-def test_particles_against_closed_forms():
-    mask = np.zeros((200, 300), np.uint8)
-    cv2.circle(mask, (60, 50), 20, 1, -1)
-    rows, columns = np.mgrid[:200, :300]
-    mask[((columns - 160) / 60) ** 2 + ((rows - 100) / 20) ** 2 <= 1] = 1
-    mask[190:, 290:] = 1
-    particles = evaluate.particle_table(mask, 0.5).sort_values("column").reset_index(drop=True)
-    assert particles["touches_border"].tolist() == [False, False, True]
-    assert particles["diameter"][0] == pytest.approx(20, rel=0.03)          # 2 · 20 px · 0.5
-    assert particles["area"][1] == pytest.approx(np.pi * 60 * 20 * 0.25, rel=0.03)
-    assert particles["aspect"][0] == pytest.approx(1, abs=0.02)
-    assert particles["aspect"][1] == pytest.approx(3, rel=0.03)
-    assert particles["area"][2] == pytest.approx(100 * 0.25)
-    assert particles.loc[0, ["row", "column"]].tolist() == pytest.approx([50, 60])  # pixels, whatever the unit
-    assert len(evaluate.particle_table(np.zeros((5, 5)))) == 0
-
-
 def test_sign_flip_test_is_calibrated():
     rng = np.random.default_rng(2)
     p = [evaluate.compare(table_of({"c": np.zeros(7), "n": rng.normal(size=7)}), "n", "c")["p"] for _ in range(120)]

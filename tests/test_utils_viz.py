@@ -91,13 +91,6 @@ def test_paired_plot_shows_every_score_and_the_means():
     assert [t.get_text() for t in panel.texts] == ["0.600", "0.750"]
 
 
-def test_sizes():
-    panel = utils_viz.draw_sizes({"a": np.array([3.0, 1.0, 2.0]), "none": np.array([])}, "µm").axes[0]
-    np.testing.assert_allclose(panel.lines[0].get_ydata(), [1 / 3, 2 / 3, 1])
-    labels = [t.get_text() for t in panel.get_legend().get_texts()]
-    assert labels == ["a: 3 particles, median 2 µm", "none: no particle"]
-
-
 def test_results_table_as_text(workplace, data_folder):
     config = Config(**TINY, data=str(data_folder), run="a", method="supervised")
     run(dataclasses.replace(config))

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 
 import viz_slices
 from conftest import disc_slice
@@ -42,3 +43,15 @@ def test_worst_slices_one_row_each():
     titles = [axes.get_title() for axes in figure.axes]
     assert next(t for t in titles if t.startswith("Dice")).startswith("Dice 0.000; FP red, FN cyan\n2 of 2 particles")
     assert [t for t in titles if t.startswith("s")] == ["s0", "s1"]
+
+
+def test_sizes_by_number_and_by_volume():
+    some = pd.DataFrame({"diameter": [3.0, 1.0, 2.0, 9.0], "volume": [27.0, 1.0, 8.0, 729.0],
+                         "weight": [2.0, 1.0, 1.0, 1.0], "touches_border": [False, False, False, True]})
+    panels = viz_slices.draw_sizes({"a": some, "none": some[:0]}, "µm").axes
+    np.testing.assert_allclose(panels[0].lines[0].get_ydata(), [1 / 4, 2 / 4, 1])
+    np.testing.assert_allclose(panels[1].lines[0].get_ydata(), [1 / 63, 9 / 63, 1])
+    assert [[t.get_text() for t in panel.get_legend().get_texts()] for panel in panels] == [
+        ["a: 3, D50 2 µm", "none: no particle"], ["a: 3, D50 3 µm", "none: no particle"]]
+    assert [panel.get_title() for panel in panels] == ["by number of particles", "by their volume"]
+    assert panels[0].get_xlabel() == "equivalent diameter [µm]"

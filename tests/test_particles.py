@@ -1,0 +1,325 @@
+"""Particles against closed forms: discs, spheres, ellipsoids; and against the whole volume in memory."""
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from scipy import ndimage
+from scipy.special import ellipe
+
+import components
+import particles
+
+
+def ellipsoid(axes: tuple[float, ...], shift: float = 0.0, margin: int = 3) -> np.ndarray:
+    """Voxels with their centre inside; centre of the figure off the grid by `shift`."""
+    n = math.ceil(max(axes)) + margin
+    grid = np.mgrid[(slice(-n, n + 1),) * len(axes)]
+    return sum(((x - shift) / a) ** 2 for x, a in zip(grid, axes, strict=True)) < 1
+
+
+def ellipsoid_surface(a: float, b: float, c: float) -> float:
+    """By quadrature over the sphere."""
+    t, p = np.meshgrid(np.linspace(0, np.pi, 600), np.linspace(0, 2 * np.pi, 600), indexing="ij")
+    element = np.sqrt((b * c * np.sin(t)**2 * np.cos(p))**2 + (a * c * np.sin(t)**2 * np.sin(p))**2
+                      + (a * b * np.sin(t) * np.cos(t))**2)
+    return np.trapezoid(np.trapezoid(element, p[0], axis=1), t[:, 0])
+
+
+# --- closed forms ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("radius", [4.4, 10, 25])
+@pytest.mark.parametrize("shift", [0.1, 0.3])
+def test_a_sphere(radius, shift):
+    pixel = 0.022
+    (found,) = particles.particle_table(ellipsoid((radius,) * 3, shift), pixel).to_dict("records")
+    assert found["diameter"] == pytest.approx(2 * radius * pixel, rel=0.02)
+    assert found["volume"] == pytest.approx(4 / 3 * np.pi * (radius * pixel)**3, rel=0.05)
+    assert found["surface"] == pytest.approx(np.pi * found["diameter"]**2, rel=0.015)
+    assert found["sphericity"] == pytest.approx(1, abs=0.015)
+    assert found["aspect"] == pytest.approx(1, abs=0.02)
+    assert found["solidity"] > 0.98
+    assert not found["touches_border"]
+    centre = math.ceil(radius) + 3 + shift
+    assert [found[name] for name in particles.PLACES] == pytest.approx([centre] * 3, abs=0.1)
+
+
+@pytest.mark.parametrize("axes", [(8, 8, 24), (12, 20, 20), (6, 9, 15)])
+def test_an_ellipsoid(axes):
+    (found,) = particles.particle_table(ellipsoid(axes, 0.2)).to_dict("records")
+    assert found["aspect"] == pytest.approx(max(axes) / min(axes), rel=0.03)
+    assert found["surface"] == pytest.approx(ellipsoid_surface(*axes), rel=0.02)
+    sphere = (math.prod(axes)) ** (1 / 3)
+    assert found["sphericity"] == pytest.approx(4 * np.pi * sphere**2 / ellipsoid_surface(*axes), rel=0.02)
+
+
+@pytest.mark.parametrize("axes", [(12, 12), (8, 20)])
+def test_a_disc_and_an_ellipse(axes):
+    (found,) = particles.particle_table(ellipsoid(axes, 0.2), 0.5).to_dict("records")
+    area, perimeter = np.pi * math.prod(axes), 4 * max(axes) * ellipe(1 - (min(axes) / max(axes))**2)
+    assert found["area"] == pytest.approx(area / 4, rel=0.02)
+    assert found["diameter"] == pytest.approx(math.sqrt(math.prod(axes)), rel=0.01)
+    assert found["perimeter"] == pytest.approx(perimeter / 2, rel=0.02)
+    assert found["circularity"] == pytest.approx(4 * np.pi * area / perimeter**2, rel=0.03)
+    assert found["aspect"] == pytest.approx(max(axes) / min(axes), rel=0.03)
+
+
+def test_several_particles_of_a_slice():
+    mask = np.zeros((200, 300), np.uint8)
+    cv2.circle(mask, (60, 50), 20, 1, -1)
+    rows, columns = np.mgrid[:200, :300]
+    mask[((columns - 160) / 60) ** 2 + ((rows - 100) / 20) ** 2 <= 1] = 1
+    mask[190:, 290:] = 1
+    table = particles.particle_table(mask, 0.5).sort_values("column").reset_index(drop=True)
+    assert table["touches_border"].tolist() == [False, False, True]
+    assert table["diameter"][0] == pytest.approx(20, rel=0.03)          # 2 · 20 px · 0.5
+    assert table["area"][1] == pytest.approx(np.pi * 60 * 20 * 0.25, rel=0.03)
+    assert table["aspect"][0] == pytest.approx(1, abs=0.02)
+    assert table["aspect"][1] == pytest.approx(3, rel=0.03)
+    assert table["area"][2] == pytest.approx(100 * 0.25)
+    assert table.loc[0, ["row", "column"]].tolist() == pytest.approx([50, 60])  # pixels, whatever the unit
+    assert len(particles.particle_table(np.zeros((5, 5)))) == 0
+
+
+def test_slices_farther_apart_than_pixels_are_wide():
+    squeezed = ellipsoid((6, 12, 12))
+    labels = squeezed.astype(np.int32)
+    found = particles.measure(labels, (2.0, 1.0, 1.0), (0, 0, 0), labels.shape).iloc[0]
+    assert found["diameter"] == pytest.approx(24, rel=0.02)
+    assert found["sphericity"] == pytest.approx(1, abs=0.03)
+    assert found["aspect"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_hollow_and_a_bent_particle_are_less_solid():
+    square = np.zeros((60, 60), bool)
+    square[10:50, 10:50] = True
+    angle = square.copy()
+    angle[10:40, 20:50] = False
+    solidity = [particles.particle_table(mask)["solidity"][0] for mask in (square, angle)]
+    assert solidity[0] > 0.97
+    assert solidity[1] == pytest.approx(700 / (1600 - 450), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 4), (1, 3, 3), (2, 1)])
+def test_particles_of_few_voxels_have_finite_shapes(shape):
+    mask = np.pad(np.ones(shape, bool), 4)
+    (found,) = particles.particle_table(mask).to_dict("records")
+    aspect = found.pop("aspect")
+    assert np.isnan(aspect) or aspect >= 1
+    assert np.isfinite(list(found.values())).all()
+    assert found["voxels"] == math.prod(shape)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 9)])
+def test_an_empty_mask_has_no_particles(shape):
+    table = particles.particle_table(np.zeros(shape, bool))
+    assert len(table) == 0
+    assert {"diameter", "touches_border", "weight"} <= set(table)
+
+
+# --- touching particles ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(("distance", "parts"), [(1.7, 2), (1.0, 1)])
+def test_two_balls_that_touch_are_split_and_a_slightly_waisted_one_is_not(dimensions, distance, parts):
+    radius, grid = 12, np.mgrid[(slice(0, 80),) + (slice(0, 40),) * (dimensions - 1)]
+    centres = (20, 20 + distance * radius)
+    mask = np.logical_or(*(sum((x - c)**2 for x, c in zip(grid, (c, 20, 20)[:dimensions], strict=True)) < radius**2
+                           for c in centres))
+    table = particles.particle_table(mask, 0.5, neck=1.0)
+    assert len(table) == parts
+    assert len(particles.particle_table(mask, 0.5)) == 1
+    if parts == 2:
+        assert table["diameter"].to_numpy() == pytest.approx(radius, rel=0.05)
+
+
+# --- a volume in slabs ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("neck", [None, 0.5])
+def test_a_volume_is_measured_as_if_it_were_in_memory(blobs, neck, monkeypatch):
+    monkeypatch.setattr(components, "SLAB_VOXELS", 5 * 50 * 60)
+    reads = []
+
+    def read(i):
+        reads.append(i)
+        return blobs[i].astype(np.uint8) * 255
+    values = np.random.default_rng(1).random(blobs.shape)
+    found = pd.concat(particles.measure_volume(read, blobs.shape, (0.5,) * 3, neck, 1, lambda i: values[i]))
+    expected = particles.particle_table(blobs, 0.5, neck)
+    keys = ["slice", "row", "column"]
+    found, expected = (t.sort_values(keys).reset_index(drop=True) for t in (found, expected))
+    pd.testing.assert_frame_equal(found[expected.columns], expected, check_dtype=False)
+    assert found["component"].nunique() == ndimage.label(blobs, np.ones((3, 3, 3)))[1]
+    assert found["uncertainty"].between(0, 1).all()
+    assert len(reads) < 3 * len(blobs)
+
+
+def test_small_and_too_large_components(blobs, monkeypatch):
+    some = pd.concat(particles.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3, smallest=200))
+    assert some["voxels"].min() >= 200
+    monkeypatch.setattr(particles, "BOX_VOXELS", 4000)
+    coarse = pd.concat(particles.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3, smallest=200))
+    assert coarse["volume"].sum() == some["volume"].sum()
+    assert coarse["surface"].isna().any()
+    assert not coarse["surface"].isna().all()
+
+
+# --- distributions --------------------------------------------------------------------------------------------
+
+def test_weighted_quantiles():
+    table = pd.DataFrame({"diameter": [1.0, 2.0, 3.0, 4.0, 100.0], "volume": [1.0, 1.0, 1.0, 7.0, 1e9],
+                          "weight": [1.0, 1.0, 1.0, 1.0, 1.0], "touches_border": [False] * 4 + [True]})
+    found = particles.summarise_sizes(table)
+    assert (found["particles"], found["whole"]) == (5, 4)
+    assert found["D50_number"] == 2.0
+    assert found["D50_volume"] == 4.0
+    assert found["D90_number"] == 4.0
+    shares = particles.size_distribution(table["diameter"][:4].to_numpy(), table["volume"][:4].to_numpy())
+    assert shares["share"].tolist() == [0.1, 0.2, 0.3, 1.0]
+
+
+def test_without_weights_large_particles_would_be_missing():
+    """Discs of two sizes, equally frequent, placed at random: of the large ones fewer lie wholly inside."""
+    rng, diameters = np.random.default_rng(0), []
+    for _ in range(400):
+        radius = int(rng.choice([3, 20]))
+        row, column = rng.uniform(-25, 125, 2)
+        y, x = np.mgrid[:100, :100]
+        mask = (y - row)**2 + (x - column)**2 < radius**2
+        if mask.any():
+            diameters.append(particles.particle_table(mask))
+    table = pd.concat(diameters)
+    whole = table[~table["touches_border"]]
+    small = whole["diameter"] < 10
+    assert small.mean() > 0.65
+    assert whole["weight"][small].sum() / whole["weight"].sum() == pytest.approx(0.5, abs=0.07)
+
+
+def test_nearest_neighbours():
+    table = pd.DataFrame({"slice": [0, 0, 5], "row": [0.0, 3.0, 0.0], "column": [0.0, 4.0, 0.0]})
+    assert particles.nearest_distances(table, (2.0, 1.0, 1.0)).tolist() == [5.0, 5.0, 10.0]
+    assert np.isnan(particles.nearest_distances(table[:1], (1.0, 1.0, 1.0))).all()
+
+
+def test_two_samples_of_one_distribution_and_of_two():
+    rng = np.random.default_rng(0)
+
+    def sample(scale):
+        return pd.DataFrame({"diameter": scale * rng.lognormal(0, 0.3, 300), "weight": 1.0, "touches_border": False})
+    one = sample(1.0)
+    same, larger = particles.compare_sizes(one, sample(1.0)), particles.compare_sizes(one, sample(1.2))
+    assert same["low"] < 1 < same["high"]
+    assert same["p"] > 0.05
+    assert larger["low"] > 1
+    assert larger["ratio"] == pytest.approx(1.2, rel=0.1)
+    assert larger["p"] < 1e-4
+    assert particles.compare_sizes(one, one[:1])["ratio"] is None
+
+
+# --- command line ---------------------------------------------------------------------------------------------
+
+def balls(radii: list[int]) -> np.ndarray:
+    mask = np.zeros((40, 40 * len(radii), 40), np.uint8)
+    for i, radius in enumerate(radii):
+        z, y, x = np.mgrid[:40, :mask.shape[1], :40]
+        mask[(z - 20.2)**2 + (y - 20.1 - 40 * i)**2 + (x - 20)**2 < radius**2] = 255
+    return mask
+
+
+@pytest.fixture
+def masks(tmp_path) -> Path:
+    about = {"imagej": True, "resolution": (50, 50), "metadata": {"axes": "ZYX", "spacing": 0.02, "unit": "micron"}}
+    tifffile.imwrite(tmp_path / "early.tif", balls([5, 8, 12]), **about)
+    tifffile.imwrite(tmp_path / "late.tif", balls([6, 9, 13]), **about)
+    return tmp_path / "early.tif"
+
+
+def test_a_volume_in_micrometres(masks, command, tmp_path):
+    code, out, err = command("evaluate", "particles", masks, masks.with_name("late.tif"))
+    assert code == 0, err
+    folder = tmp_path / "early_particles"
+    assert out.splitlines()[-1] == str(folder)
+    table = pd.read_csv(folder / "early.csv")
+    table = table.sort_values("row")
+    assert table["diameter"].to_numpy() == pytest.approx([0.2, 0.32, 0.48], rel=0.02)
+    assert table["nearest"].to_numpy() == pytest.approx([0.8] * 3, rel=0.01)
+    summary = json.loads((folder / "summary.json").read_text())
+    early = summary["masks"]["early"]
+    assert (early["unit"], early["voxel"], early["particles"], early["in_slices"]) == ("µm", [0.02] * 3, 3, False)
+    assert [early["D10_number"], early["D90_number"]] == pytest.approx([0.2, 0.48], rel=0.02)
+    assert early["fraction"] == pytest.approx((tifffile.imread(masks) > 0).mean())
+    (pair,) = summary["compared"]
+    assert pair["ratio"] == pytest.approx(13 / 12, rel=0.02)
+    assert (folder / "sizes.png").stat().st_size > 5000
+
+
+def test_slices_pixels_and_given_sizes(masks, command, tmp_path):
+    grey = tifffile.imread(masks)
+    (tmp_path / "folder").mkdir()
+    for i in range(18, 23):
+        tifffile.imwrite(tmp_path / "folder" / f"s_{i}.tif", grey[i] // 255)
+    for name, options, diameter in (("px", [], 16), ("um", ["--pixel-size", 0.5], 8)):
+        code, _, err = command("evaluate", "particles", tmp_path / "folder", "--in-slices", "--output",
+                               tmp_path / name, *options)
+        assert code == 0, err
+        table = pd.read_csv(tmp_path / name / "folder.csv")
+        assert table["slice"].tolist() == [i for i in range(5) for _ in range(3)]
+        assert table["diameter"][table["slice"] == 2].iloc[1] == pytest.approx(diameter, rel=0.03)
+        about = json.loads((tmp_path / name / "summary.json").read_text())["masks"]["folder"]
+        assert (about["unit"], about["in_slices"]) == ({"px": "px", "um": "µm"}[name], True)
+
+
+def test_points_in_time_are_volumes_of_their_own(masks, command, tmp_path):
+    both = np.stack([tifffile.imread(masks), tifffile.imread(masks.with_name("late.tif"))])
+    tifffile.imwrite(tmp_path / "both.tif", both, imagej=True, metadata={"axes": "TZYX"})
+    code, _, err = command("evaluate", "particles", tmp_path / "both.tif", "--output", tmp_path / "o")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "o" / "both.csv").sort_values(["time", "row"])
+    assert table["time"].tolist() == [0] * 3 + [1] * 3
+    assert table["diameter"].to_numpy() == pytest.approx([10, 16, 24, 12, 18, 26], rel=0.02)
+
+
+def test_uncertainty_of_each_particle(masks, command, tmp_path):
+    map_of = np.zeros((40, 120, 40), np.float16)
+    map_of[:, 40:80] = 0.25
+    tifffile.imwrite(tmp_path / "u.tif", map_of, photometric="minisblack")
+    code, _, err = command("evaluate", "particles", masks, "--uncertainty", tmp_path / "u.tif",
+                           "--output", tmp_path / "o")
+    assert code == 0, err
+    assert pd.read_csv(tmp_path / "o" / "early.csv")["uncertainty"].tolist() == [0, 0.25, 0]
+
+
+def test_masks_without_particles(command, tmp_path):
+    tifffile.imwrite(tmp_path / "none.tif", np.zeros((4, 30, 30), np.uint8), photometric="minisblack")
+    for options in ([], ["--in-slices"], ["--split"]):
+        code, _, err = command("evaluate", "particles", tmp_path / "none.tif", *options)
+        assert code == 0, err
+    summary = json.loads((tmp_path / "none_particles" / "summary.json").read_text())["masks"]["none"]
+    assert (summary["particles"], summary["D50_number"], summary["fraction"]) == (0, None, 0.0)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["none"], "none: no such file or folder"),
+    (["grey.tif"], "grey.tif, slice 0: holds other values than 0 and 9; is it a mask?"),
+    (["early.tif", "--pixel-size", "0"], "--pixel-size 0: must be above 0"),
+    (["early.tif", "--smallest", "-1"], "--smallest -1: must be above 0"),
+    (["early.tif", "grey.tif", "--uncertainty", "grey.tif"], "--uncertainty: belongs to one of MASKS"),
+    (["early.tif", "--uncertainty", "plain.tif"], "plain.tif: has shape (40, 40, 40), early.tif (40, 120, 40)"),
+    (["early.tif", "plain.tif"], "one of MASKS has a pixel size and another has none; give --pixel-size"),
+    (["mixed"], "mixed/b.tif: is (8, 9) px, the first slice (8, 8)"),
+])
+def test_errors_name_the_file_and_the_cure(masks, command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("grey.tif", np.arange(50).reshape(5, 2, 5) % 10, photometric="minisblack")
+    tifffile.imwrite("plain.tif", balls([5]), photometric="minisblack")
+    (tmp_path / "mixed").mkdir()
+    for name, width in (("a", 8), ("b", 9)):
+        tifffile.imwrite(f"mixed/{name}.tif", np.zeros((8, width), np.uint8))
+    code, _, err = command("evaluate", "particles", *arguments)
+    assert code == 2
+    assert message in err.splitlines()[-1]
