@@ -1,17 +1,21 @@
 """Synthetic nano-CT in the real folder layout: labelled slices, larger unlabelled scans, and their truth beside.
 
     python demo_data.py --output data/demo [--seed 0] [--scans 150]
+    python demo_data.py --volume data/volume.tif [--seed 0] [--slices 1000] [--size 512]
 
 One volume of faint faceted particles is cut into correlated slices at three points in time. What makes real
 slices hard is there: contrast below the noise, correlated noise, streaks, rings, slow shading, bright needles
 and clouds that are not particles, and the bright rim with a dark fringe of phase contrast. Grey values have the
-scale of linear attenuation in a real scan (about 2e-4 per voxel).
+scale of linear attenuation in a real scan (about 2e-4 per voxel). `--volume` writes one volume as an ImageJ stack
+instead, its true mask and a table of its particles beside it.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,10 +23,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import tifffile
+from tqdm import tqdm
 
 from slices import ROI, split_by_blocks
-from utils import InputError, run_command_line, write_json
+from utils import InputError, run_command_line, write_atomically, write_json
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
@@ -43,10 +49,11 @@ class Particles:
 
 
 @lru_cache(maxsize=1)
-def make_particles(seed: int, fraction: float = 0.108, faces: int = 18) -> Particles:
+def make_particles(seed: int, fraction: float = 0.108, faces: int = 18,
+                   size: tuple[int, int, int] = (DEPTH, *SHAPE)) -> Particles:
     """Polydisperse particles (log-normal radii) at random places, some touching, until `fraction` is filled."""
     rng = np.random.default_rng([seed, 1])
-    low, high = np.array([-60, -40, -40]), np.array([DEPTH + 60, SHAPE[0] + 40, SHAPE[1] + 40])
+    low, high = np.array([-60, -40, -40]), np.add(size, (60, 40, 40))
     wanted = fraction * np.prod(high - low)
     radii, total = [], 0.0
     while total < wanted:
@@ -77,17 +84,19 @@ def moved(particles: Particles, seed: int, time: int) -> Particles:
     return Particles(particles.centres + time * drift, particles.normals, particles.offsets)
 
 
-def depth_map(particles: Particles, z: float, reach: float = 12.0) -> np.ndarray:
+def depth_map(particles: Particles, z: float, reach: float = 12.0, shape: tuple[int, int] = SHAPE,
+              owners: np.ndarray | None = None) -> np.ndarray:
     """Signed distance [px] to the nearest particle surface in the slice at `z`: negative inside, ≤ `reach`.
 
-    Returns (rows, columns) float32 of a whole scan.
+    Returns (rows, columns) float32 of a whole scan. `owners` (rows, columns) int gets the number of the particle whose
+    distance that is: where two overlap, the one in which a pixel lies deeper.
     """
-    depth = np.full(SHAPE, reach, np.float32)
+    depth = np.full(shape, reach, np.float32)
     size = particles.offsets.mean(axis=1) * 1.3                 # no corner reaches farther
     for i in np.flatnonzero(np.abs(particles.centres[:, 0] - z) < size + reach):
         _, row, column = particles.centres[i]
-        r0, r1 = max(0, int(row - size[i] - reach)), min(SHAPE[0], int(row + size[i] + reach))
-        c0, c1 = max(0, int(column - size[i] - reach)), min(SHAPE[1], int(column + size[i] + reach))
+        r0, r1 = max(0, int(row - size[i] - reach)), min(shape[0], int(row + size[i] + reach))
+        c0, c1 = max(0, int(column - size[i] - reach)), min(shape[1], int(column + size[i] + reach))
         if r0 >= r1 or c0 >= c1:
             continue
         n, h = particles.normals[i].astype(np.float32), particles.offsets[i].astype(np.float32)
@@ -96,6 +105,8 @@ def depth_map(particles: Particles, z: float, reach: float = 12.0) -> np.ndarray
         for face in range(len(h)):                              # inside a polyhedron: behind every face
             plane = y * n[face, 1] + x * n[face, 2] + np.float32(z - particles.centres[i, 0]) * n[face, 0] - h[face]
             np.maximum(box, plane, out=box)
+        if owners is not None:
+            owners[r0:r1, c0:c1][box < depth[r0:r1, c0:c1]] = i
         np.minimum(depth[r0:r1, c0:c1], box, out=depth[r0:r1, c0:c1])
     return depth
 
@@ -109,30 +120,31 @@ def smooth_noise(rng: np.random.Generator, sigma: float, shape: tuple[int, int] 
     return noise / noise.std()
 
 
-def artefacts(seed: int, time: int, z: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def artefacts(seed: int, time: int, z: float, rng: np.random.Generator, depth: int = DEPTH,
+              shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
     """What is not particle: grey values to add, and a bool map of the bright needles; (rows, columns) each.
 
     Rings, shading, clouds and needles belong to the volume and change slowly with z; streaks are the slice's own.
     """
     fixed = np.random.default_rng([seed, 3, time])
-    rows, columns = np.mgrid[:SHAPE[0], :SHAPE[1]].astype(np.float32)
+    rows, columns = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
     mix = np.sin(np.array([z / 60, z / 90 + 1, z / 45 + 2, z / 70 + 3]))
     mix *= 1.5 / np.linalg.norm(mix)                            # as strong in every slice
-    shading = sum(np.float32(m) * smooth_noise(fixed, 150) for m in mix)
-    clouds = sum(np.float32(m) * smooth_noise(fixed, 16) for m in mix)
-    centre = np.array(SHAPE) / 2 + fixed.normal(0, 20, 2)
+    shading = sum(np.float32(m) * smooth_noise(fixed, 150, shape) for m in mix)
+    clouds = sum(np.float32(m) * smooth_noise(fixed, 16, shape) for m in mix)
+    centre = np.array(shape) / 2 + fixed.normal(0, 20, 2)
     radius = np.hypot(rows - centre[0], columns - centre[1])
     profile = fixed.standard_normal(2000) * np.exp(np.sin(np.arange(2000) / 40 + z / 80))  # farther than any corner
     added = 1.2e-5 * shading + 0.75e-5 * clouds + 0.35e-5 * profile.astype(np.float32)[radius.astype(int)]
     for angle in rng.uniform(0, np.pi, 5):                      # fine parallel streaks, strong in one region
         across = (np.cos(angle) * rows + np.sin(angle) * columns + 2000).astype(int)
         lines = cv2.GaussianBlur(rng.standard_normal((1, across.max() + 1), dtype=np.float32), (0, 0), 1.2)[0]
-        added += 0.9e-5 * lines[across] * np.clip(smooth_noise(rng, 150), 0, 2)
-    needles = np.zeros(SHAPE, bool)
-    for _ in range(60):                                         # bright needles, each with its streak
-        depth, row, column, angle = fixed.uniform([0, 0, 0, 0], [DEPTH, *SHAPE, np.pi])
+        added += 0.9e-5 * lines[across] * np.clip(smooth_noise(rng, 150, shape), 0, 2)
+    needles = np.zeros(shape, bool)
+    for _ in range(round(60 * math.prod((depth, *shape)) / math.prod((DEPTH, *SHAPE)))):
+        place, row, column, angle = fixed.uniform([0, 0, 0, 0], [depth, *shape, np.pi])
         length, width, height = fixed.uniform([15, 3, 4], [70, 7, 14])
-        if abs(z - depth) > height:
+        if abs(z - place) > height:                             # bright needles, each with its streak
             continue
         along = np.cos(angle) * (rows - row) + np.sin(angle) * (columns - column)
         across = np.abs(np.sin(angle) * (rows - row) - np.cos(angle) * (columns - column))
@@ -144,16 +156,20 @@ def artefacts(seed: int, time: int, z: float, rng: np.random.Generator) -> tuple
     return added, needles
 
 
-def render(seed: int, time: int, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One scan: grey values float32, truth bool, bright needles bool; (rows, columns) each."""
-    rng = np.random.default_rng([seed, 4, time, round(z * 100)])
-    depth = depth_map(moved(make_particles(seed), seed, time), z)
+def render(seed: int, time: int, z: float, size: tuple[int, int, int] = (DEPTH, *SHAPE),
+           owners: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One slice of a volume of `size`: grey values float32, truth bool, bright needles bool; (rows, columns) each.
+
+    `owners`: see `depth_map`.
+    """
+    rng, shape = np.random.default_rng([seed, 4, time, round(z * 100)]), size[1:]
+    depth = depth_map(moved(make_particles(seed, size=size), seed, time), z, shape=shape, owners=owners)
     truth = depth < 0
     body = np.clip(0.5 - depth / 2, 0, 1)                       # soft edge, one resolution element wide
     rim = 1.6 * np.exp(-((depth + 2.5) / 2.2) ** 2) - 0.8 * np.exp(-((depth - 2.5) / 2.5) ** 2)
-    strength = CONTRAST * DRIFT[time] * (1 + 0.2 * smooth_noise(rng, 60))
-    added, needles = artefacts(seed, time, z, rng)
-    noise = NOISE * (0.9 * smooth_noise(rng, 1.6) + 0.45 * smooth_noise(rng, 3.0)) / DRIFT[time]
+    strength = CONTRAST * DRIFT[time] * (1 + 0.2 * smooth_noise(rng, 60, shape))
+    added, needles = artefacts(seed, time, z, rng, size[0], shape)
+    noise = NOISE * (0.9 * smooth_noise(rng, 1.6, shape) + 0.45 * smooth_noise(rng, 3.0, shape)) / DRIFT[time]
     image = MATRIX + strength * (body + rim) + added + noise
     needles &= ~truth
     return np.maximum(image, 4e-5).astype(np.float32), truth, needles
@@ -208,8 +224,7 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
     for sub in ("labeled/Original_images", "labeled/Original_masks", "unlabeled", "splits"):
         (folder / sub).mkdir(parents=True)
     truth.mkdir()
-    fresh = multiprocessing.get_context("spawn")    # a forked copy of OpenCV's threads can lock up
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), fresh) as pool:
+    with drawing_pool() as pool:
         list(pool.map(partial(write_slice, folder=folder, seed=seed), range(labelled)))
         list(pool.map(partial(write_scan, folder=folder, truth_folder=truth, seed=seed, scans=scans), range(scans)))
     held_back = round(0.18 * labelled)
@@ -221,15 +236,97 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
         part.rename(target)
 
 
+# --- a volume -------------------------------------------------------------------------------------------------
+
+def true_particles(particles: Particles, voxels: np.ndarray, cut: np.ndarray) -> pd.DataFrame:
+    """The particles of a volume: centre [px], volume [px³], diameter of the sphere of that volume [px], and whether the
+    border cuts them, from the number of each one's voxels inside and at the border.
+    """
+    here, volume = np.flatnonzero(voxels), voxels[voxels > 0]
+    centres = {name: particles.centres[here, i] for i, name in enumerate(("slice", "row", "column"))}
+    return pd.DataFrame({**centres, "volume": volume, "diameter": (6 * volume / math.pi) ** (1 / 3),
+                         "touches_border": cut[here] > 0})
+
+
+def write_volume(output: Path, seed: int = 0, slices: int = 1000, side: int = 512) -> None:
+    """Write a volume as an ImageJ stack, and NAME_truth.tif and NAME_particles.csv beside it.
+
+    The same arguments give the same bytes; each file appears when it is complete, the volume last.
+
+    Raises
+    ------
+    InputError
+        When one of the files exists.
+    """
+    output = Path(output)
+    truth, table = (output.with_name(f"{output.stem}{name}") for name in ("_truth.tif", "_particles.csv"))
+    for target in (output, truth, table):
+        if target.exists():
+            raise InputError(f"{target}: exists already; choose another --volume, or delete it first")
+    size, packed = (slices, side, side), []
+    found = np.zeros((2, len(make_particles(seed, size=size).centres)), int)    # voxels inside, and at the border
+    about = {"imagej": True, "resolution": (1 / PIXEL_SIZE_UM, 1 / PIXEL_SIZE_UM), "shape": size,
+             "metadata": {"axes": "ZYX", "spacing": PIXEL_SIZE_UM, "unit": "um"}}
+
+    def grey(pool: ProcessPoolExecutor) -> Iterator[np.ndarray]:
+        rendered = pool.map(partial(render_counts, seed=seed, size=size), range(slices), chunksize=4)
+        for z, (counts, mask, voxels, cut) in enumerate(tqdm(rendered, "volume", slices, unit="slice")):
+            packed.append(np.packbits(mask))
+            found[0] += voxels
+            found[1] += voxels if z in (0, slices - 1) else cut
+            yield counts
+
+    def write_masks(path: Path) -> None:
+        masks = (np.unpackbits(bits, count=side * side).reshape(side, side) * np.uint8(255) for bits in packed)
+        tifffile.imwrite(path, masks, dtype=np.uint8, **about)
+
+    with drawing_pool() as pool:
+        def write_grey(path: Path) -> None:
+            tifffile.imwrite(path, grey(pool), dtype=np.uint16, **about)
+            write_atomically(truth, write_masks)
+            particles = true_particles(make_particles(seed, size=size), *found)
+            write_atomically(table, lambda p: particles.to_csv(p, index=False, float_format="%.6g"))
+        write_atomically(output, write_grey)
+
+
+def render_counts(z: int, seed: int, size: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+    """Slice `z` of a volume as a detector counts, (rows, columns) uint16; its truth, bool; and how many pixels each
+    particle has in it, and at its border.
+    """
+    owners = np.zeros(size[1:], np.int32)
+    image, truth, _ = render(seed, 0, z, size, owners)
+    inner = np.zeros_like(truth)
+    inner[1:-1, 1:-1] = True
+    voxels, cut = (np.bincount(owners[some], minlength=len(make_particles(seed, size=size).centres))
+                   for some in (truth, truth & ~inner))
+    return np.clip(image * 1e8, 0, 65535).astype(np.uint16), truth, voxels, cut
+
+
+def drawing_pool() -> ProcessPoolExecutor:
+    """Processes that draw slices."""
+    fresh = multiprocessing.get_context("spawn")    # a forked copy of OpenCV's threads can lock up
+    return ProcessPoolExecutor(min(8, os.cpu_count() or 1), fresh)
+
+
 def main() -> None:
     """Write the demo data and say where."""
     parser = argparse.ArgumentParser(description="Write a synthetic nano-CT data set with known truth.")
     parser.add_argument("--output", type=Path, default=Path("data/demo"), help="new folder (%(default)s)")
+    parser.add_argument("--volume", type=Path, help="write one volume to this .tif instead, its truth beside it")
+    parser.add_argument("--slices", type=int, default=1000, help="of the volume (%(default)s)")
+    parser.add_argument("--size", type=int, default=512, help="rows and columns of the volume [px] (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
     parser.add_argument("--scans", type=int, default=150, help="unlabelled scans of the two later times (%(default)s)")
     arguments = parser.parse_args()
     if arguments.seed < 0 or arguments.scans < 0:
         raise InputError("--seed and --scans: must be 0 or more")
+    if arguments.volume is not None:
+        if arguments.slices < 1 or arguments.size < 16 or arguments.volume.suffix.lower() != ".tif":
+            raise InputError("--volume: expected the name of a .tif, --slices 1 or more and --size 16 or more")
+        write_volume(arguments.volume, arguments.seed, arguments.slices, arguments.size)
+        print(f"{arguments.volume}: {arguments.slices} slices of {arguments.size}²; "
+              "true mask and particles: _truth.tif and _particles.csv beside it")
+        return
     write_demo(arguments.output, arguments.seed, arguments.scans)
     print(f"{arguments.output}: {LABELLED} labelled slices, {arguments.scans} scans; "
           f"truth of the scans: {truth_folder_of(arguments.output)}")

@@ -2,8 +2,10 @@ import hashlib
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
+from scipy import ndimage
 
 import demo_data
 from datasets import check_data, load_data
@@ -117,3 +119,52 @@ def test_command_line_writes(tmp_path, command, monkeypatch):
     assert code == 0
     assert (tmp_path / "called").read_text() == repr((tmp_path / "a", 2, 3))
     assert "22 labelled slices, 3 scans" in out
+
+
+# --- a volume -------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("volume") / "v.tif"
+    demo_data.write_volume(path, seed=3, slices=120, side=200)
+    return path
+
+
+def test_a_volume_is_an_imagej_stack_with_its_voxel_size(volume):
+    with tifffile.TiffFile(volume) as file:
+        assert file.is_imagej
+        assert (file.series[0].axes, file.series[0].shape, file.series[0].dtype) == ("ZYX", (120, 200, 200), np.uint16)
+        assert file.imagej_metadata["spacing"] == demo_data.PIXEL_SIZE_UM
+    grey, truth = tifffile.imread(volume), tifffile.imread(volume.with_name("v_truth.tif"))
+    assert set(np.unique(truth)) == {0, 255}
+    assert 0.03 < (truth > 0).mean() < 0.25
+    assert grey[truth > 0].mean() > 1.05 * grey[truth == 0].mean()
+    assert np.mean(truth[1:] == truth[:-1]) > 0.97                      # neighbouring slices resemble each other
+
+
+def test_true_particles_are_those_of_the_mask(volume):
+    truth = tifffile.imread(volume.with_name("v_truth.tif"))
+    table = pd.read_csv(volume.with_name("v_particles.csv"))
+    whole = table[~table["touches_border"]]
+    labels, _ = ndimage.label(truth, np.ones((3, 3, 3)))
+    assert table["volume"].sum() == np.count_nonzero(truth)
+    found = 0
+    for particle in whole.itertuples():
+        label = labels[round(particle.slice), round(particle.row), round(particle.column)]
+        assert label > 0
+        voxels = np.count_nonzero(labels == label)
+        found += abs(voxels / particle.volume - 1) < 0.1                # the others touch a neighbour
+    assert found >= 1
+    assert found >= len(whole) / 3
+    assert table["diameter"].to_numpy() == pytest.approx((6 * table["volume"] / np.pi) ** (1 / 3), rel=1e-4)
+
+
+def test_volumes_of_one_seed_are_the_same_bytes(volume, tmp_path, command):
+    code, _, err = command("demo_data", "--volume", tmp_path / "again.tif", "--seed", 3, "--slices", 120, "--size", 200)
+    assert code == 0, err
+    for name in (".tif", "_truth.tif", "_particles.csv"):
+        assert (tmp_path / f"again{name}").read_bytes() == volume.with_name(f"v{name}").read_bytes()
+    code, _, err = command("demo_data", "--volume", tmp_path / "again.tif")
+    assert (code, err) == (2, f"error: {tmp_path / 'again.tif'}: exists already; choose another --volume, or delete it "
+                           "first\n")
+    assert command("demo_data", "--volume", tmp_path / "v.png")[0] == 2
