@@ -243,27 +243,33 @@ def to_float(name: str, tensor: torch.Tensor) -> torch.Tensor:
 class Draws(Sampler):
     """Endless (index, seed) pairs: one shuffled pass over `count` slices after another, from draw `start` on.
 
-    A draw depends on `seed` and its number alone, never on workers or what was drawn before.
+    A draw depends on `seed` and its number alone, never on workers or what was drawn before. Of every `batch` draws,
+    process `rank` of `size` gets its part.
     """
 
-    def __init__(self, count: int, seed: list[int], start: int = 0):
-        self.count, self.seed, self.start = count, seed, start
+    def __init__(self, count: int, seed: list[int], start: int = 0, batch: int = 1, rank: int = 0, size: int = 1):
+        self.count, self.seed, self.start, self.batch, self.rank, self.size = count, seed, start, batch, rank, size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        known = None
         for number in itertools.count(self.start):
+            if number % self.batch * self.size // self.batch != self.rank:
+                continue
             turn, position = divmod(number, self.count)
-            if position == 0 or number == self.start:
-                order = np.random.default_rng([*self.seed, 0, turn]).permutation(self.count)
+            if turn != known:
+                order, known = np.random.default_rng([*self.seed, 0, turn]).permutation(self.count), turn
             yield int(order[position]), int(np.random.SeedSequence([*self.seed, 1, number]).generate_state(1)[0])
 
 
 def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
-                device: torch.device | str = "cpu") -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of `views` on `device`, the first of them batch number `start`."""
-    draws = Draws(len(views.slices), seed, start * batch_size)
+                device: torch.device | str = "cpu", rank: int = 0, size: int = 1) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of `views` on `device`, the first of them batch number `start`; of each the part of process
+    `rank` of `size`.
+    """
+    draws = Draws(len(views.slices), seed, start * batch_size, batch_size, rank, size)
     context = "fork" if num_workers and sys.platform == "linux" else None  # forked workers share the slices
     pin = torch.device(device).type == "cuda"
-    for batch in DataLoader(views, batch_size, sampler=draws, num_workers=num_workers, pin_memory=pin,
+    for batch in DataLoader(views, batch_size // size, sampler=draws, num_workers=num_workers, pin_memory=pin,
                             multiprocessing_context=context, worker_init_fn=_one_cv2_thread):
         yield {name: to_float(name, tensor.to(device, non_blocking=pin)) for name, tensor in batch.items()}
 

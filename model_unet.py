@@ -5,6 +5,8 @@ convolutions (output and input have the same size), InstanceNorm (Ulyanov et al.
 none, and bilinear upsampling instead of transposed convolution.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -109,9 +111,11 @@ class UNet(nn.Module):
             raise ValueError(f"not the weights of this U-Net: {str(error).splitlines()[0]}") from None
         return model.eval()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits."""
-        return self.decode(self.encode(x))
+    def forward(self, x: torch.Tensor, perturb: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None,
+                ) -> torch.Tensor:
+        """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits; `perturb` may change what `encode` gives."""
+        features = self.encode(x)
+        return self.decode(features if perturb is None else perturb(features))
 
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """(B, 1, H, W) images → the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16).

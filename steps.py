@@ -38,12 +38,12 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
     def consistency(logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         return consistency_loss(logits, goal, config.consistency, config.confidence, config.hard_labels)
 
-    if config.feature_dropout:
-        features = student.encode(torch.cat([*inputs, weak]))
+    def perturb(features: list[torch.Tensor]) -> list[torch.Tensor]:
         dropped = drop_channels([f[-len(weak):] for f in features], config.feature_dropout, generator)
-        logits = student.decode([torch.cat([f[:-len(weak)], d]) for f, d in zip(features, dropped, strict=True)])
-    else:
-        logits = student(torch.cat(inputs))                                         # (B + V·B, 1, P, P)
+        return [torch.cat([f[:-len(weak)], d]) for f, d in zip(features, dropped, strict=True)]
+
+    all_views = torch.cat([*inputs, *[weak] * bool(config.feature_dropout)])        # (B + V·B or B + V·B + B, 1, P, P)
+    logits = student(all_views, perturb if config.feature_dropout else None)
     supervised = bce_dice_loss(logits[:len(inputs[0])], labelled["mask"], config.bce_weight)
     unsupervised = consistency(logits[len(inputs[0]):][:len(weak) * len(targets)], torch.cat(targets))
     if config.feature_dropout:
@@ -53,17 +53,19 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
 
 def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: torch.optim.Optimizer, scheduler,
                 numbers: range, labelled: Iterator, unlabelled: Iterator | None, lam: float, warm_up: bool,
-                ) -> dict[str, float]:
+                rank: int = 0) -> dict[str, float]:
     """One optimizer step for each of `numbers`, counted over the phase; the mean losses.
 
     `average` is the moving average of the weights; with `unlabelled` batches it is the teacher. Its warm-up keeps
-    random first weights from lasting: α is at most (1 + n) / (10 + n) in step n.
+    random first weights from lasting: α is at most (1 + n) / (10 + n) in step n. Of several processes each draws boxes
+    and dropped channels of its own, from `rank`.
     """
     student.train()
     alpha = config.weight_average if unlabelled is None else config.ema_alpha
     totals = torch.zeros(2, device=next(student.parameters()).device)  # read once: reading waits for the device
     for number in numbers:
-        seed = np.random.SeedSequence([config.seed, *b"step", number]).generate_state(1, np.uint64)[0]
+        entropy = [config.seed, *b"step", number, *[rank] * (rank > 0)]
+        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed >> 1))
         with autocast(totals.device, config.precision):
             supervised, consistency = step_losses(config, student, next(labelled), average if unlabelled else None,
@@ -74,7 +76,8 @@ def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: 
         if config.schedule != "plateau":
             scheduler.step()
         if average is not None:
-            ema_update(average, student, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
+            trained = getattr(student, "module", student)                           # inside what averages gradients
+            ema_update(average, trained, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
         totals += torch.stack([supervised.detach(), consistency.detach()])
     loss_sup, loss_consistency = (totals / len(numbers)).tolist()
     return {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})

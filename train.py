@@ -25,6 +25,7 @@ from model_unet import UNet, freeze
 from slices import read_image
 from steps import make_optimizer, make_scheduler, train_epoch
 from stitching import predict_image
+from team import Team, join_team, leave_team
 from uncertainty import rank_unlabelled, without_label
 from utils import (
     InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, read_json,
@@ -82,7 +83,7 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             load_checkpoint(config.checkpoint(name))  # an error here is better than a table without this method
         print(f"{phase}: finished before, kept", file=sys.stderr)
         return
-    device = choose_device(config.device)
+    team = join_team(device := choose_device(config.device))
     seed_everything(config.seed)
     student, average = build_models(config, device, start, ssl)
     models = {"ssl_student": student, "ssl_teacher": average} if ssl else {phase: average or student}
@@ -91,27 +92,23 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     scheduler = make_scheduler(config, optimizer, epochs * steps)
     stateful = {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler}
     state, log = Path("checkpoints") / config.run / f"last_{phase}.pt", config.run_folder / LOGS[phase]
-    done, best, seconds = restore_state(state, stateful)
-    best, kept = written_best(config, best), {}
-    keep_rows(log, done)
-    labelled = batches(config, make_dataset(config, data.train), phase, done * steps, device)
-    unlabelled = None if not ssl else batches(
-        config, make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views),
-        f"{phase} unlabelled", done * steps, device)
+    done, best, seconds = go_on(config, state, stateful, log, team)
+    network, kept = team.wrap(student), {}
+    labelled, unlabelled = data_of_phase(config, data, phase, done * steps, device, team, ssl)
     shown, saved = "", (began := time.perf_counter())
     bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS,
-               file=sys.stderr if sys.stderr.isatty() else sys.stdout)
+               file=sys.stderr if sys.stderr.isatty() else sys.stdout, disable=not team.leads)
     for epoch in bar:
         lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
         rate = optimizer.param_groups[0]["lr"]
-        row = {"epoch": epoch + 1, **train_epoch(
-            config, student, average, optimizer, scheduler, range(epoch * steps, (epoch + 1) * steps), labelled,
-            unlabelled, lam, start is None)}
+        row = {"epoch": epoch + 1, **team.mean(train_epoch(
+            config, network, average, optimizer, scheduler, range(epoch * steps, (epoch + 1) * steps), labelled,
+            unlabelled, lam, start is None, team.rank))}
         due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
         check_numbers(phase, row, models if due else {})
-        scores = {name: validate(model, data.val if due else [], device, config.patch_size, config.threshold,
-                                 config.overlap if config.selection == "full" else None)
-                  for name, model in models.items()}
+        scores = team.tell({name: validate(
+            model, data.val if due and team.leads else [], device, config.patch_size, config.threshold,
+            config.overlap if config.selection == "full" else None) for name, model in models.items()})
         current = scores[next(iter(models))]
         row |= {f"val_{name}": value for name, value in current.items()} | {
             f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()} | {"lr": rate}
@@ -121,18 +118,42 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             keep_best(models, scores, best, kept, epoch + 1, bool(data.val))
             shown = f", Dice {current['dice']:.3f}" if data.val else ""
         now = time.perf_counter()
+        if not team.leads:
+            continue
         append_row(log, row | {"seconds": seconds + now - began})
         bar.set_postfix_str(f"loss {row['loss_sup']:.3f}{shown}", refresh=False)
         if now - saved > SAVE_SECONDS:
             write_best(config, best, kept)
             save_state(state, stateful, epoch + 1, best, seconds + now - began)
             saved = time.perf_counter()
-    write_best(config, best, kept)
-    write_json(phases, {**done_before, phase: {
-        "epochs": epochs, "steps": epochs * steps, "seconds": round(seconds + time.perf_counter() - began, 1),
-        "best": best, "label": LABELS[config.method] if ssl else phase, "environment": environment(device),
-        "parameters": sum(p.numel() for p in student.parameters())}})
-    state.unlink(missing_ok=True)
+    if team.leads:
+        write_best(config, best, kept)
+        write_json(phases, {**done_before, phase: {
+            "epochs": epochs, "steps": epochs * steps, "seconds": round(seconds + time.perf_counter() - began, 1),
+            "best": best, "label": LABELS[config.method] if ssl else phase, "processes": team.size,
+            "environment": environment(device), "parameters": sum(p.numel() for p in student.parameters())}})
+        state.unlink(missing_ok=True)
+    team.wait()
+
+
+def go_on(config: Config, state: Path, stateful: dict, log: Path, team: Team) -> tuple[int, dict, float]:
+    """Put a stopped phase back: epochs done, best scores and seconds; 0, none and 0 of a new one."""
+    done, best, seconds = restore_state(state, stateful)
+    best = written_best(config, best)
+    team.wait()                                             # all have read it before the first writes
+    if team.leads:
+        keep_rows(log, done)
+    return done, best, seconds
+
+
+def data_of_phase(config: Config, data: Data, phase: str, start: int, device: torch.device, team: Team,
+                  ssl: bool) -> tuple[Iterator[dict], Iterator[dict] | None]:
+    """Labelled and, in the semi-supervised phase, unlabelled batches from number `start` on."""
+    labelled = batches(config, make_dataset(config, data.train), phase, start, device, team)
+    if not ssl:
+        return labelled, None
+    unlabelled = make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views)
+    return labelled, batches(config, unlabelled, f"{phase} unlabelled", start, device, team)
 
 
 def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:
@@ -152,10 +173,13 @@ def make_dataset(config: Config, slices: list, guides: list | None = None, stron
                  config.subset(GEOMETRY), config.subset(INTENSITY))
 
 
-def batches(config: Config, views: Views, name: str, start: int, device: torch.device) -> Iterator[dict]:
-    """Endless batches from number `start` on; `name` sets their order and views apart from those of other phases."""
+def batches(config: Config, views: Views, name: str, start: int, device: torch.device, team: Team) -> Iterator[dict]:
+    """Endless batches from number `start` on, of each this process's part; `name` sets their order and views apart from
+    those of other phases.
+    """
     workers = config.num_workers if config.num_workers >= 0 else 4 if device.type == "cuda" else 0
-    return make_loader(views, config.batch_size, [config.seed, *name.encode()], start, workers, device)
+    return make_loader(views, config.batch_size, [config.seed, *name.encode()], start, workers, device, team.rank,
+                       team.size)
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
@@ -210,7 +234,16 @@ def read_slices(config: Config) -> Data:
 
 def prepare(config: Config, resume: bool = False) -> Data:
     """Read the data and open the run folder; `split.json` and `samples.npz` (for the figures) are written to it."""
-    data = read_slices(config)
+    data, team = read_slices(config), join_team(choose_device(config.device))
+    team.part_of_batch(config.batch_size)
+    if team.leads:
+        open_folder(config, data, resume)
+    team.wait()
+    return data
+
+
+def open_folder(config: Config, data: Data, resume: bool) -> None:
+    """What `prepare` writes."""
     weights = list((Path("checkpoints") / config.run).glob("*.*"))
     if weights and not (config.run_folder / "config.json").exists():
         raise InputError(f"{weights[0].parent}: holds weights of another run; move them away, or choose another --run")
@@ -226,7 +259,6 @@ def prepare(config: Config, resume: bool = False) -> Data:
         views |= {f"{kind}_{name}": (tensor[:, 0] * 255).round().byte().numpy() for name, tensor in batch.items()}
     write_npz(config.run_folder / "samples.npz", raw=read_image(first.path), image=first.image, mask=first.mask,
               percentiles=np.array(config.percentiles), **views)
-    return data
 
 
 def evaluate_run(config: Config, data: Data) -> dict:
@@ -253,12 +285,22 @@ def main() -> None:
     given = vars(parser.parse_args())
     changes, resume = profile(given.pop("profile"), choose_device(given.get("device", "auto"))), given.pop("resume")
     config = make_config(**changes | {name: parse_value(name, text) for name, text in given.items()})
-    print(describe_profile(config, changes))
+    run(config, resume, describe_profile(config, changes))
+
+
+def run(config: Config, resume: bool = False, remark: str = "") -> None:
+    """All of a run: every phase, the tables, what to annotate next. Also for `accelerate.notebook_launcher`."""
+    team = join_team(choose_device(config.device))
+    if team.leads and remark:
+        print(remark)
     data = prepare(config, resume)
     train_supervised(config, data)
     if config.method != "supervised":
         continue_supervised(config, data)
         train_mean_teacher(config, data)
+    leave_team(team)
+    if not team.leads:
+        return
     for method, scores in evaluate_run(config, data)["full"]["methods"].items():
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
     if config.method != "supervised" and without_label(data):

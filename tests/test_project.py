@@ -9,18 +9,21 @@ import pytest
 from conftest import ROOT
 
 MAY_IMPORT = {
-    "model_unet": set(), "losses": set(), "utils": set(), "views": set(),
+    "model_unet": set(), "losses": set(), "utils": set(), "views": set(), "team": {"utils"},
     "slices": {"utils"},
     "config": {"model_unet", "slices", "utils"},
     "datasets": {"slices", "utils", "views"},
     "viz_slices": set(),
     "utils_viz": {"utils", "viz_slices"},
     "stitching": {"utils"},
-    "evaluate": {"slices", "stitching", "utils"},
+    "volumes": {"slices", "utils"},
+    "components": set(),
+    "particles": {"components", "utils", "viz_slices", "volumes"},
+    "evaluate": {"particles", "slices", "stitching", "utils"},
     "steps": {"config", "losses", "model_unet", "utils"},
-    "train": {"config", "datasets", "evaluate", "losses", "model_unet", "slices", "steps", "stitching", "uncertainty",
-              "utils"},
-    "predict": {"model_unet", "slices", "stitching", "utils"},
+    "train": {"config", "datasets", "evaluate", "losses", "model_unet", "slices", "steps", "stitching", "team",
+              "uncertainty", "utils"},
+    "predict": {"model_unet", "slices", "stitching", "team", "utils", "volumes"},
     "uncertainty": {"config", "datasets", "model_unet", "slices", "stitching", "utils"},
     "demo_data": {"slices", "utils"},
 }
@@ -41,7 +44,7 @@ def test_modules_are_those_of_the_design():
     assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
         *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
-        "ceiling", "reference_runs", "speed", "same_scores"}
+        "ceiling", "reference_runs", "speed", "same_scores", "predict_process"}
     for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         assert len(path.read_text().splitlines()) <= 350, path
 

@@ -1,0 +1,158 @@
+"""Two processes do what one does: the same batches, weights and scores; every slice once; a death is an error."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+
+from config import Config
+from conftest import ROOT, TINY, as_options, disc_slice, labelled
+from datasets import Draws, make_loader
+from team import Team, join_team
+from train import make_dataset
+from utils import InputError, load_checkpoint
+
+
+def launch(script: str, *arguments: object, cwd: Path, first: str = "") -> subprocess.Popen:
+    """`python SCRIPT.py ARGUMENTS…` in two processes; `first` is run before in each."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); {first}\n"
+            f"import {script}, utils; utils.run_command_line({script}.main)")
+    (cwd / "launched.py").write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                             "--", cwd / "launched.py", *map(str, arguments)],
+                            cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+# --- sharing --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_parts_of_a_batch_are_the_batch(size):
+    views = make_dataset(Config(patch_size=32), labelled(3))
+    whole = make_loader(views, 4, [0], 3)
+    parts = [make_loader(views, 4, [0], 3, rank=rank, size=size) for rank in range(size)]
+    for _ in range(5):
+        batch, shared = next(whole), [next(part) for part in parts]
+        for name, tensor in batch.items():
+            torch.testing.assert_close(torch.cat([part[name] for part in shared]), tensor, rtol=0, atol=0)
+
+
+def test_draws_of_one_process_are_as_before():
+    assert [next(d) for d in [iter(Draws(5, [1], 7))] for _ in range(9)] == [
+        next(d) for d in [iter(Draws(5, [1], 7, 4))] for _ in range(9)]
+
+
+def test_alone():
+    team = join_team(torch.device("cpu"))
+    assert (team.rank, team.size, team.leads, team.share([1, 2, 3]), team.tell("x")) == (0, 1, True, [1, 2, 3], "x")
+    model = torch.nn.Linear(2, 2)
+    assert team.wrap(model) is model
+    assert team.mean({"a": 1.0}) == {"a": 1.0}
+    assert Team(1, 2).share(list(range(5))) == [1, 3]
+    with pytest.raises(InputError, match="--batch-size 3: cannot be shared by 2 processes"):
+        Team(1, 2).part_of_batch(3)
+
+
+# --- two processes --------------------------------------------------------------------------------------------
+
+HASHES = """
+import atexit, train, torch
+def tell():
+    import os, hashlib
+    average = KEPT[-1][1]
+    weights = torch.cat([p.flatten() for p in average.parameters()])
+    print("teacher", os.environ["RANK"], hashlib.sha256(weights.numpy().tobytes()).hexdigest(), flush=True)
+KEPT, build = [], train.build_models
+def keep(*arguments):
+    KEPT.append(build(*arguments))
+    return KEPT[-1]
+train.build_models = keep
+atexit.register(tell)
+"""
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
+def test_training_in_two_processes(data_folder, workplace, command, method):
+    settings = {**TINY, "data": data_folder, "method": method, "batch_size": 4, "lr": 1e-4}
+    code, _, err = command("train", *as_options({**settings, "run": "one"}))
+    assert code == 0, err
+    with launch("train", *as_options({**settings, "run": "two"}), cwd=workplace, first=HASHES) as process:
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, out
+    teachers = dict(line.split()[1:] for line in out.splitlines() if line.startswith("teacher"))
+    assert teachers.keys() == {"0", "1"}
+    assert len(set(teachers.values())) == 1
+    assert out.count("results: ") == 1
+    for log in ("sup_metrics.csv", "ssl_metrics.csv"):
+        one, two = (pd.read_csv(workplace / "runs" / run / log) for run in ("one", "two"))
+        assert one.columns.equals(two.columns)
+        if method == "mean_teacher" or log == "sup_metrics.csv":        # each process draws its own dropped channels
+            columns = [name for name in one if name != "seconds"]
+            np.testing.assert_allclose(two[columns], one[columns], atol=2e-3)
+    one, two = (load_checkpoint(workplace / "checkpoints" / run / "best_supervised.safetensors")[0]
+                for run in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-3, rtol=0)
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error(data_folder, workplace):
+    settings = {**TINY, "data": data_folder, "batch_size": 3, "run": "odd"}
+    with launch("train", *as_options(settings), cwd=workplace) as process:
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert "error: --batch-size 3: cannot be shared by 2 processes; choose a multiple of that" in out
+    assert not (workplace / "runs" / "odd").exists()
+
+
+def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workplace, command):
+    settings = as_options({**TINY, "data": data_folder, "method": "supervised", "batch_size": 4, "run": "r",
+                           "sup_epochs": 400})
+    slow = ("import train, os, time; train.SAVE_SECONDS = 0.0; print('process', os.environ['RANK'], os.getpid(), "
+            "flush=True)")
+    with launch("train", *settings, cwd=workplace, first=slow) as process:
+        found = {}
+        while len(found) < 2:
+            line = process.stdout.readline()
+            if line.startswith("process"):
+                _, rank, number = line.split()
+                found[rank] = int(number)
+        log = workplace / "runs" / "r" / "sup_metrics.csv"
+        for _ in range(2000):
+            if log.exists() and len(log.read_text().splitlines()) > 5:
+                break
+            time.sleep(0.02)
+        os.kill(found["1"], signal.SIGKILL)
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert "SIGKILL" in out
+    done = len(log.read_text().splitlines()) - 1
+    assert 4 < done < 400
+    shorter = [option for option in settings if not option.startswith("--sup-epochs")]
+    assert command("train", *shorter, f"--sup-epochs={400}", "--resume")[0] == 0
+    assert len(log.read_text().splitlines()) == 401
+
+
+def test_every_slice_of_a_volume_is_predicted_once(checkpoint, tmp_path, command):
+    grey = np.stack([disc_slice(i, (48, 64))[0] for i in range(11)])
+    tifffile.imwrite(tmp_path / "stack.tif", grey, photometric="minisblack")
+    options = tmp_path / "stack.tif", "--checkpoint", checkpoint, "--device", "cpu", "--probabilities", "--output"
+    assert command("predict", *options, tmp_path / "one.tif")[0] == 0
+    told = ("import predict, os; predict.BLOCK = 2; block = predict.Blocks.write; "
+            "note = open('told_' + os.environ['RANK'], 'a', 1); "
+            "predict.Blocks.write = lambda self, b, f: (note.write(f'{b.start} {len(b)} '), block(self, b, f))")
+    with launch("predict", *options, tmp_path / "two.tif", cwd=tmp_path, first=told) as process:
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, out
+    assert [(tmp_path / f"told_{rank}").read_text().split() for rank in (0, 1)] == [
+        ["0", "2", "4", "2", "8", "2"], ["2", "2", "6", "2", "10", "1"]]
+    probability = [tifffile.imread(tmp_path / f"{name}_probability.tif") for name in ("one", "two")]
+    np.testing.assert_allclose(*probability, atol=1e-3)
+    assert np.mean(tifffile.imread(tmp_path / "one.tif") != tifffile.imread(tmp_path / "two.tif")) < 1e-3
