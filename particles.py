@@ -22,14 +22,13 @@ from tqdm import tqdm
 from components import find_components, split_touching
 from utils import InputError, write_atomically, write_json
 from viz_slices import draw_sizes
-from volumes import Volume, open_volume
+from volumes import IN_UM, Volume, open_volume
 
 BOX_VOXELS = 2**26   # of the largest component that is measured in detail
 SMALLEST = 20  # voxels or pixels: what is smaller is mostly noise
 QUANTILES = {"D10": 0.1, "D50": 0.5, "D90": 0.9}
 PLACES = ("slice", "row", "column")
 NAMES = {2: ("area", "perimeter", "circularity"), 3: ("volume", "surface", "sphericity")}  # by dimensions
-IN_UM = {"um": 1.0, "nm": 1e-3, "mm": 1e3}
 
 
 # --- what a particle is like ----------------------------------------------------------------------------------

@@ -13,26 +13,28 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from blocks import (
+    ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, UNCERTAINTY, Blocks, ThreeAxes, ahead, begin, check_cubes, cut_across,
+    planes_of,
+)
 from model_unet import UNet
 from slices import IMAGE_SUFFIXES, apply_window, as_grey, crop_roi, grey_limits, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
-from utils import InputError, choose_device, load_checkpoint, read_json, run_command_line, write_json, write_npz
+from utils import InputError, choose_device, load_checkpoint, read_json, run_command_line, write_json
 from volumes import Volume, open_volume, write_like
 
-BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
 SAMPLED = 32  # slices that a window of the whole volume is taken from
-MASK, PROBABILITY, UNCERTAINTY = "mask", "probability", "uncertainty"
 FOLDERS = {MASK: "", PROBABILITY: "probabilities", UNCERTAINTY: "uncertainty"}
 
 
@@ -46,6 +48,7 @@ class Options:
     threshold: float = 0.5
     probabilities: bool = False
     uncertainty: bool = False
+    three_axes: bool = False
 
     @property
     def kinds(self) -> list[str]:
@@ -78,53 +81,6 @@ def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.Modul
                 raise InputError(f"{path}: was trained with {name} {other[name]}, {paths[0]} with {settings[name]}; "
                                  "only models of the same view can be averaged")
     return torch.nn.ModuleList(model for model, _ in loaded).eval(), settings
-
-
-# --- blocks of slices -----------------------------------------------------------------------------------------
-
-class Blocks:
-    """Results that wait for the others, a file per block of slices, in a folder beside the output."""
-
-    def __init__(self, output: Path, volume: Volume, identity: dict, begin: bool = True):
-        self.folder = output.with_name(f"{output.name}.part")
-        about = self.folder / "prediction.json"
-        if not about.exists():
-            if begin:
-                write_json(about, identity)
-        elif read_json(about) != identity:
-            raise InputError(f"{self.folder}: was begun with other settings or input; "
-                             "delete it, or choose another --output")
-        count = max(1, min(BLOCK, BLOCK_PIXELS // max(1, volume.shape[-2] * volume.shape[-1])))
-        self.all = [range(i, min(i + count, len(volume))) for i in range(0, len(volume), count)]
-
-    def path(self, block: range) -> Path:
-        """File of a block."""
-        return self.folder / f"{block.start:07d}.npz"
-
-    def write(self, block: range, found: list[dict[str, np.ndarray]]) -> None:
-        """Keep what was found for each slice of a block."""
-        write_npz(self.path(block), **{f"{name}_{i}": array for i, one in zip(block, found, strict=True)
-                                       for name, array in one.items()})
-
-    def slices(self, kind: str) -> Iterator[np.ndarray]:
-        """One kind of results, slice by slice."""
-        for block in self.all:
-            try:
-                with self.path(block).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    yield from (arrays[f"{kind}_{i}"] for i in block)
-            except (OSError, KeyError, ValueError, BadZipFile) as error:
-                raise InputError(f"{self.path(block)}: is damaged ({error}); delete it and go on") from None
-
-
-def ahead(pool: Executor, work: Callable, items: Iterable, count: int) -> Iterator:
-    """`work` of each item, in order; `count` of them are under way while one is used."""
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 # --- from a slice to what is found in it ----------------------------------------------------------------------
@@ -175,24 +131,23 @@ def predict_block(models: torch.nn.Module, block: list[Grey], settings: dict, op
             maps[:, *inside] = next(found)
         stored = dict(zip((PROBABILITY, UNCERTAINTY), maps.astype(np.float16), strict=False))
         mask = (stored[PROBABILITY] >= np.float32(options.threshold)).astype(np.uint8) * 255
-        results.append({MASK: mask, "limits": np.array(grey.limits or (np.nan, np.nan))}
+        results.append({MASK: mask, LIMITS: np.array(grey.limits or (np.nan, np.nan))}
                        | {kind: array for kind, array in stored.items() if kind in options.kinds})
     return results
 
 
-def predict_blocks(blocks: Blocks, mine: list[range], volume: Volume, models: torch.nn.Module, settings: dict,
-                   options: Options, device: torch.device, tell: bool = True) -> None:
+def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], Grey], models: torch.nn.Module,
+                   settings: dict, options: Options, device: torch.device, title: str | None = None) -> None:
     """Predict those of `mine` that are not there yet: while one is computed, the next is read and the last is written.
 
-    The bar (with `tell`) counts this process's slices.
+    The bar, where it has a title, counts this process's slices.
     """
     todo = [block for block in mine if not blocks.path(block).exists()]
-    limits = volume_limits(volume, options, settings["percentiles"]) if options.window == "volume" and todo else None
     numbers = itertools.chain(*todo)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers, ThreadPoolExecutor(1) as writer, \
-            tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, todo)), desc="predict",
-                 unit="slice", smoothing=0.1, disable=not tell) as bar:
-        greys = ahead(readers, lambda i: read_grey(volume, i, options, settings["percentiles"], limits), numbers, BLOCK)
+            tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, todo)), desc=title,
+                 unit="slice", smoothing=0.1, disable=title is None) as bar:
+        greys = ahead(readers, read, numbers, BLOCK)
         written = deque()
         for block in todo:
             found = predict_block(models, list(itertools.islice(greys, len(block))), settings, options, device)
@@ -202,6 +157,41 @@ def predict_blocks(blocks: Blocks, mine: list[range], volume: Volume, models: to
             bar.update(len(block))
         for future in written:
             future.result()
+
+
+def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings: dict, options: Options,
+                device: torch.device, team: Team) -> Blocks | ThreeAxes:
+    """What is found in all slices, with `options.three_axes` on average with what is found in planes across them."""
+    percentiles = settings["percentiles"]
+    limits = volume_limits(volume, options, percentiles) if options.window == "volume" else None
+    read = partial(read_grey, volume, options=options, percentiles=percentiles, limits=limits)
+    kept = replace(options, probabilities=True) if options.three_axes else options
+    rest = models, settings, kept, device
+
+    def compute(blocks: Blocks, read: Callable[[int], Grey], title: str) -> Blocks:
+        predict_blocks(blocks, team.share(blocks.all), read, *rest, title if team.leads else None)
+        return blocks
+
+    along = compute(Blocks(folder, volume), read, "predict" if not options.three_axes else "slices")
+    if not options.three_axes:
+        return along
+    inside = (slice(*options.roi[:2]), slice(*options.roi[2:])) if options.roi else (slice(None),) * 2
+    shape = len(volume), *(len(range(*some.indices(n))) for some, n in zip(inside, volume.shape[-2:], strict=True))
+    if team.leads:
+        def grey(i: int) -> np.ndarray:
+            seen = read(i)
+            if seen.shape != volume.shape[-2:]:
+                raise InputError(f"{volume.names[i]}: is {seen.shape} px, the first slice {volume.shape[-2:]}; "
+                                 "--three-axes needs slices of one size")
+            return np.zeros(shape[1:], np.uint8) if seen.image is None else seen.image
+        cut_across(folder, along.all, map(grey, range(len(volume))), shape)
+    team.wait()
+    rest, across = (models, settings, replace(kept, roi=None), device), {}
+    for name in ACROSS:
+        planes = planes_of(folder, name)
+        across[name] = compute(Blocks(folder / name, planes), partial(
+            read_grey, planes, options=replace(kept, roi=None), percentiles=percentiles, limits=(0, 255)), name)
+    return ThreeAxes(along, across, inside, options.threshold)
 
 
 # --- the whole of it ------------------------------------------------------------------------------------------
@@ -244,15 +234,15 @@ def identity_of(volume: Volume, checkpoints: list[Path], settings: dict, options
             "settings": json.loads(json.dumps(view | asdict(options)))}  # tuples as JSON has them
 
 
-def finish(blocks: Blocks, volume: Volume, found: dict[str, Path], identity: dict) -> None:
-    """Put the blocks together beside the output, then let it appear, and forget the blocks."""
-    folder, limits = blocks.folder / "result", np.array(list(blocks.slices("limits")))
+def finish(results: Blocks | ThreeAxes, part: Path, volume: Volume, found: dict[str, Path], identity: dict) -> None:
+    """Put the results together beside the output, then let it appear, and forget the blocks in `part`."""
+    folder, limits = part / "result", np.array(list(results.slices(LIMITS)))
     shutil.rmtree(folder, ignore_errors=True)
     target = found[MASK]
     record = identity | {"voxel": volume.voxel, "blank": int(np.isnan(limits[:, 0]).sum()),
                          "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()]}
     for kind, path in found.items():
-        write_like(folder / path.relative_to(target.parent), volume, blocks.slices(kind),
+        write_like(folder / path.relative_to(target.parent), volume, results.slices(kind),
                    np.uint8 if kind == MASK else np.float16, identity)
     about = record_of(target, volume)
     write_json(folder / about.relative_to(target.parent), record)
@@ -260,7 +250,7 @@ def finish(blocks: Blocks, volume: Volume, found: dict[str, Path], identity: dic
     for path in whole:                                          # the masks last: where they are, all is
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / path.relative_to(target.parent), path)
-    shutil.rmtree(blocks.folder)
+    shutil.rmtree(part)
 
 
 def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, options: Options, device: torch.device,
@@ -275,8 +265,11 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
         When the output exists and was made otherwise, or an interrupted one was; as `load_models` and `read_grey`.
     """
     models, settings = load_models(checkpoints, device)
-    if options.uncertainty and len(models) == 1 and not options.tta:
-        raise InputError("--uncertainty: is the spread of several predictions; add --tta or further checkpoints")
+    if options.uncertainty and len(models) == 1 and not options.tta and not options.three_axes:
+        raise InputError("--uncertainty: is the spread of several predictions; add --tta, --three-axes or further "
+                         "checkpoints")
+    if options.three_axes:
+        check_cubes(volume)
     found = targets(volume, output, options.kinds)
     identity, target = identity_of(volume, checkpoints, settings, options), found[MASK]
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -287,12 +280,12 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
                              "delete it, or choose another --output")
         shutil.rmtree(target.with_name(f"{target.name}.part"), ignore_errors=True)
         return target
-    blocks = Blocks(target, volume, identity, team.leads)
-    mine = team.share(blocks.all)
-    predict_blocks(blocks, mine, volume, models, settings, options, device, team.leads)
+    part = target.with_name(f"{target.name}.part")
+    begin(part, identity, team.leads)
+    results = predict_all(part, volume, models, settings, options, device, team)
     team.wait()
     if team.leads:
-        finish(blocks, volume, found, identity)
+        finish(results, part, volume, found, identity)
     team.wait()
     return target
 
@@ -307,8 +300,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder, .tif or .zarr for the masks")
     parser.add_argument("--probabilities", action="store_true", help="also write the probability, float16")
     parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation of the "
-                        "probability over checkpoints and, with --tta, symmetries, float16")
+                        "probability over checkpoints and, with --tta and --three-axes, symmetries and axes, float16")
     parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns: 8 times the time")
+    parser.add_argument("--three-axes", action="store_true", help="average over slices and planes across them, along "
+                        "rows and columns, of a volume whose voxels are cubes: 3 times the time")
     parser.add_argument("--roi", default="none", help="row,end row,column,end column to look at [px] (%(default)s)")
     parser.add_argument("--window", default="slice", choices=["slice", "volume"], help="the percentiles that become "
                         "black and white are those of each slice, as in training, or of all (%(default)s)")
@@ -320,7 +315,8 @@ def main() -> None:
     threshold = load_model(given.checkpoint[0], device)[1]["threshold"] if given.threshold is None else given.threshold
     if not 0 < threshold < 1:
         raise InputError(f"--threshold {threshold:g}: must be between 0 and 1")
-    options = Options(parse_roi(given.roi), given.window, given.tta, threshold, given.probabilities, given.uncertainty)
+    options = Options(parse_roi(given.roi), given.window, given.tta, threshold, given.probabilities, given.uncertainty,
+                      given.three_axes)
     team = join_team(device)
     target = predict_volume(open_volume(given.input), given.checkpoint, given.output, options, device, team)
     if team.leads:

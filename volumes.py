@@ -23,7 +23,7 @@ STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF doe
 IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
 CLASSIC_BYTES = 2**32 - 2**25  # of a TIFF that is no BigTIFF, at most
 UNITS = {"µm": "um", "μm": "um", "micron": "um", "micrometer": "um", "nanometer": "nm", "millimeter": "mm"}
-NGFF_UNITS = {"um": "micrometer", "nm": "nanometer", "mm": "millimeter"}
+IN_UM = {"um": 1.0, "nm": 1e-3, "mm": 1e3}
 
 
 @dataclass(frozen=True, eq=False)

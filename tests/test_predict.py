@@ -199,7 +199,7 @@ def test_several_checkpoints_are_averaged(stack, checkpoint, tmp_path, command):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_an_interrupted_prediction_goes_on_and_gives_the_same_bytes(stack, checkpoint, tmp_path, command, monkeypatch,
                                                                     blocks):
-    monkeypatch.setattr(predict, "BLOCK", 2)
+    monkeypatch.setattr("blocks.BLOCK", 2)
     monkeypatch.setattr("stitching.windows_at_once", lambda *_: 5)      # windows of two slices share a pass
     options = ("--checkpoint", checkpoint, "--probabilities", "--device", "cpu")
     assert command("predict", stack, *options, "--output", tmp_path / "whole.tif")[0] == 0
@@ -234,7 +234,7 @@ def test_an_interrupted_prediction_goes_on_and_gives_the_same_bytes(stack, check
 
 
 def test_a_slice_that_cannot_be_read_stops_and_the_rest_is_kept(folder, checkpoint, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(predict, "BLOCK", 1)
+    monkeypatch.setattr("blocks.BLOCK", 1)
     whole = (folder / "s_2.tif").read_bytes()
     (folder / "s_2.tif").write_bytes(whole[:-500])
     options = ("predict", folder, "--checkpoint", checkpoint, "--output", tmp_path / "o", "--device", "cpu")

@@ -21,7 +21,7 @@ from utils import save_checkpoint
 
 def start(script: str, *arguments: object) -> subprocess.Popen:
     """`predict.main` with arguments, after `script`, in a new process."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import predict; {script}"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import blocks, predict; {script}"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -50,10 +50,10 @@ def test_memory_does_not_grow_with_the_number_of_slices(tmp_path):
 def test_killed_halfway_and_continued_gives_the_same_bytes(checkpoint, tmp_path):
     grey = np.stack([disc_slice(i, (64, 64))[0] for i in range(12)])
     tifffile.imwrite(tmp_path / "stack.tif", grey, photometric="minisblack")
-    slow = ("predict.BLOCK = 2; import time; block = predict.predict_block; "
+    slow = ("blocks.BLOCK = 2; import time; block = predict.predict_block; "
             "predict.predict_block = lambda *a: (time.sleep(0.3), block(*a))[1]; predict.main()")
     options = tmp_path / "stack.tif", "--checkpoint", checkpoint, "--probabilities", "--device", "cpu", "--output"
-    with start("predict.BLOCK = 2; predict.main()", *options, tmp_path / "whole.tif") as process:
+    with start("blocks.BLOCK = 2; predict.main()", *options, tmp_path / "whole.tif") as process:
         assert process.wait(120) == 0
     part = tmp_path / "mask.tif.part"
     kept = {}
@@ -70,7 +70,7 @@ def test_killed_halfway_and_continued_gives_the_same_bytes(checkpoint, tmp_path)
         assert now.items() >= kept.items()                              # nothing was computed again
         kept = now
         assert blocks <= len(kept) < 6
-    with start("predict.BLOCK = 2; predict.main()", *options, tmp_path / "mask.tif") as process:
+    with start("blocks.BLOCK = 2; predict.main()", *options, tmp_path / "mask.tif") as process:
         assert process.wait(120) == 0
     for kind in ("", "_probability"):
         assert (tmp_path / f"mask{kind}.tif").read_bytes() == (tmp_path / f"whole{kind}.tif").read_bytes()

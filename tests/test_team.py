@@ -140,19 +140,24 @@ def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workpla
     assert len(log.read_text().splitlines()) == 401
 
 
-def test_every_slice_of_a_volume_is_predicted_once(checkpoint, tmp_path, command):
+@pytest.mark.parametrize("more", [(), ("--three-axes",)])
+def test_every_slice_of_a_volume_is_predicted_once(checkpoint, tmp_path, command, more):
     grey = np.stack([disc_slice(i, (48, 64))[0] for i in range(11)])
     tifffile.imwrite(tmp_path / "stack.tif", grey, photometric="minisblack")
-    options = tmp_path / "stack.tif", "--checkpoint", checkpoint, "--device", "cpu", "--probabilities", "--output"
+    options = tmp_path / "stack.tif", "--checkpoint", checkpoint, "--device", "cpu", "--probabilities", *more, "--output"
     assert command("predict", *options, tmp_path / "one.tif")[0] == 0
-    told = ("import predict, os; predict.BLOCK = 2; block = predict.Blocks.write; "
+    told = ("import blocks, predict, os; blocks.BLOCK = 2; block = predict.Blocks.write; "
             "note = open('told_' + os.environ['RANK'], 'a', 1); "
-            "predict.Blocks.write = lambda self, b, f: (note.write(f'{b.start} {len(b)} '), block(self, b, f))")
+            "predict.Blocks.write = lambda self, b, f: (note.write(f'{self.folder.name} {b.start} {len(b)}\\n'), "
+            "block(self, b, f))")
     with launch("predict", *options, tmp_path / "two.tif", cwd=tmp_path, first=told) as process:
         out = process.communicate(timeout=120)[0]
     assert process.returncode == 0, out
-    assert [(tmp_path / f"told_{rank}").read_text().split() for rank in (0, 1)] == [
-        ["0", "2", "4", "2", "8", "2"], ["2", "2", "6", "2", "10", "1"]]
+    lines = [(tmp_path / f"told_{rank}").read_text().splitlines() for rank in (0, 1)]
+    for name, count in {"two.tif.part": 11, **({"rows": 48, "columns": 64} if more else {})}.items():
+        for rank in (0, 1):
+            assert [line for line in lines[rank] if line.startswith(f"{name} ")] == [
+                f"{name} {i} {min(2, count - i)}" for i in range(2 * rank, count, 4)]
     probability = [tifffile.imread(tmp_path / f"{name}_probability.tif") for name in ("one", "two")]
     np.testing.assert_allclose(*probability, atol=1e-3)
     assert np.mean(tifffile.imread(tmp_path / "one.tif") != tifffile.imread(tmp_path / "two.tif")) < 1e-3

@@ -1,0 +1,170 @@
+"""What a prediction keeps on disk until it is whole: blocks of slices, along z or along all three axes of a volume."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from utils import InputError, read_json, write_json, write_npz
+from volumes import IN_UM, Volume
+
+BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
+MASK, PROBABILITY, UNCERTAINTY, LIMITS = "mask", "probability", "uncertainty", "limits"
+ACROSS = {"rows": (1, 0, 2), "columns": (2, 0, 1)}  # planes across a volume: the order of its axes there
+BACK = {"rows": (1, 0, 2), "columns": (1, 2, 0)}    # and back
+
+
+def begin(folder: Path, identity: dict, leads: bool = True) -> None:
+    """Open the folder of what is not whole yet; `InputError` where it was begun with another identity."""
+    about = folder / "prediction.json"
+    if not about.exists():
+        if leads:
+            write_json(about, identity)
+    elif read_json(about) != identity:
+        raise InputError(f"{folder}: was begun with other settings or input; delete it, or choose another --output")
+
+
+class Blocks:
+    """Results that wait for the others, a file per block of slices."""
+
+    def __init__(self, folder: Path, volume: Volume):
+        self.folder = folder
+        count = max(1, min(BLOCK, BLOCK_PIXELS // max(1, volume.shape[-2] * volume.shape[-1])))
+        self.all = [range(i, min(i + count, len(volume))) for i in range(0, len(volume), count)]
+
+    def path(self, block: range) -> Path:
+        """File of a block."""
+        return self.folder / f"{block.start:07d}.npz"
+
+    def write(self, block: range, found: list[dict[str, np.ndarray]]) -> None:
+        """Keep what was found for each slice of a block."""
+        write_npz(self.path(block), **{f"{name}_{i}": array for i, one in zip(block, found, strict=True)
+                                       for name, array in one.items()})
+
+    def slices(self, kind: str) -> Iterator[np.ndarray]:
+        """One kind of results, slice by slice."""
+        for block in self.all:
+            try:
+                with self.path(block).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    yield from (arrays[f"{kind}_{i}"] for i in block)
+            except (OSError, KeyError, ValueError, BadZipFile) as error:
+                raise InputError(f"{self.path(block)}: is damaged ({error}); delete it and go on") from None
+
+
+def ahead(pool: Executor, work: Callable, items: Iterable, count: int) -> Iterator:
+    """`work` of each item, in order; `count` of them are under way while one is used."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+# --- three axes -----------------------------------------------------------------------------------------------
+
+def check_cubes(volume: Volume) -> None:
+    """`InputError` where a volume cannot be cut along any axis: points in time, one slice, voxels that are no cubes."""
+    if len(volume.shape) != 3 or "T" in volume.axes or len(volume) < 2:
+        raise InputError(f"{volume.path}: has axes {volume.axes} and shape {volume.shape}; --three-axes needs one "
+                         "volume")
+    sides = [size * IN_UM.get(unit, 1.0) for size, unit in volume.voxel.values()]
+    if sides and max(sides) > 1.01 * min(sides):
+        stated = ", ".join(f"{axis} {size:g} {unit}" for axis, (size, unit) in volume.voxel.items())
+        raise InputError(f"{volume.path}: its voxels are no cubes ({stated}), as --three-axes needs; resample it first")
+
+
+def cut_across(folder: Path, blocks: list[range], greys: Iterator[np.ndarray], shape: tuple[int, int, int]) -> None:
+    """Write a volume once more, for each other axis, so that planes across it lie together: `rows.npy` (H, D, W) holds
+    a plane per row, `columns.npy` (W, D, H) one per column.
+
+    Parameters
+    ----------
+    greys : iterator of (H, W) uint8 ndarrays
+        The slices, read a block at a time.
+    shape : (D, H, W)
+    """
+    paths = {name: folder / f"{name}.npy" for name in ACROSS}
+    if all(path.exists() for path in paths.values()):
+        return
+    for name, order in ACROSS.items():
+        open_memmap(folder / f"{name}.tmp", "w+", np.uint8, tuple(shape[axis] for axis in order))
+    for block in blocks:
+        some = np.stack([next(greys) for _ in block])
+        for name, order in ACROSS.items():                      # opened anew: what is mapped counts as memory
+            open_memmap(folder / f"{name}.tmp", "r+")[:, block.start:block.stop] = some.transpose(order)
+    for name, path in paths.items():
+        (folder / f"{name}.tmp").replace(path)
+
+
+def planes_of(folder: Path, name: str) -> Volume:
+    """The planes that `cut_across` wrote, as a volume."""
+    path = folder / f"{name}.npy"
+    shape = np.load(path, mmap_mode="r").shape
+    return Volume(path, "planes", "ZYX", shape, [f"{path}, plane {i}" for i in range(shape[0])],
+                  lambda i: np.array(np.load(path, mmap_mode="r")[i]))
+
+
+class ThreeAxes:
+    """Results along three axes, averaged voxel by voxel, and read like `Blocks`.
+
+    The uncertainty is the standard deviation of all that is averaged: with means p and deviations s along each axis
+    the root of mean (p² + s²) − (mean p)². Nothing is found in blank slices.
+
+    Parameters
+    ----------
+    along : Blocks
+        Of the slices.
+    across : dict of name to Blocks
+        Of the planes, see `cut_across`.
+    inside : tuple of two slices
+        Rows and columns of the region of interest, which the planes cut.
+    """
+
+    def __init__(self, along: Blocks, across: dict[str, Blocks], inside: tuple[slice, slice], threshold: float):
+        self.along, self.across, self.inside, self.threshold = along, across, inside, threshold
+
+    def gather(self, kind: str, name: str) -> Path:
+        """One kind of results of planes as one array (planes, D, length), from which slices can be read."""
+        blocks = self.across[name]
+        path = blocks.folder / f"{kind}.npy"
+        for i, plane in enumerate(() if path.exists() else blocks.slices(kind)):
+            if i == 0:
+                open_memmap(path.with_suffix(".tmp"), "w+", np.float16, (blocks.all[-1].stop, *plane.shape))
+            open_memmap(path.with_suffix(".tmp"), "r+")[i] = plane
+        if not path.exists():
+            path.with_suffix(".tmp").replace(path)
+        return path
+
+    def slices(self, kind: str) -> Iterator[np.ndarray]:
+        """One kind of results, slice by slice."""
+        if kind == LIMITS:
+            yield from self.along.slices(kind)
+            return
+        needed = [PROBABILITY, UNCERTAINTY] if kind == UNCERTAINTY else [PROBABILITY]
+        gathered = {each: {name: self.gather(each, name) for name in self.across} for each in needed}
+        slices, limits = {each: self.along.slices(each) for each in needed}, self.along.slices(LIMITS)
+        for block in self.along.all:
+            planes = {each: [np.array(np.load(path, mmap_mode="r")[:, block.start:block.stop]).transpose(BACK[name])
+                             for name, path in paths.items()] for each, paths in gathered.items()}
+            for i in range(len(block)):
+                whole = {each: next(slices[each]) for each in needed}
+                found = np.zeros(whole[PROBABILITY].shape, np.float16)
+                if not np.isnan(next(limits)[0]):
+                    found[self.inside] = averaged(*([whole[each][self.inside], *(plane[i] for plane in planes[each])]
+                                                    for each in needed))
+                yield found if kind != MASK else (found >= np.float32(self.threshold)).astype(np.uint8) * 255
+
+
+def averaged(means: list[np.ndarray], deviations: list[np.ndarray] | None = None) -> np.ndarray:
+    """Mean of means, or with `deviations` the standard deviation of all that these sum up."""
+    means = np.array(means, np.float32)
+    if deviations is None:
+        return means.mean(0)
+    squares = means**2 + np.array(deviations, np.float32)**2
+    return np.sqrt(np.maximum(squares.mean(0) - means.mean(0)**2, 0))

@@ -1,0 +1,139 @@
+"""Three axes: planes across a volume, their average with the slices, and that nothing is computed twice."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import blocks
+import predict
+from conftest import disc_slice
+from slices import Path, apply_window, percentile_window
+from stitching import predict_images
+from utils import InputError
+from volumes import Volume
+
+CPU = torch.device("cpu")
+SHAPE = 9, 40, 52
+
+
+@pytest.fixture
+def stack(tmp_path) -> Path:
+    """A stack whose fourth slice is blank."""
+    grey = np.stack([disc_slice(i, SHAPE[1:])[0] for i in range(SHAPE[0])])
+    grey[3] = 0
+    tifffile.imwrite(tmp_path / "stack.tif", grey, imagej=True, resolution=(1 / 0.022, 1 / 0.022),
+                     metadata={"axes": "ZYX", "spacing": 0.022, "unit": "um"})
+    return tmp_path / "stack.tif"
+
+
+def expected(grey: np.ndarray, model) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread over three axes of a windowed volume, by its three transpositions, all of them in memory."""
+    along = []
+    for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
+        turned = grey.transpose(order)
+        found = np.zeros((2, *turned.shape))
+        for i, plane in enumerate(turned):
+            if plane.min() != plane.max():
+                found[:, i] = next(predict_images(model, [plane], CPU, 32, tta=True, spread=True))
+        along.append([part.transpose(np.argsort(order)) for part in found])
+    means, deviations = np.array(along).swapaxes(0, 1)
+    mean = means.mean(0)
+    spread = np.sqrt(np.maximum((means**2 + deviations**2).mean(0) - mean**2, 0))
+    blank = grey.min((1, 2)) == grey.max((1, 2))
+    mean[blank] = spread[blank] = 0
+    return mean, spread
+
+
+@pytest.mark.parametrize(("roi", "window"), [(None, "slice"), ((4, 36, 2, 50), "slice"), (None, "volume")])
+def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeypatch, roi, window):
+    monkeypatch.setattr("blocks.BLOCK", 4)
+    out = tmp_path / "mask.tif"
+    code, _, err = command("predict", stack, "--checkpoint", checkpoint, "--output", out, "--three-axes", "--tta",
+                           "--probabilities", "--uncertainty", "--window", window, "--device", "cpu",
+                           *(["--roi", ",".join(map(str, roi))] if roi else []))
+    assert code == 0, err
+    top, bottom, left, right = roi or (0, SHAPE[1], 0, SHAPE[2])
+    raw = tifffile.imread(stack)[:, top:bottom, left:right]
+    limits = next(x for x in json.loads((tmp_path / "mask.tif.json").read_text())["limits"] if x)
+    grey = np.stack([np.zeros_like(one, np.uint8) if one.max() == 0 else percentile_window(one, (2.0, 98.0))
+                     if window == "slice" else apply_window(one, *limits) for one in raw])
+    mask, *maps = (tifffile.imread(tmp_path / f"mask{kind}.tif") for kind in ("", "_probability", "_uncertainty"))
+    for found, wanted in zip(maps, expected(grey, predict.load_model(checkpoint, CPU)[0]), strict=True):
+        np.testing.assert_allclose(found[:, top:bottom, left:right], wanted, atol=2e-3)
+        found[:, top:bottom, left:right] = 0
+        assert not found.any()
+    np.testing.assert_array_equal(mask, np.where(tifffile.imread(tmp_path / "mask_probability.tif") >= 0.5, 255, 0))
+    assert 0 < mask.mean() < 255
+    assert not (tmp_path / "mask.tif.part").exists()
+
+
+@pytest.mark.parametrize("stop", ["slices", "cut", "rows", "columns", "gather"])
+def test_interrupted_anywhere_it_goes_on_and_gives_the_same_bytes(stack, checkpoint, tmp_path, command, monkeypatch,
+                                                                  stop):
+    monkeypatch.setattr("blocks.BLOCK", 4)
+    options = ("predict", stack, "--checkpoint", checkpoint, "--device", "cpu", "--three-axes", "--uncertainty",
+               "--output")
+    assert command(*options, tmp_path / "whole.tif")[0] == 0
+    written, write = [], blocks.Blocks.write
+
+    def note(self, block, found):
+        name = self.folder.name if self.folder.suffix != ".part" else "slices"
+        if name == stop and block.start == 4:
+            raise KeyboardInterrupt
+        written.append((name, block.start))
+        write(self, block, found)
+
+    def stops(*_):
+        raise KeyboardInterrupt
+    opened, count = blocks.open_memmap, []
+
+    def stops_midway(path, mode, *more):
+        count.append(path.parent.name)
+        if count.count("rows" if stop == "gather" else "mask.tif.part") == 5:
+            raise KeyboardInterrupt
+        return opened(path, mode, *more)
+    monkeypatch.setattr(blocks.Blocks, "write", note)
+    if stop in ("cut", "gather"):
+        monkeypatch.setattr(blocks, "open_memmap", stops_midway)
+    assert command(*options, tmp_path / "mask.tif")[0] == 130
+    assert not (tmp_path / "mask.tif").exists()
+    stop = None
+    monkeypatch.setattr(blocks, "open_memmap", opened)
+    assert command(*options, tmp_path / "mask.tif")[0] == 0
+    assert sorted(written) == sorted({*written})                        # nothing was computed twice
+    assert {name for name, _ in written} == {"slices", "rows", "columns"}
+    for kind in ("", "_uncertainty"):
+        assert (tmp_path / f"mask{kind}.tif").read_bytes() == (tmp_path / f"whole{kind}.tif").read_bytes()
+
+
+def volume_of(shape, axes="ZYX", **voxel) -> Volume:
+    return Volume(Path("v.tif"), "tiff", axes, shape, [""] * int(np.prod(shape[:-2])), lambda _: None, voxel)
+
+
+@pytest.mark.parametrize(("volume", "message"), [
+    (volume_of((4, 5), "YX"), "axes YX"), (volume_of((2, 3, 4, 5), "TZYX"), "axes TZYX"),
+    (volume_of((3, 4, 5), "TYX"), "axes TYX"), (volume_of((1, 4, 5)), "shape .1, 4, 5."),
+    (volume_of((3, 4, 5), X=(0.022, "um"), Y=(0.022, "um"), Z=(50, "nm")), "X 0.022 um, Y 0.022 um, Z 50 nm"),
+])
+def test_volumes_that_cannot_be_cut_along_three_axes(volume, message):
+    with pytest.raises(InputError, match=message):
+        blocks.check_cubes(volume)
+
+
+def test_cubes_in_different_units():
+    blocks.check_cubes(volume_of((3, 4, 5), X=(0.022, "um"), Z=(22, "nm")))
+    blocks.check_cubes(volume_of((3, 4, 5)))
+    blocks.check_cubes(volume_of((3, 4, 5), "QYX"))
+
+
+def test_slices_of_different_size_are_named(checkpoint, tmp_path, command):
+    (tmp_path / "in").mkdir()
+    for i, size in enumerate([(40, 40), (40, 41)]):
+        tifffile.imwrite(tmp_path / "in" / f"s_{i}.tif", disc_slice(i, size)[0])
+    code, _, err = command("predict", tmp_path / "in", "--checkpoint", checkpoint, "--output", tmp_path / "o",
+                           "--three-axes", "--device", "cpu")
+    assert code == 2
+    assert "s_1.tif: is (40, 41) px, the first slice (40, 40); --three-axes needs slices of one size" in err
