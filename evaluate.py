@@ -1,11 +1,12 @@
 """Per-slice tables, confidence intervals, paired comparison, and a classical baseline.
 
-    python evaluate.py --pred DIR --truth DIR               scores, a row per slice
+    python evaluate.py --pred MASKS --truth MASKS           scores, a row per slice
     python evaluate.py particles MASKS [MASKS …]            sizes and shapes: see `particles.py`
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,16 @@ import pandas as pd
 import torch
 from scipy import ndimage, stats
 from skimage.filters import gaussian, threshold_otsu
+from tqdm import tqdm
 
 import particles
 from slices import MASK_SUFFIXES, Slice, center_patch, list_files, pair_files, read_mask
 from stitching import predict_images, probability_of
-from utils import InputError, overlap_metrics, run_command_line, write_atomically, write_json, write_npz
+from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
+from utils import (
+    PROGRESS_SECONDS, InputError, overlap_metrics, run_command_line, write_atomically, write_json, write_npz,
+)
+from volumes import ZARR_FILES, open_volume
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
@@ -167,32 +173,6 @@ def slice_table(predictions: dict[str, list[np.ndarray]], truths: list[np.ndarra
     return pd.DataFrame(rows, columns=["method", "stem", *METRICS, "fraction_predicted", "fraction_truth"])
 
 
-def reliability(probabilities: list[np.ndarray], truths: list[np.ndarray], bins: int = 10) -> pd.DataFrame:
-    """Reliability diagram: a row per bin of the probability with `low`, `high`, mean `predicted`, share `observed`
-    and number of `pixels`; all pixels of all slices together. Empty bins have NaN.
-
-    The expected calibration error is the mean of |observed − predicted| weighted with the pixels: Guo et al., 2017,
-    arXiv:1706.04599, here for the probability of foreground.
-
-    Parameters
-    ----------
-    probabilities, truths : lists of (H, W) ndarrays
-        In [0, 1], and bool or 0/1.
-    """
-    p, t = (np.concatenate([a.ravel() for a in arrays]) for arrays in (probabilities, truths))
-    index = np.minimum((p * bins).astype(int), bins - 1)
-    count, total, true = (np.bincount(index, w, bins) for w in (None, p.astype(float), t.astype(float)))
-    some = np.where(count > 0, count, np.nan)
-    return pd.DataFrame({"low": np.arange(bins) / bins, "high": np.arange(1, bins + 1) / bins,
-                         "predicted": total / some, "observed": true / some, "pixels": count})
-
-
-def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error of a table of `reliability`, 0 to 1."""
-    filled = table[table["pixels"] > 0]
-    return float(np.average((filled["observed"] - filled["predicted"]).abs(), weights=filled["pixels"]))
-
-
 def threshold_scores(probabilities: list[np.ndarray], truths: list[np.ndarray]) -> pd.DataFrame:
     """Mean Dice over slices for each `threshold` from 0.05 to 0.95."""
     return pd.DataFrame([{"threshold": t / 100, "dice": np.mean([
@@ -262,23 +242,10 @@ def describe(comparison: dict) -> str:
 
 # --- command line ---------------------------------------------------------------------------------------------
 
-def main() -> None:
-    """A row per slice, then the means; or, with `particles`, what is measured there."""
-    if sys.argv[1:2] == ["particles"]:
-        return particles.main(sys.argv[2:])
-    parser = argparse.ArgumentParser(description="Score predicted masks against true ones, slice by slice.")
-    parser.add_argument("--pred", type=Path, required=True, help="folder of predicted masks (.tif, .png, .npy)")
-    parser.add_argument("--truth", type=Path, required=True, help="folder of true masks, paired by stem or last number")
-    parser.add_argument("--output", type=Path, help="write the table to this CSV file")
-    parser.add_argument("--pixel-size", type=float, help="side of a pixel [µm]; adds particle sizes")
-    parser.add_argument("--mask-foreground", default="auto", choices=["auto", "dark", "bright"],
-                        help="which side of a true mask's threshold is foreground (%(default)s)")
-    arguments = parser.parse_args()
-    if arguments.pixel_size is not None and not arguments.pixel_size > 0:
-        raise InputError(f"--pixel-size {arguments.pixel_size:g}: must be above 0 µm")
+def folder_pairs(pred: Path, truth: Path, foreground: str) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """(file, mask, true mask) of two folders, paired by stem or last number; `InputError` for what has no partner."""
     files = {}
-    for name in ("pred", "truth"):
-        folder = getattr(arguments, name)
+    for name, folder in (("pred", pred), ("truth", truth)):
         files[name] = list_files(folder, MASK_SUFFIXES)
         if not files[name]:
             raise InputError(f"{folder}: no mask found ({', '.join(MASK_SUFFIXES)}); check --{name}")
@@ -289,27 +256,72 @@ def main() -> None:
     for true in pairs.values():
         if list(pairs.values()).count(true) > 1:
             raise InputError(next(p for p in problems if p.startswith(f"{true}: ")))
-    rows = []
     for predicted, true in pairs.items():
-        masks = [read_mask(predicted), read_mask(true, arguments.mask_foreground)]
+        masks = read_mask(predicted), read_mask(true, foreground)
         if masks[0].shape != masks[1].shape:
             raise InputError(f"{predicted}: is {masks[0].shape} px, {true} {masks[1].shape}; they must be of one size")
-        row = {"stem": predicted.stem, **slice_metrics(*masks)}
-        if arguments.pixel_size:
-            for name, mask in zip(("predicted", "truth"), masks, strict=True):
-                found = particles.particle_table(mask, arguments.pixel_size)
-                row[f"particles_{name}"] = len(found)
-                row[f"median_diameter_um_{name}"] = found["diameter"].median()
+        yield predicted, *masks
+
+
+def volume_pairs(pred: Path, truth: Path) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """(name, mask, true mask) of the slices of two volumes; `InputError` where they differ in shape."""
+    volumes = [open_volume(path) for path in (pred, truth)]
+    if volumes[0].shape != volumes[1].shape:
+        raise InputError(f"{pred}: has shape {volumes[0].shape}, {truth} {volumes[1].shape}; they must be of one shape")
+    readers = [particles.mask_reader(volume) for volume in volumes]
+    for i in tqdm(range(len(volumes[0])), "evaluate", unit="slice", mininterval=PROGRESS_SECONDS, leave=False):
+        yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), *(read(i) for read in readers)
+
+
+def main() -> None:
+    """A row per slice, then the means; or, with `particles`, what is measured there."""
+    if sys.argv[1:2] == ["particles"]:
+        return particles.main(sys.argv[2:])
+    parser = argparse.ArgumentParser(description="Score predicted masks against true ones, slice by slice.")
+    parser.add_argument("--pred", type=Path, required=True, help="folder of predicted masks (.tif, .png, .npy), or a "
+                        "volume: .tif stack, zarr")
+    parser.add_argument("--truth", type=Path, required=True, help="folder of true masks, paired by stem or last "
+                        "number; of a volume the true volume")
+    parser.add_argument("--uncertainty", type=Path, help="map that predict.py --uncertainty wrote: are the uncertain "
+                        "pixels the wrong ones?")
+    parser.add_argument("--output", type=Path, help="write the table to this CSV file")
+    parser.add_argument("--pixel-size", type=float, help="side of a pixel [µm]; adds particle sizes")
+    parser.add_argument("--mask-foreground", default="auto", choices=["auto", "dark", "bright"],
+                        help="which side of a true mask's threshold is foreground (%(default)s)")
+    given = parser.parse_args()
+    if given.pixel_size is not None and not given.pixel_size > 0:
+        raise InputError(f"--pixel-size {given.pixel_size:g}: must be above 0 µm")
+    of_files = given.pred.is_dir() and not any((given.pred / name).exists() for name in ZARR_FILES)
+    maps = open_volume(given.uncertainty) if given.uncertainty else None
+    places = {Path(name).stem: i for i, name in enumerate(maps.names)} if maps and of_files else {}
+    rows, counts = [], 0
+    for i, (name, *masks) in enumerate(folder_pairs(given.pred, given.truth, given.mask_foreground) if of_files
+                                       else volume_pairs(given.pred, given.truth)):
+        row = {"stem": name.stem, **slice_metrics(*masks)}
+        if given.pixel_size:
+            for kind, mask in zip(("predicted", "truth"), masks, strict=True):
+                found = particles.particle_table(mask, given.pixel_size)
+                row[f"particles_{kind}"] = len(found)
+                row[f"median_diameter_um_{kind}"] = found["diameter"].median()
         rows.append(row)
+        if maps:
+            place = places.get(name.stem, len(maps)) if of_files else i
+            doubt = maps.read(place) if place < len(maps) else None
+            if doubt is None or doubt.shape != masks[0].shape:
+                raise InputError(f"{given.uncertainty}: has no map of {name} of {masks[0].shape} px; give what "
+                                 "predict.py --uncertainty wrote beside these masks")
+            counts = counts + count_errors(doubt, masks[0].astype(bool) != masks[1].astype(bool))
     table = pd.DataFrame(rows)
-    print(table.to_string(index=False, float_format="{:.4f}".format))
+    print(table.to_string(index=False, float_format="{:.4f}".format, max_rows=60))
     for metric in METRICS:
         m = mean_interval(table[metric].to_numpy())
         spread = "" if m["low"] is None else f"  95 % interval {m['low']:.4f} – {m['high']:.4f}"
         print(f"mean {metric:13s}{m['mean']:.4f}{spread}")
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(arguments.output, index=False)
+    if maps:
+        print(describe_error_rates(error_rates(counts)))
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(given.output, index=False)
 
 
 if __name__ == "__main__":

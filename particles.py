@@ -20,6 +20,7 @@ from skimage.measure import find_contours, marching_cubes, mesh_surface_area, re
 from tqdm import tqdm
 
 from components import find_components, split_touching
+from uncertainty import area_under_curve
 from utils import InputError, write_atomically, write_json
 from viz_slices import draw_sizes
 from volumes import IN_UM, Volume, open_volume
@@ -58,10 +59,10 @@ def outline(inside: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, floa
 
 
 def measure(labels: np.ndarray, spacing: tuple[float, ...], low: tuple[int, ...], shape: tuple[int, ...],
-            beside: np.ndarray | None = None) -> pd.DataFrame:
+            beside: dict[str, np.ndarray] | None = None) -> pd.DataFrame:
     """A row per label of a box that begins at `low` of an image or volume of `shape`; see `particle_table`.
 
-    `beside` (of the box's shape): values whose mean over each particle becomes `uncertainty`.
+    `beside`: arrays of the box's shape; the mean of each over a particle becomes a column.
     """
     properties = ("label", "area", "equivalent_diameter_area", "axis_major_length", "axis_minor_length", "bbox",
                   "image", "slice")
@@ -78,8 +79,7 @@ def measure(labels: np.ndarray, spacing: tuple[float, ...], low: tuple[int, ...]
     ends = np.stack([table[f"bbox-{n + i}"] + low[i] for i in range(n)], 1)
     found["touches_border"] = ((starts == 0) | (ends == shape)).any(1)
     found["weight"] = 1 / np.prod(np.maximum(1 - (ends - starts) / shape, 1e-9), axis=1)
-    if beside is not None:
-        found["uncertainty"] = ndimage.mean(beside, labels, table["label"])
+    found |= {name: ndimage.mean(values, labels, table["label"]) for name, values in (beside or {}).items()}
     return pd.DataFrame(found)
 
 
@@ -124,13 +124,15 @@ def label_parts(mask: np.ndarray, spacing: tuple[float, ...], neck: float | None
 
 def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int], spacing: tuple[float, ...],
                    neck: float | None = None, smallest: int = 1,
-                   beside: Callable[[int], np.ndarray] | None = None) -> Iterator[pd.DataFrame]:
+                   beside: dict[str, Callable[[int], np.ndarray]] | None = None) -> Iterator[pd.DataFrame]:
     """Particles of a volume that need not fit into memory, a table per component: `particle_table` with `component`.
 
     Parameters
     ----------
-    read, beside : index → (H, W) ndarray
-        Mask, and uncertainty.
+    read : index → (H, W) ndarray
+        The mask.
+    beside : dict of name to index → (H, W) ndarray
+        Further maps, such as the uncertainty; the mean of each over a particle becomes a column.
     spacing : (3,) tuple of float
         Distance of slices, height and width of a pixel [unit].
     smallest : int
@@ -139,7 +141,7 @@ def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int
     components = find_components((read(i) != 0 for i in range(shape[0])), shape)
     deepest = int((components.high - components.low)[:, 0].max(initial=1))
     recent = lru_cache(min(deepest + 8, max(2, BOX_VOXELS // (shape[1] * shape[2]))))
-    masks, values = recent(lambda i: read(i) != 0), recent(beside) if beside else None
+    masks, maps = recent(lambda i: read(i) != 0), {name: recent(one) for name, one in (beside or {}).items()}
     for i in np.lexsort(components.low.T[::-1]):
         low, high = components.low[i], components.high[i]
         if components.voxels[i] < smallest:
@@ -151,7 +153,7 @@ def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int
         labels, _ = ndimage.label(np.stack([masks(z)[box] for z in range(low[0], high[0])]), np.ones((3, 3, 3)))
         inside = labels == labels[tuple(components.inside[i] - low)]
         parts = inside.astype(np.int32) if neck is None else split_touching(inside, spacing, neck)
-        around = np.stack([values(z)[box] for z in range(low[0], high[0])]) if values else None
+        around = {name: np.stack([one(z)[box] for z in range(low[0], high[0])]) for name, one in maps.items()}
         yield measure(parts, spacing, low, shape, around).assign(component=i)
 
 
@@ -192,6 +194,17 @@ def summarise_sizes(table: pd.DataFrame) -> dict[str, float | int]:
             found[f"{name}_{by}"] = float(np.quantile(whole["diameter"], quantile, weights=weights,
                                                       method="inverted_cdf")) if len(whole) else None
     return found
+
+
+def invented(table: pd.DataFrame) -> dict[str, float | int]:
+    """Where the truth is known: the number of particles of which less than half lies in it, and with an uncertainty
+    the chance that an invented particle has a higher one than another (ROC AUC).
+    """
+    if "truth" not in table:
+        return {}
+    false = (table["truth"] < 0.5).to_numpy()
+    area = {"auc": area_under_curve(table["uncertainty"].to_numpy(), false)} if "uncertainty" in table else {}
+    return {"invented": int(false.sum()), **area}
 
 
 def compare_sizes(one: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> dict[str, float]:
@@ -242,20 +255,21 @@ def mask_reader(volume: Volume) -> Callable[[int], np.ndarray]:
 
 
 def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, neck: float | None = None,
-                  smallest: int = SMALLEST, beside: Callable[[int], np.ndarray] | None = None) -> pd.DataFrame:
+                  smallest: int = SMALLEST, beside: dict[str, Callable[[int], np.ndarray]] | None = None,
+                  ) -> pd.DataFrame:
     """All particles of a source: a volume for each point in time, or every slice by itself; with `nearest`, the
     distance of centres.
     """
-    read, tables = mask_reader(volume), []
+    read, maps, tables = mask_reader(volume), beside or {}, []
     depth = 1 if in_slices or len(volume.shape) < 3 else volume.shape[-3]
     for start in tqdm(range(0, len(volume), depth), "particles", unit="slice" if depth == 1 else "volume", leave=False):
         if depth == 1:
             labels = label_parts(read(start), spacing[1:], neck)
-            table = measure(labels, spacing[1:], (0, 0), labels.shape, beside(start) if beside else None)
+            table = measure(labels, spacing[1:], (0, 0), labels.shape, {name: of(start) for name, of in maps.items()})
             table = table[table["voxels"] >= smallest].assign(slice=start)
         else:
             found = measure_volume(lambda i, s=start: read(s + i), (depth, *volume.shape[-2:]), spacing, neck, smallest,
-                                   (lambda i, s=start: beside(s + i)) if beside else None)
+                                   {name: lambda i, s=start, of=of: of(s + i) for name, of in maps.items()})
             none = measure(np.zeros((1, 1, 1), int), spacing, (0, 0, 0), (1, 1, 1))
             table = pd.concat(found) if (found := list(found)) else none
             table = table.sort_values(list(PLACES)).assign(**{"time": start // depth} if depth < len(volume) else {})
@@ -275,13 +289,14 @@ def main(arguments: list[str]) -> None:
                         "where the radius of the neck is smaller by this [px] than that of either (0.5)")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="voxels of a particle, at least (%(default)s)")
     parser.add_argument("--uncertainty", type=Path, help="map written by predict.py; its mean becomes a column")
+    parser.add_argument("--truth", type=Path, help="true masks; the share of each particle in them becomes a column")
     parser.add_argument("--output", type=Path, help="folder of tables and figure (default: MASKS_particles)")
     given = parser.parse_args(arguments)
     for name in ("pixel_size", "slice_distance", "split", "smallest"):
         if getattr(given, name) is not None and not getattr(given, name) > 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(given, name):g}: must be above 0")
-    if given.uncertainty and len(given.masks) > 1:
-        raise InputError("--uncertainty: belongs to one of MASKS; measure them one by one")
+    if (given.uncertainty or given.truth) and len(given.masks) > 1:
+        raise InputError("--uncertainty, --truth: belong to one of MASKS; measure them one by one")
     output = given.output or given.masks[0].with_name(f"{given.masks[0].name.partition('.')[0]}_particles")
     tables, summaries, units = {}, {}, set()
     for path in given.masks:
@@ -289,16 +304,18 @@ def main(arguments: list[str]) -> None:
         spacing, unit = voxel_of(volume, given.pixel_size, given.slice_distance)
         units.add(unit)
         flat = given.in_slices or volume.axes[:-2] in ("", "T")
-        beside = open_volume(given.uncertainty) if given.uncertainty else None
-        if beside and beside.shape != volume.shape:
-            raise InputError(f"{given.uncertainty}: has shape {beside.shape}, {path} {volume.shape}")
-        table = measure_masks(volume, spacing, flat, given.split and given.split * spacing[-1], given.smallest,
-                              beside.read if beside else None)
+        beside = {name: open_volume(other) for name in ("uncertainty", "truth") if (other := getattr(given, name))}
+        for other in beside.values():
+            if other.shape != volume.shape:
+                raise InputError(f"{other.path}: has shape {other.shape}, {path} {volume.shape}")
+        maps = {name: mask_reader(other) if name == "truth" else other.read for name, other in beside.items()}
+        table = measure_masks(volume, spacing, flat, given.split and given.split * spacing[-1], given.smallest, maps)
         name = path.name.partition(".")[0] if path.name.partition(".")[0] not in tables else str(path)
         tables[name], read = table, mask_reader(volume)
         fraction = float(np.mean([read(i).mean() for i in range(len(volume))]))
         summaries[name] = {"masks": str(path), "unit": unit, "voxel": spacing, "in_slices": flat, "split": given.split,
-                           "smallest": given.smallest, "fraction": fraction, **summarise_sizes(table)}
+                           "smallest": given.smallest, "fraction": fraction, **summarise_sizes(table),
+                           **invented(table)}
         write_atomically(output / f"{path.name.partition('.')[0]}.csv",
                          lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g"))
     if len(units) > 1:

@@ -31,7 +31,9 @@ from model_unet import UNet
 from slices import IMAGE_SUFFIXES, apply_window, as_grey, crop_roi, grey_limits, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
-from utils import InputError, choose_device, load_checkpoint, read_json, run_command_line, write_json
+from utils import (
+    PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, read_json, run_command_line, write_json,
+)
 from volumes import Volume, open_volume, write_like
 
 SAMPLED = 32  # slices that a window of the whole volume is taken from
@@ -146,7 +148,7 @@ def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], Grey
     numbers = itertools.chain(*todo)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers, ThreadPoolExecutor(1) as writer, \
             tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, todo)), desc=title,
-                 unit="slice", smoothing=0.1, disable=title is None) as bar:
+                 unit="slice", smoothing=0.1, mininterval=PROGRESS_SECONDS, disable=title is None) as bar:
         greys = ahead(readers, read, numbers, BLOCK)
         written = deque()
         for block in todo:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from annotate import rank_unlabelled, without_label
 from config import FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile
 from datasets import Data, Views, describe_data, load_data, make_loader
 from evaluate import evaluate_models, validate
@@ -26,13 +27,11 @@ from slices import read_image
 from steps import make_optimizer, make_scheduler, train_epoch
 from stitching import predict_image
 from team import Team, join_team, leave_team
-from uncertainty import rank_unlabelled, without_label
 from utils import (
-    InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run, read_json,
-    restore_state, run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
+    PROGRESS_SECONDS, InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run,
+    read_json, restore_state, run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
 )
 
-PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # between two updates of a bar: a log keeps every one
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is stopped
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"

@@ -1,23 +1,8 @@
-"""Which unlabelled slice to annotate next: a clear one that stands for many others; and where models are unsure."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Where models are unsure, and whether they err there."""
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.spatial.distance import cdist
-from tqdm import tqdm
-
-from config import Config
-from datasets import Data
-from model_unet import UNet
-from slices import Slice
-from stitching import predict_image
-from utils import InputError, choose_device, load_checkpoint, write_atomically
-
-MODELS = ("ssl_student", "ssl_teacher")
-DEEPEST = ("down4", "bottleneck")  # blocks whose features describe a slice
+from scipy import stats
 
 
 def binary_entropy(probability: np.ndarray) -> np.ndarray:
@@ -44,126 +29,80 @@ def slice_uncertainty(student: np.ndarray, teacher: np.ndarray, threshold: float
             "fraction_predicted": float(np.mean(mean >= threshold))}
 
 
-def without_label(data: Data) -> list[Slice]:
-    """The slices that somebody could still annotate; where nothing is unlabelled, the labelled ones stand in for it."""
-    labelled = {s.path for s in data.train}
-    return [s for s in data.unlabelled if s.path not in labelled]
+# --- can the probability be believed? -------------------------------------------------------------------------
 
+def reliability(probabilities: list[np.ndarray], truths: list[np.ndarray], bins: int = 10) -> pd.DataFrame:
+    """Reliability diagram: a row per bin of the probability with `low`, `high`, mean `predicted`, share `observed`
+    and number of `pixels`; all pixels of all slices together. Empty bins have NaN.
 
-@contextmanager
-def collected_features(model: UNet) -> Iterator[list[torch.Tensor]]:
-    """While it is open, each forward pass appends (B, 48 × base_channels): standard deviation and mean over the window
-    of each channel of the deepest blocks.
-    """
-    found, passes = {}, []
-
-    def keep(name: str, output: torch.Tensor) -> None:
-        found[name] = torch.cat(torch.std_mean(output.float(), (2, 3)), 1)
-        if name == DEEPEST[-1]:
-            passes.append(torch.cat([found[block] for block in DEEPEST], 1).cpu())
-
-    handles = [getattr(model, name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
-               for name in DEEPEST]
-    try:
-        yield passes
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def rank_by_coverage(labelled: np.ndarray, unlabelled: np.ndarray, preferred: np.ndarray,
-                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order in which slices should be annotated, so that every slice soon resembles an annotated one.
-
-    The distance of two slices is that of their features, each of unit variance among the unlabelled slices. Every
-    unlabelled slice has a distance to the nearest annotated one, and the next slice to annotate is always the one that
-    lowers the sum of these most (facility location: depots are placed so that every customer is near one). The first k
-    preferred ones reach at least 1 − 1/e = 63 % of the reduction that any k of them could reach (Nemhauser, Wolsey &
-    Fisher, 1978, doi:10.1007/BF01588971). Representative slices for annotation: Yang et al., 2017, arXiv:1706.04737;
-    covering the data: Sener & Savarese, 2018, arXiv:1708.00489. In image classification typical examples taught more
-    than uncertain ones as long as labels were few: Hacohen, Dekel & Weinshall, 2022, arXiv:2202.02794.
+    The expected calibration error is the mean of |observed − predicted| weighted with the pixels: Guo et al., 2017,
+    arXiv:1706.04599, here for the probability of foreground.
 
     Parameters
     ----------
-    labelled : (L, F) ndarray
-        Features of the annotated slices, at least one.
-    unlabelled : (N, F) ndarray
-        Features of the slices to choose from.
-    preferred : (N,) bool ndarray
-        Slices that are chosen before all others. They stand for the others too.
-
-    Returns
-    -------
-    order : (N,) int ndarray
-        Indices of unlabelled slices, the one to annotate first first.
-    coverage : (N,) ndarray in [0, 1]
-        In that order: how much of the sum of distances is gone once the slices up to here are annotated. 1 throughout
-        where all unlabelled slices are alike.
-    alone : (N,) ndarray in [0, 1]
-        In that order: the same for this slice alone. A slice that is like one further up has a low place but may have
-        a high value.
+    probabilities, truths : lists of (H, W) ndarrays
+        In [0, 1], and bool or 0/1.
     """
-    scale = unlabelled.std(0)
-    scale[scale <= 1e-6 * np.abs(unlabelled).max(0)] = np.inf  # constant features say nothing
-    between = cdist(unlabelled / scale, unlabelled / scale)                                     # (N, N)
-    nearest = cdist(unlabelled / scale, labelled / scale).min(1)                                # (N,)
-    total = nearest.sum() or 1.0
-    gains = np.array([np.maximum(nearest - distances, 0).sum() for distances in between])
-    order, left = [], []
-    for group in (preferred, ~preferred):
-        bounds = np.where(group, gains, -1)  # gains only fall: few are computed again (Minoux, 1978)
-        while bounds.max() >= 0:
-            best = bounds.argmax()
-            gain = np.maximum(nearest - between[best], 0).sum()
-            if gain < bounds[best]:
-                bounds[best] = gain
-                continue
-            order.append(int(best))
-            bounds[best] = -1
-            nearest = np.minimum(nearest, between[best])
-            left.append(nearest.sum())
-    return np.array(order), 1 - np.array(left) / total, gains[order] / total
+    p, t = (np.concatenate([a.ravel() for a in arrays]) for arrays in (probabilities, truths))
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    count, total, true = (np.bincount(index, w, bins) for w in (None, p.astype(float), t.astype(float)))
+    some = np.where(count > 0, count, np.nan)
+    return pd.DataFrame({"low": np.arange(bins) / bins, "high": np.arange(1, bins + 1) / bins,
+                         "predicted": total / some, "observed": true / some, "pixels": count})
 
 
-def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
-    """Write `annotate_next.csv`: the unlabelled slices, the one to annotate next first; the table.
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error of a table of `reliability`, 0 to 1."""
+    filled = table[table["pixels"] > 0]
+    return float(np.average((filled["observed"] - filled["predicted"]).abs(), weights=filled["pixels"]))
 
-    They are in the order of `rank_by_coverage`, with the features that the teacher's deepest blocks have for a slice.
-    The half with the lower `entropy` comes first: on the demo the least certain slices, whose particles are below the
-    noise, taught less than random ones (`benchmarks/annotation.py`). To pass over a slice, take the next with a high
-    `coverage_alone`. With `config.tta` each model predicts the mean of eight views, which takes eight times as long.
 
-    Raises
-    ------
-    InputError
-        When the run has no student and teacher yet, or no unlabelled slice; as in `probability_of`.
+# --- are the uncertain ones wrong? ----------------------------------------------------------------------------
+
+def count_errors(uncertainty: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """(2, 2¹⁵) int: how many pixels have each uncertainty that `float16` knows, and how many of these are wrong.
+
+    Counts of several slices can be added, so that volumes of any size can be judged.
+
+    Parameters
+    ----------
+    uncertainty : ndarray
+        Not negative; rounded to `float16`, as it is stored.
+    wrong : bool ndarray of the same shape
     """
-    slices = without_label(data)
-    if not slices:
-        raise InputError(f"{config.data}: no unlabelled slice to rank")
-    device = choose_device(config.device)
-    for name in MODELS:
-        if not config.checkpoint(name).exists():
-            raise InputError(f"{config.checkpoint(name)}: missing; train a semi-supervised method first")
-    student, teacher = (UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device) for name in MODELS)
+    code = np.abs(uncertainty.astype(np.float16)).view(np.uint16)       # rises with the number it stands for
+    return np.stack([np.bincount(some.ravel(), minlength=2**15) for some in (code, code[wrong])])
 
-    def predict(model: UNet, s: Slice) -> np.ndarray:
-        return predict_image(model, s.image, device, config.patch_size, 0.25, config.tta)
 
-    rows, features = [], []
-    for s in tqdm([*data.train, *slices], "what to annotate next", unit="slice", leave=False):
-        with collected_features(teacher) as passes:
-            probability = predict(teacher, s)
-        features.append(torch.cat(passes).mean(0).numpy())
-        if len(features) > len(data.train):
-            rows.append({"stem": s.stem, "file": str(s.path),
-                         **slice_uncertainty(predict(student, s), probability, config.threshold)})
-    features, table = np.stack(features), pd.DataFrame(rows)
-    certain = (table["entropy"] <= table["entropy"].median()).to_numpy()
-    order, coverage, alone = rank_by_coverage(*np.split(features, [len(data.train)]), certain)
-    table = table.iloc[order].reset_index(drop=True)
-    table.insert(0, "rank", np.arange(1, len(table) + 1))
-    table.insert(3, "coverage", coverage)
-    table.insert(4, "coverage_alone", alone)
-    write_atomically(config.run_folder / "annotate_next.csv", lambda path: table.to_csv(path, index=False))
-    return table
+def error_rates(counts: np.ndarray, groups: int = 10) -> pd.DataFrame:
+    """`pixels`, `errors` and `error_rate` of equal groups of pixels, the least uncertain ones first.
+
+    Pixels of the same uncertainty are spread over groups in proportion. See `count_errors`.
+    """
+    pixels, errors = (np.concatenate([[0], np.cumsum(row)]) for row in counts)
+    borders = np.linspace(0, pixels[-1], groups + 1)
+    once = np.concatenate([[True], np.diff(pixels) > 0])                # uncertainties that occur
+    found = np.diff(np.interp(borders, pixels[once], errors[once]))
+    return pd.DataFrame({"pixels": np.diff(borders), "errors": found, "error_rate": found / np.diff(borders)},
+                        index=pd.RangeIndex(1, groups + 1, name="group"))
+
+
+def describe_error_rates(table: pd.DataFrame) -> str:
+    """The most uncertain group against the others, in words; for ten groups."""
+    last, rest = table.iloc[-1], table.iloc[:-1].sum()
+    if not last["errors"] + rest["errors"]:
+        return "no pixel is wrong"
+    share, low = last["errors"] / (last["errors"] + rest["errors"]), rest["errors"] / rest["pixels"]
+    return f"error rate {100 * last['error_rate']:.1f} % in the most uncertain tenth, {100 * low:.2g} % in the rest; " \
+           f"that tenth holds {100 * share:.0f} % of all errors"
+
+
+def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that one of the `positive` has a higher score than one of the others (ROC AUC); NaN where a kind lacks.
+
+    By ranks: Hanley & McNeil, 1982, doi:10.1148/radiology.143.1.7063747.
+    """
+    if positive.all() or not positive.any():
+        return float("nan")
+    return float(stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+                 / (np.count_nonzero(positive) * np.count_nonzero(~positive)))

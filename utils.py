@@ -12,12 +12,14 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # between two updates of a bar: a log keeps every one
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as malloc.h numbers them
 
 
@@ -146,10 +148,14 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays by name into one compressed file, atomically."""
+    """Write arrays by name into one file, atomically; weakly compressed, which is four times as fast and hardly larger
+    than what NumPy does.
+    """
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, NumPy would append .npz to it
-            np.savez_compressed(file, **arrays)
+        with ZipFile(temporary, "w", ZIP_DEFLATED, compresslevel=1) as file:
+            for name, array in arrays.items():
+                with file.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
     write_atomically(path, write)
 
 

@@ -20,6 +20,7 @@ from slices import IMAGE_SUFFIXES, list_files, read_array
 from utils import InputError
 
 STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF does not name
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")  # of which a zarr array or group has one
 IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
 CLASSIC_BYTES = 2**32 - 2**25  # of a TIFF that is no BigTIFF, at most
 UNITS = {"µm": "um", "μm": "um", "micron": "um", "micrometer": "um", "nanometer": "nm", "millimeter": "mm"}
@@ -71,7 +72,7 @@ def open_volume(path: Path) -> Volume:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_dir():
-        stored = any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
+        stored = any((path / name).exists() for name in ZARR_FILES)
         return _open_zarr(path) if stored else _open_folder(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path}: is not a .tif; give a .tif slice or stack, a folder of slices, or a zarr array")
@@ -108,7 +109,7 @@ def _open_tiff(path: Path) -> Volume:
         kind = "imagej" if file.is_imagej else "ome" if file.is_ome else "tiff"
         shape, axes = _stacked(path, series.axes, series.shape)
         array = zarr.open(series.aszarr(level=0), mode="r")
-        volume = Volume(path, kind, axes, shape, _names(path, shape), _reader(array, series.axes, shape),
+        volume = Volume(path, kind, axes, shape, _names(path, shape), _reader(path, array, series.axes, shape),
                         *_tiff_metadata(file))
         weakref.finalize(volume, opened.pop_all().close)        # slices are read from the file as long as it lives
         return volume
@@ -151,7 +152,7 @@ def _open_zarr(path: Path) -> Volume:
         raise InputError(f"{path}: its metadata names {len(axes)} axes, the array has {array.ndim}")
     shape, kept = _stacked(path, axes, array.shape)
     about = {"format": array.metadata.zarr_format, "ngff": image, "attributes": dict(node.attrs), "array": array}
-    return Volume(path, "zarr", kept, shape, _names(path, shape), _reader(array, axes, shape), _ngff_voxel(image),
+    return Volume(path, "zarr", kept, shape, _names(path, shape), _reader(path, array, axes, shape), _ngff_voxel(image),
                   about)
 
 
@@ -174,13 +175,17 @@ def _names(path: Path, shape: tuple[int, ...]) -> list[str]:
     return [f"{path}, slice {i}" for i in range(math.prod(shape[:-2]))]
 
 
-def _reader(array: zarr.Array, axes: str, shape: tuple[int, ...]) -> Callable[[int], np.ndarray]:
+def _reader(path: Path, array: zarr.Array, axes: str, shape: tuple[int, ...]) -> Callable[[int], np.ndarray]:
     """Index of a slice → the slice, of an array that may have further axes of length 1."""
     def read(i: int) -> np.ndarray:
         place = iter(np.unravel_index(i, shape[:-2]))
         index = tuple(slice(None) if axis in "YX" else 0 if n == 1 else int(next(place))
                       for axis, n in zip(axes, array.shape, strict=True))
-        return array[index]
+        try:
+            return array[index]
+        except Exception as error:  # noqa: BLE001 - whatever codecs make of damaged chunks
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{path}, slice {i}: cannot be read ({reason}); damaged? export it again") from None
     return read
 
 

@@ -31,7 +31,7 @@ from model_unet import UNet  # noqa: E402
 from slices import Slice, crop_roi, read_mask  # noqa: E402
 from stitching import predict_image  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
-from uncertainty import rank_unlabelled  # noqa: E402
+from annotate import rank_unlabelled  # noqa: E402
 from utils import (  # noqa: E402
     InputError, choose_device, load_checkpoint, run_command_line, write_atomically, write_json,
 )

@@ -161,21 +161,6 @@ def test_unmatched_and_doubled_predictions_are_errors_whatever_the_folders_are_c
     assert "zzz_99.tif: no mask" in command("evaluate", "--pred", "truth_pred", "--truth", "truth")[2]
 
 
-def test_reliability_of_known_probabilities():
-    p = [np.array([[0.05, 0.05, 0.05, 0.05]]), np.array([[0.95, 0.95, 1.0, 0.55]])]
-    t = [np.array([[0, 0, 0, 1]]), np.array([[1, 1, 0, 1]])]
-    table = evaluate.reliability(p, t, bins=10)
-    assert table["pixels"].tolist() == [4, 0, 0, 0, 0, 1, 0, 0, 0, 3]
-    filled = table[table["pixels"] > 0]
-    np.testing.assert_allclose(filled["predicted"], [0.05, 0.55, 2.9 / 3])
-    np.testing.assert_allclose(filled["observed"], [0.25, 1, 2 / 3])
-    expected = (4 * 0.2 + 0.45 + 3 * (2.9 / 3 - 2 / 3)) / 8
-    assert evaluate.calibration_error(table) == pytest.approx(expected)
-    rng = np.random.default_rng(0)
-    p = rng.random((1, 300, 300))
-    assert evaluate.calibration_error(evaluate.reliability(list(p), list(rng.random(p.shape) < p))) < 0.01
-
-
 def test_scores_over_thresholds():
     p, t = np.array([[0.2, 0.4, 0.6, 0.8]]), np.array([[0, 0, 0, 1]])
     table = evaluate.threshold_scores([p, p], [t, t]).set_index("threshold")["dice"]
@@ -240,3 +225,62 @@ def test_windows_of_any_size_are_scored_on_the_same_centre(tmp_path, monkeypatch
         assert rows.loc["m", ["dice", "recall", "fraction_truth"]].tolist() == pytest.approx(
             [expected[k] for k in ("dice", "recall", "fraction_truth")])
         assert rows.loc["Otsu", "fraction_truth"] == expected["fraction_truth"]
+
+
+# --- volumes and uncertainty ----------------------------------------------------------------------------------
+
+@pytest.fixture
+def volume(tmp_path) -> Path:
+    """A predicted stack, its truth, and a map that is high where they differ."""
+    truth = np.stack([disc_slice(i, (40, 50))[1] for i in range(3)])
+    wrong = np.zeros_like(truth, bool)
+    wrong[:, :4, :15] = True
+    for name, array in (("truth", truth * np.uint8(255)), ("pred", np.where(wrong, 1 - truth, truth) * np.uint8(255)),
+                        ("map", np.where(wrong, 0.3, 0.01).astype(np.float32))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array, imagej=True, metadata={"axes": "ZYX"})
+    return tmp_path
+
+
+def test_a_volume_against_its_truth(volume, command):
+    code, out, err = command("evaluate", "--pred", volume / "pred.tif", "--truth", volume / "truth.tif",
+                             "--uncertainty", volume / "map.tif", "--output", volume / "t.csv")
+    assert code == 0, err
+    assert out.splitlines()[-1] == (
+        "error rate 30.0 % in the most uncertain tenth, 0 % in the rest; that tenth holds 100 % of all errors")
+    table, (pred, truth) = pd.read_csv(volume / "t.csv"), (tifffile.imread(volume / f"{n}.tif") for n in
+                                                           ("pred", "truth"))
+    assert table["stem"].tolist() == ["pred_0000", "pred_0001", "pred_0002"]
+    for i, dice in enumerate(table["dice"]):
+        assert dice == pytest.approx(evaluate.slice_metrics(pred[i] > 0, truth[i] > 0)["dice"])
+
+
+def test_maps_of_a_folder_belong_to_the_slices_of_their_name(volume, command):
+    for name, kept in (("pred", (0, 2)), ("truth", (0, 1, 2)), ("map", (2, 0))):
+        (volume / name).mkdir()
+        stored = tifffile.imread(volume / f"{name}.tif")
+        for i in kept:
+            tifffile.imwrite(volume / name / f"s_{i}.tif", stored[i] * (1 if name != "map" or i else 0))
+    options = "--pred", volume / "pred", "--truth", volume / "truth", "--uncertainty", volume / "map"
+    code, out, err = command("evaluate", *options)
+    assert code == 0, err
+    assert out.splitlines()[-1] == (                                    # in the first slice all is as certain
+        "error rate 15.0 % in the most uncertain tenth, 1.7 % in the rest; that tenth holds 50 % of all errors")
+    (volume / "map" / "s_2.tif").unlink()
+    code, _, err = command("evaluate", *options)
+    assert code == 2
+    assert f"{volume / 'map'}: has no map of {volume / 'pred' / 's_2.tif'}" in err
+
+
+@pytest.mark.parametrize(("pred", "truth", "more", "message"), [
+    ("pred.tif", "short.tif", (), "pred.tif: has shape (3, 40, 50), short.tif (2, 40, 50)"),
+    ("pred.tif", "none.tif", (), "none.tif: no such file"),
+    ("map.tif", "truth.tif", (), "map.tif, slice 0: holds other values than 0 and"),
+    ("pred.tif", "truth.tif", ("--uncertainty", "short.tif"), "short.tif: has no map of pred_0002"),
+    ("pred.tif", "truth.tif", ("--uncertainty", "none.tif"), "none.tif: no such file"),
+])
+def test_volumes_that_cannot_be_compared(volume, command, monkeypatch, pred, truth, more, message):
+    monkeypatch.chdir(volume)
+    tifffile.imwrite("short.tif", np.zeros((2, 40, 50), np.uint8), photometric="minisblack")
+    code, _, err = command("evaluate", "--pred", pred, "--truth", truth, *more)
+    assert code == 2
+    assert message in err.splitlines()[-1]

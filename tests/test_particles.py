@@ -149,7 +149,8 @@ def test_a_volume_is_measured_as_if_it_were_in_memory(blobs, neck, monkeypatch):
         reads.append(i)
         return blobs[i].astype(np.uint8) * 255
     values = np.random.default_rng(1).random(blobs.shape)
-    found = pd.concat(particles.measure_volume(read, blobs.shape, (0.5,) * 3, neck, 1, lambda i: values[i]))
+    found = pd.concat(particles.measure_volume(read, blobs.shape, (0.5,) * 3, neck, 1,
+                                                   {"uncertainty": lambda i: values[i]}))
     expected = particles.particle_table(blobs, 0.5, neck)
     keys = ["slice", "row", "column"]
     found, expected = (t.sort_values(keys).reset_index(drop=True) for t in (found, expected))
@@ -294,6 +295,22 @@ def test_uncertainty_of_each_particle(masks, command, tmp_path):
     assert pd.read_csv(tmp_path / "o" / "early.csv")["uncertainty"].tolist() == [0, 0.25, 0]
 
 
+def test_invented_particles_where_the_truth_is_known(masks, command, tmp_path):
+    truth = tifffile.imread(masks)
+    truth[:, 80:] = 0                                                   # the largest particle is an invention
+    doubt = np.where(np.arange(120)[:, None] >= 80, 0.25, 0.125).astype(np.float16) * np.ones((40, 120, 40), np.float16)
+    for name, array in (("t", truth), ("u", doubt)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array, photometric="minisblack")
+    for options in ([], ["--in-slices"]):
+        code, _, err = command("evaluate", "particles", masks, "--uncertainty", tmp_path / "u.tif", "--truth",
+                               tmp_path / "t.tif", "--output", tmp_path / "o", *options)
+        assert code == 0, err
+        table = pd.read_csv(tmp_path / "o" / "early.csv")
+        assert table["truth"].tolist() == [float(row < 80) for row in table["row"]]
+        found = json.loads((tmp_path / "o" / "summary.json").read_text())["masks"]["early"]
+        assert (found["invented"], found["auc"]) == ((table["row"] >= 80).sum(), 1.0)
+
+
 def test_masks_without_particles(command, tmp_path):
     tifffile.imwrite(tmp_path / "none.tif", np.zeros((4, 30, 30), np.uint8), photometric="minisblack")
     for options in ([], ["--in-slices"], ["--split"]):
@@ -308,7 +325,7 @@ def test_masks_without_particles(command, tmp_path):
     (["grey.tif"], "grey.tif, slice 0: holds other values than 0 and 9; is it a mask?"),
     (["early.tif", "--pixel-size", "0"], "--pixel-size 0: must be above 0"),
     (["early.tif", "--smallest", "-1"], "--smallest -1: must be above 0"),
-    (["early.tif", "grey.tif", "--uncertainty", "grey.tif"], "--uncertainty: belongs to one of MASKS"),
+    (["early.tif", "grey.tif", "--uncertainty", "grey.tif"], "--uncertainty, --truth: belong to one of MASKS"),
     (["early.tif", "--uncertainty", "plain.tif"], "plain.tif: has shape (40, 40, 40), early.tif (40, 120, 40)"),
     (["early.tif", "plain.tif"], "one of MASKS has a pixel size and another has none; give --pixel-size"),
     (["mixed"], "mixed/b.tif: is (8, 9) px, the first slice (8, 8)"),

@@ -19,13 +19,14 @@ MAY_IMPORT = {
     "volumes": {"slices", "utils"},
     "components": set(),
     "blocks": {"utils", "volumes"},
-    "particles": {"components", "utils", "viz_slices", "volumes"},
-    "evaluate": {"particles", "slices", "stitching", "utils"},
+    "particles": {"components", "uncertainty", "utils", "viz_slices", "volumes"},
+    "evaluate": {"particles", "slices", "stitching", "uncertainty", "utils", "volumes"},
     "steps": {"config", "losses", "model_unet", "utils"},
     "train": {"config", "datasets", "evaluate", "losses", "model_unet", "slices", "steps", "stitching", "team",
-              "uncertainty", "utils"},
+              "annotate", "utils"},
     "predict": {"blocks", "model_unet", "slices", "stitching", "team", "utils", "volumes"},
-    "uncertainty": {"config", "datasets", "model_unet", "slices", "stitching", "utils"},
+    "uncertainty": set(),
+    "annotate": {"config", "datasets", "model_unet", "slices", "stitching", "uncertainty", "utils"},
     "demo_data": {"slices", "utils"},
 }
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}

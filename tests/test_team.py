@@ -144,7 +144,8 @@ def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workpla
 def test_every_slice_of_a_volume_is_predicted_once(checkpoint, tmp_path, command, more):
     grey = np.stack([disc_slice(i, (48, 64))[0] for i in range(11)])
     tifffile.imwrite(tmp_path / "stack.tif", grey, photometric="minisblack")
-    options = tmp_path / "stack.tif", "--checkpoint", checkpoint, "--device", "cpu", "--probabilities", *more, "--output"
+    options = (tmp_path / "stack.tif", "--checkpoint", checkpoint, "--device", "cpu", "--probabilities", *more,
+               "--output")
     assert command("predict", *options, tmp_path / "one.tif")[0] == 0
     told = ("import blocks, predict, os; blocks.BLOCK = 2; block = predict.Blocks.write; "
             "note = open('told_' + os.environ['RANK'], 'a', 1); "

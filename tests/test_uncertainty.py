@@ -1,19 +1,9 @@
-import dataclasses
-import re
-import shutil
+"""What uncertainty is, and whether it finds errors."""
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 
-import train
 import uncertainty
-from config import make_config
-from conftest import TINY, as_options, run
-from model_unet import UNet
-from stitching import predict_image
-from utils import InputError, choose_device, save_checkpoint
 
 
 def test_entropy_of_known_probabilities():
@@ -44,180 +34,60 @@ def test_few_particles_alone_do_not_make_a_slice_uncertain():
     assert found[3] > 2 * found[2]
 
 
-def points(*values: float) -> np.ndarray:
-    return np.array(values, float)[:, None]
-
-
-def rank(known: np.ndarray, features: np.ndarray, preferred: tuple[int, ...] = ()) -> tuple[np.ndarray, ...]:
-    return uncertainty.rank_by_coverage(known, features, np.isin(np.arange(len(features)), preferred))
-
-
-def test_coverage_takes_the_typical_before_the_outlying():
-    order, coverage, alone = rank(points(0.0), points(0.1, 40, 9, 10, 10, 11))
-    assert order[0] == 3                                      # the middle of the group, not the outlier
-    assert order[1] == 1                                      # then the outlier: the group is covered
-    assert order[-2:].tolist() == [0, 4]                      # near-copies of annotated slices come last
-    assert sorted(order) == list(range(6))
-    assert coverage[-1] == pytest.approx(1)
-    before, after = 0.1 + 40 + 9 + 10 + 10 + 11, 0.1 + 30 + 1 + 0 + 0 + 1
-    assert coverage[0] == pytest.approx(1 - after / before)
-    assert (np.diff(coverage) >= 0).all()
-    assert alone[0] == pytest.approx(coverage[0])
-    assert alone[-1] == alone[0]                              # the copy would have done as well, had it been first
-    assert alone[-2] == pytest.approx(0.1 * 6 / before)       # every slice comes 0.1 nearer
-
-
-def test_coverage_is_greedy_facility_location():
+def test_reliability_of_known_probabilities():
+    p = [np.array([[0.05, 0.05, 0.05, 0.05]]), np.array([[0.95, 0.95, 1.0, 0.55]])]
+    t = [np.array([[0, 0, 0, 1]]), np.array([[1, 1, 0, 1]])]
+    table = uncertainty.reliability(p, t, bins=10)
+    assert table["pixels"].tolist() == [4, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+    filled = table[table["pixels"] > 0]
+    np.testing.assert_allclose(filled["predicted"], [0.05, 0.55, 2.9 / 3])
+    np.testing.assert_allclose(filled["observed"], [0.25, 1, 2 / 3])
+    expected = (4 * 0.2 + 0.45 + 3 * (2.9 / 3 - 2 / 3)) / 8
+    assert uncertainty.calibration_error(table) == pytest.approx(expected)
     rng = np.random.default_rng(0)
-    known, features = rng.normal(size=(2, 5)), rng.normal(size=(12, 5))
-    order, coverage, alone = rank(known, features)
-    known, features = known / features.std(0), features / features.std(0)
-
-    def left(chosen):
-        annotated = [*known, *features[list(chosen)]]
-        return sum(min(np.linalg.norm(f - a) for a in annotated) for f in features)
-
-    for n, chosen in enumerate(order):
-        assert chosen == min(set(range(12)) - set(order[:n]), key=lambda candidate, n=n: left([*order[:n], candidate]))
-        assert coverage[n] == pytest.approx(1 - left(order[:n + 1]) / left([]))
-        assert alone[n] == pytest.approx(1 - left([chosen]) / left([]))
+    p = rng.random((1, 300, 300))
+    assert uncertainty.calibration_error(uncertainty.reliability(list(p), list(rng.random(p.shape) < p))) < 0.01
 
 
-def test_preferred_slices_come_first_and_stand_for_the_others():
-    known, features = points(0.0), points(0.1, 40, 9, 10, 13, 11, 11)
-    assert rank(known, features)[0][0] == 5
-    order, coverage, _ = rank(known, features, (0, 1, 2))
-    assert order[0] == 2                                      # nearest to the group, though 10 would be better
-    assert set(order[:3]) == {0, 1, 2}
-    assert order[3] == 5                                      # then the best of what is left
-    assert coverage[-1] == pytest.approx(1)
-    everything = [rank(known, features, preferred)[0].tolist() for preferred in ((), range(7))]
-    assert everything[0] == everything[1]
+# --- are the uncertain ones wrong? ----------------------------------------------------------------------------
+
+def test_error_rates_of_known_maps():
+    doubt = np.linspace(0, 0.5, 1000, dtype=np.float16).reshape(20, 50)
+    wrong = np.zeros((20, 50), bool)
+    wrong[-2:, ::2] = True                                              # half of the most uncertain tenth
+    wrong[0, 0] = True
+    counts = uncertainty.count_errors(doubt[:10], wrong[:10]) + uncertainty.count_errors(doubt[10:], wrong[10:])
+    table = uncertainty.error_rates(counts)
+    assert table["pixels"].tolist() == [100] * 10
+    assert table["errors"].tolist() == pytest.approx([1] + [0] * 8 + [50], abs=0.5)
+    assert table["error_rate"].iloc[-1] == pytest.approx(0.5, abs=0.005)
+    assert uncertainty.describe_error_rates(table) == (
+        "error rate 50.0 % in the most uncertain tenth, 0.11 % in the rest; that tenth holds 98 % of all errors")
 
 
-def test_coverage_does_not_depend_on_the_scale_of_a_feature():
-    rng = np.random.default_rng(1)
-    known, features = rng.normal(size=(2, 4)), rng.normal(size=(9, 4))
-    expected = rank(known, features)
-    scales = np.array([1, 1e-9, 1e9, 7])
-    found = rank(known * scales, features * scales)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_allclose(found[1], expected[1])
-    constant = [np.column_stack([part, np.full(len(part), value)]) for part, value in ((known, 3.0), (features, 5.0))]
-    np.testing.assert_array_equal(rank(*constant)[0], expected[0])
+def test_pixels_of_equal_uncertainty_are_spread_evenly():
+    wrong = np.arange(1000) % 4 == 0
+    table = uncertainty.error_rates(uncertainty.count_errors(np.full(1000, 0.25, np.float16), wrong))
+    np.testing.assert_allclose(table["error_rate"], 0.25)
+    assert table["pixels"].sum() == 1000
 
 
-def test_coverage_of_copies():
-    for known, value in ((2, 2), (2, 0), (0, 5)):             # nothing to choose from
-        order, coverage, alone = rank(points(known), points(value, value, value))
-        assert sorted(order) == [0, 1, 2]
-        assert coverage.tolist() == [1, 1, 1]
-        assert alone.tolist() == [0, 0, 0]
-    order, coverage, alone = rank(points(0), points(5, 5, 5, 1))
-    assert order[0] < 3
-    assert order[1] == 3                                      # a copy of what is annotated teaches nothing
-    assert coverage == pytest.approx([15 / 16, 1, 1, 1])
+def test_uncertainty_that_knows_nothing_and_everything():
+    rng = np.random.default_rng(0)
+    wrong = rng.random(200_000) < 0.05
+    blind = uncertainty.error_rates(uncertainty.count_errors(rng.random(200_000), wrong))
+    assert blind["error_rate"].std() < 0.005
+    seeing = uncertainty.error_rates(uncertainty.count_errors(wrong * 0.3, wrong))
+    assert seeing["errors"].tolist() == pytest.approx([0] * 9 + [wrong.sum()])
 
 
-def test_collected_features_are_those_of_the_deepest_blocks():
-    torch.manual_seed(0)
-    model, images = UNet(2).eval(), torch.rand(3, 1, 64, 64)
-    with uncertainty.collected_features(model) as passes, torch.no_grad():
-        model(images)
-        model(images[:1])
-    with torch.no_grad():
-        model(images)                                         # after it is closed, nothing is collected
-        fine, coarse = model.encode(images)[-2:]
-    assert [p.shape for p in passes] == [(3, 96), (1, 96)]
-    expected = torch.cat([fine.std((2, 3)), fine.mean((2, 3)), coarse.std((2, 3)), coarse.mean((2, 3))], 1)
-    torch.testing.assert_close(passes[0], expected)
-    torch.testing.assert_close(passes[1], expected[:1])
-    with pytest.raises(KeyboardInterrupt), uncertainty.collected_features(model):
-        raise KeyboardInterrupt
-    assert not any(module._forward_hooks for module in model.modules())
+def test_no_error_at_all():
+    table = uncertainty.error_rates(uncertainty.count_errors(np.zeros(10), np.zeros(10, bool)))
+    assert uncertainty.describe_error_rates(table) == "no pixel is wrong"
 
 
-def test_ranking_of_a_run(tiny, command):
-    run(tiny)
-    data = train.read_slices(tiny)
-    table = uncertainty.rank_unlabelled(tiny, data)
-    assert sorted(table["stem"]) == sorted(s.stem for s in data.unlabelled)
-    assert table["rank"].tolist() == [1, 2, 3]
-    assert table["coverage"].is_monotonic_increasing
-    assert table["coverage"].iloc[0] == pytest.approx(table["coverage_alone"].iloc[0])
-    assert table["coverage"].iloc[0] > 0
-    assert table["coverage"].iloc[-1] == pytest.approx(1)
-    assert all(str(s.path) in set(table["file"]) for s in data.unlabelled)
-    stored = tiny.run_folder / "annotate_next.csv"
-    pd.testing.assert_frame_equal(pd.read_csv(stored), table)
-    assert table["entropy"].is_unique
-    turned = uncertainty.rank_unlabelled(dataclasses.replace(tiny, tta=True), data)
-    entropies = [ranking.set_index("stem")["entropy"].sort_index() for ranking in (turned, table)]
-    assert not np.allclose(*entropies)
-
-
-def random_models(config) -> dict[str, UNet]:
-    """Student and teacher of a run as different random networks, saved as its checkpoints."""
-    models = {}
-    for number, name in enumerate(uncertainty.MODELS):
-        torch.manual_seed(number)
-        models[name] = UNet(2).eval()
-        save_checkpoint(config.checkpoint(name), models[name].state_dict(), {})
-    config.run_folder.mkdir(parents=True)
-    return models
-
-
-def test_ranking_compares_training_slices_with_the_unlabelled_in_the_eyes_of_the_teacher(tiny):
-    config, data = dataclasses.replace(tiny, tta=True), train.read_slices(tiny)
-    teacher, described = random_models(config)["ssl_teacher"], []
-    assert len(data.train) > 1
-    for s in [*data.train, *data.unlabelled]:
-        with uncertainty.collected_features(teacher) as passes:
-            predict_image(teacher, s.image, choose_device("cpu"), config.patch_size, 0.25, tta=True)
-        described.append(torch.cat(passes).mean(0).numpy())
-    table = uncertainty.rank_unlabelled(config, data)
-    entropy = table.set_index("stem")["entropy"]
-    assert (entropy.iloc[:2] <= entropy.iloc[2]).all()        # the certain half of three slices first
-    certain = np.array([entropy[s.stem] <= entropy.median() for s in data.unlabelled])
-    order, coverage, alone = uncertainty.rank_by_coverage(*np.split(np.stack(described), [len(data.train)]), certain)
-    assert table["stem"].tolist() == [data.unlabelled[i].stem for i in order]
-    np.testing.assert_allclose(table["coverage"], coverage, rtol=1e-4)
-    np.testing.assert_allclose(table["coverage_alone"], alone, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("name", "block"), [("ssl_teacher", "bottleneck"), ("ssl_student", "refine")])
-def test_models_without_numbers_rank_nothing(tiny, name, block):
-    model = random_models(tiny)[name]
-    getattr(model, block)[0].weight.data.fill_(np.nan)
-    save_checkpoint(tiny.checkpoint(name), model.state_dict(), {})
-    with pytest.raises(InputError, match=rf"best_{name}\.safetensors: its weights are not numbers"):
-        uncertainty.rank_unlabelled(tiny, train.read_slices(tiny))
-    assert not (tiny.run_folder / "annotate_next.csv").exists()
-
-
-def test_training_ends_with_the_ranking(workplace, data_folder, command):
-    code, out, err = command("train", "--run=a", f"--data={data_folder}", *as_options(TINY))
-    assert code == 0, err
-    assert re.search(r"annotate next: .*/unlabeled/scan_\d\.tif", out)
-    assert len(pd.read_csv("runs/a/annotate_next.csv")) == 3
-
-
-def test_labelled_slices_are_not_proposed(workplace, data_folder, command):
-    shutil.rmtree(data_folder / "unlabeled")
-    code, out, err = command("train", "--run=a", f"--data={data_folder}", *as_options(TINY))
-    assert code == 0, err
-    assert "annotate next" not in out
-    code, out, err = command("train", "--run=b", f"--data={data_folder}", *as_options({**TINY, "labels": 2}))
-    assert code == 0, err
-    data = train.read_slices(make_config(**TINY, data=str(data_folder), labels=2))
-    assert set(pd.read_csv("runs/b/annotate_next.csv")["stem"]) == {s.stem for s in data.unlabelled}
-    assert not {s.stem for s in data.unlabelled} & {s.stem for s in [*data.train, *data.val, *data.test]}
-
-
-def test_what_cannot_be_ranked(tiny, command):
-    supervised = dataclasses.replace(tiny, method="supervised")
-    run(supervised)
-    with pytest.raises(InputError, match="train a semi-supervised method first"):
-        uncertainty.rank_unlabelled(supervised, train.read_slices(supervised))
-    with pytest.raises(InputError, match="no unlabelled slice"):
-        uncertainty.rank_unlabelled(tiny, dataclasses.replace(train.read_slices(tiny), unlabelled=[]))
+def test_area_under_the_curve():
+    assert uncertainty.area_under_curve(np.array([0.1, 0.2, 0.9]), np.array([False, False, True])) == 1.0
+    assert uncertainty.area_under_curve(np.array([0.1, 0.1]), np.array([False, True])) == 0.5
+    assert uncertainty.area_under_curve(np.array([0.3, 0.1, 0.2]), np.array([False, True, True])) == 0.0
+    assert np.isnan(uncertainty.area_under_curve(np.array([0.3]), np.array([True])))
