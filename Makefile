@@ -1,4 +1,5 @@
 # make run [DATA=data/NAME] [RUN=NAME]   set up, run the notebook end to end (demo data where none is given)
+# make view IMAGE=FILE [MASK=FILE] [UNCERTAINTY=FILE]   set up with napari, and look at a volume
 # make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (seven minutes), the
 #                                                linter, JupyterLab, or refresh the committed notebook
 SHELL := bash
@@ -12,7 +13,7 @@ found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 …")'
 NOTEBOOK := main_freezelayers.ipynb
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test bench lint lab notebook lock clean
+.PHONY: run test bench view lint lab notebook lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -25,6 +26,9 @@ test: .venv/test
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/speed.py
+
+view: .venv/view
+	$(BIN)/python view.py "$(IMAGE)" $(if $(MASK),--mask "$(MASK)") $(if $(UNCERTAINTY),--uncertainty "$(UNCERTAINTY)")
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -39,6 +43,7 @@ lock: $(UV)
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml -o requirements.txt
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group bench -c requirements-dev.txt -o requirements-bench.txt
+	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group view -c requirements.txt -o requirements-view.txt
 
 .venv/run: requirements.txt | .venv/bin/python $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.txt
@@ -50,6 +55,10 @@ lock: $(UV)
 
 .venv/bench: requirements-bench.txt | .venv/bin/python $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-bench.txt
+	touch $@
+
+.venv/view: requirements-view.txt | .venv/bin/python $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-view.txt
 	touch $@
 
 .venv/bin/python: | $(UV)

@@ -194,6 +194,50 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
     return figure
 
 
+# --- volumes and uncertainty ----------------------------------------------------------------------------------
+
+def draw_volume(slices: dict[int, tuple[np.ndarray, np.ndarray | None, np.ndarray | None]], most: float) -> Figure:
+    """A column per slice of a volume: image, mask (orange), uncertainty from 0 to `most`, as far as there are these.
+
+    Parameters
+    ----------
+    slices : dict of number to (image, mask, uncertainty)
+        (H, W) uint8, bool or None, float or None.
+    """
+    kinds = [k for k in range(3) if all(one[k] is not None for one in slices.values())]
+    height, width = next(iter(slices.values()))[0].shape
+    figure, axes = new_figure(len(kinds), len(slices), 0.35 + len(kinds) * WIDTH / len(slices) * height / width)
+    for column, (i, (image, mask, uncertainty)) in zip(axes.T, slices.items(), strict=True):
+        for panel, kind in zip(column, kinds, strict=True):
+            if kind < 2:
+                show(panel, image if kind == 0 else tint(image, mask, (0.9, 0.6, 0.0)))
+            else:
+                show(panel, uncertainty, cmap="viridis", vmin=0, vmax=most)
+        column[0].set_title(f"slice {i}", fontsize=9)
+    return figure
+
+
+def draw_uncertainty(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray,
+                     rates: dict[str, pd.DataFrame]) -> Figure:
+    """Errors of a slice, its uncertainty, and error rates of pixels from the least to the most uncertain tenth.
+
+    Parameters
+    ----------
+    image, truth, prediction, uncertainty : (H, W) uint8, bool, bool and float ndarrays
+    rates : dict of name to table
+        As `uncertainty.error_rates`, of each kind of uncertainty.
+    """
+    figure, axes = new_figure(1, 3, 3.5, width_ratios=(1, 1, 1.1))
+    show(axes[0, 0], error_map(image, truth, prediction), f"FP red, FN cyan; Dice {dice_of(prediction, truth):.3f}")
+    shown = show(axes[0, 1], uncertainty, "uncertainty", cmap="viridis", vmin=0)
+    figure.colorbar(shown, ax=axes[0, 1], location="bottom", shrink=0.8, pad=0.02, aspect=30)
+    for (name, table), colour in zip(rates.items(), (RED, BLUE, GREEN, ORANGE, PURPLE), strict=False):
+        axes[0, 2].plot(table.index, 100 * table["error_rate"], "o-", ms=4, lw=1.4, color=colour, label=name)
+    axes[0, 2].set(xlabel="tenth of pixels, by uncertainty", ylabel="wrong pixels [%]", ylim=(0, None))
+    axes[0, 2].legend(fontsize=8, loc="upper left")
+    return figure
+
+
 # --- particles ------------------------------------------------------------------------------------------------
 
 def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
@@ -207,20 +251,19 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
         Of the diameters.
     """
     size = "volume" if any("volume" in table for table in tables.values()) else "area"
-    figure, axes = new_figure(1, 2, 3.6, sharey=True)
+    figure, axes = new_figure(1, 2, 3.4 + 0.2 * len(tables), sharey=True)
     for (name, table), colour in zip(tables.items(), (BLUE, RED, GREEN, ORANGE, PURPLE), strict=False):
-        whole = table[~table["touches_border"].astype(bool)].sort_values("diameter")
+        whole, medians = table[~table["touches_border"].astype(bool)].sort_values("diameter"), []
         for panel, weights in zip(axes[0], (whole["weight"], whole["weight"] * whole[size]), strict=True):
-            if whole.empty:
-                panel.plot([], [], color=colour, label=f"{name}: no particle")
-                continue
-            share = np.cumsum(weights) / weights.sum()
-            median = whole["diameter"].iloc[np.searchsorted(share, 0.5)]
-            panel.step(whole["diameter"], share, where="post", color=colour, lw=1.5,
-                       label=f"{name}: {len(whole)}, D50 {median:.3g} {unit}")
+            share = np.cumsum(weights) / weights.sum() if len(whole) else weights
+            panel.step(whole["diameter"], share, where="post", color=colour, lw=1.5)
+            medians += [f"{whole['diameter'].iloc[np.searchsorted(share, 0.5)]:.3g}"] if len(whole) else []
+        text = f"{len(whole)} whole particles; D50 {' and '.join(medians)} {unit}" if medians else "no whole particle"
+        axes[0, 0].plot([], [], color=colour, lw=1.5, label=f"{name}: {text}")
     for panel, title in zip(axes[0], ("number of particles", f"their {size}"), strict=True):
         panel.axhline(0.5, color="0.85", lw=0.8, zorder=0)
         panel.set(xlabel=f"equivalent diameter [{unit}]", ylim=(0, 1.02), title=f"by {title}")
-        panel.legend(fontsize=8, loc="lower right", frameon=False)
     axes[0, 0].set_ylabel("share up to this diameter")
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False,
+                  title=f"D50 by number and by {size}", title_fontsize=8)
     return figure

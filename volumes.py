@@ -109,9 +109,9 @@ def _open_tiff(path: Path) -> Volume:
         kind = "imagej" if file.is_imagej else "ome" if file.is_ome else "tiff"
         shape, axes = _stacked(path, series.axes, series.shape)
         array = zarr.open(series.aszarr(level=0), mode="r")
-        volume = Volume(path, kind, axes, shape, _names(path, shape), _reader(path, array, series.axes, shape),
-                        *_tiff_metadata(file))
-        weakref.finalize(volume, opened.pop_all().close)        # slices are read from the file as long as it lives
+        read = _reader(path, array, series.axes, shape)
+        volume = Volume(path, kind, axes, shape, _names(path, shape), read, *_tiff_metadata(file))
+        weakref.finalize(read, opened.pop_all().close)          # the file stays open as long as slices can be read
         return volume
 
 

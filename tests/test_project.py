@@ -27,8 +27,10 @@ MAY_IMPORT = {
     "predict": {"blocks", "model_unet", "slices", "stitching", "team", "utils", "volumes"},
     "uncertainty": set(),
     "annotate": {"config", "datasets", "model_unet", "slices", "stitching", "uncertainty", "utils"},
+    "view": {"slices", "utils", "viz_slices", "volumes"},
     "demo_data": {"slices", "utils"},
 }
+OPTIONAL = {"napari", "dask"}  # of `make view`
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
 
 
@@ -98,7 +100,10 @@ def test_pins_cover_the_project_with_hashes_and_without_addresses():
     assert all(bench[name] == pin for name, pin in dev.items())
     beside = [r for r in project()["dependency-groups"]["bench"] if isinstance(r, str)]
     assert {re.match(r"[\w-]+", r)[0] for r in beside} <= set(bench)
-    for file in ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt"):
+    view = pinned("requirements-view.txt")
+    assert all(view[name] == pin for name, pin in run.items())
+    assert "napari" in view
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt", "requirements-view.txt"):
         text = (ROOT / file).read_text()
         assert "://" not in text
         entries = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]
@@ -110,7 +115,7 @@ def test_every_import_is_declared():
     names = {"cv2": "opencv-python-headless", "skimage": "scikit-image"}
     used = {names.get(n, n) for m in MAY_IMPORT for n in imports_of(ROOT / f"{m}.py")}
     import sys
-    assert used - set(MAY_IMPORT) - set(sys.stdlib_module_names) <= declared
+    assert used - set(MAY_IMPORT) - set(sys.stdlib_module_names) - OPTIONAL <= declared
 
 
 def test_readme_names_every_file():

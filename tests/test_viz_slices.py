@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 
 import viz_slices
 from conftest import disc_slice
@@ -48,10 +49,37 @@ def test_worst_slices_one_row_each():
 def test_sizes_by_number_and_by_volume():
     some = pd.DataFrame({"diameter": [3.0, 1.0, 2.0, 9.0], "volume": [27.0, 1.0, 8.0, 729.0],
                          "weight": [2.0, 1.0, 1.0, 1.0], "touches_border": [False, False, False, True]})
-    panels = viz_slices.draw_sizes({"a": some, "none": some[:0]}, "µm").axes
+    figure = viz_slices.draw_sizes({"a": some, "none": some[:0]}, "µm")
+    panels = figure.axes
     np.testing.assert_allclose(panels[0].lines[0].get_ydata(), [1 / 4, 2 / 4, 1])
     np.testing.assert_allclose(panels[1].lines[0].get_ydata(), [1 / 63, 9 / 63, 1])
-    assert [[t.get_text() for t in panel.get_legend().get_texts()] for panel in panels] == [
-        ["a: 3, D50 2 µm", "none: no particle"], ["a: 3, D50 3 µm", "none: no particle"]]
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [
+        "a: 3 whole particles; D50 2 and 3 µm", "none: no whole particle"]
+    assert legend.get_title().get_text() == "D50 by number and by volume"
     assert [panel.get_title() for panel in panels] == ["by number of particles", "by their volume"]
     assert panels[0].get_xlabel() == "equivalent diameter [µm]"
+
+
+def test_slices_of_a_volume_with_what_there_is_of_them():
+    grey, mask, doubt = np.full((20, 30), 90, np.uint8), np.eye(20, 30) > 0, np.full((20, 30), 0.2, np.float32)
+    for parts, rows in (((grey, mask, doubt), 3), ((grey, None, doubt), 2), ((grey, None, None), 1)):
+        panels = viz_slices.draw_volume({4: parts, 9: parts}, 0.5).axes
+        assert len(panels) == 2 * rows
+        assert [p.get_title() for p in panels if p.get_title()] == ["slice 4", "slice 9"]
+    shown = panels[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, grey)
+
+
+def test_uncertainty_with_the_error_rates_of_its_tenths():
+    truth = np.zeros((20, 30), bool)
+    truth[:10] = True
+    prediction, doubt = truth.copy(), np.zeros((20, 30))
+    prediction[0, :15], doubt[0] = False, 0.4
+    table = pd.DataFrame({"error_rate": [0.0] * 9 + [0.3]}, index=range(1, 11))
+    left, middle, right, *_ = viz_slices.draw_uncertainty(np.full((20, 30), 9, np.uint8), truth, prediction, doubt,
+                                                          {"spread": table}).axes
+    assert left.get_title().startswith("FP red, FN cyan; Dice 0.974")
+    np.testing.assert_array_equal(middle.images[0].get_array(), doubt)
+    assert right.lines[0].get_ydata()[-1] == pytest.approx(30)
+    assert right.get_legend().get_texts()[0].get_text() == "spread"

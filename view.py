@@ -1,0 +1,148 @@
+"""Look at a volume, its masks and its uncertainty: in napari, or with a slider in the notebook.
+
+    make view IMAGE=volume.tif MASK=mask.tif UNCERTAINTY=mask_uncertainty.tif       (installs napari)
+    python view.py IMAGE [--mask MASK] [--uncertainty MAP]
+"""
+
+import argparse
+import base64
+import io
+from pathlib import Path
+
+import cv2
+import ipywidgets
+import matplotlib as mpl
+import numpy as np
+
+from slices import apply_window, as_grey, grey_limits
+from utils import InputError, run_command_line
+from viz_slices import draw_volume, tint
+from volumes import IN_UM, Volume, open_volume
+
+PERCENTILES = (1.0, 99.5)
+SAMPLED = 5  # slices that stand for all
+MOST = 0.5  # standard deviation of a probability, at most
+
+
+def check_alike(image: Volume, *others: Volume | None) -> None:
+    """`InputError` where one of the others does not have the shape of the image."""
+    for other in (other for other in others if other is not None):
+        if other.shape != image.shape:
+            raise InputError(f"{other.path}: has shape {other.shape}, {image.path} {image.shape}; they must belong "
+                             "together")
+
+
+def sample(volume: Volume, count: int = SAMPLED) -> list[int]:
+    """Numbers of slices, evenly spaced, not at the ends."""
+    return sorted({int((i + 0.5) * len(volume) / count) for i in range(count)})
+
+
+# --- a slider in the notebook ---------------------------------------------------------------------------------
+
+class SliceBrowser(ipywidgets.VBox):
+    """A slider over the slices of a volume; image, mask (orange) and uncertainty (0 to ½) side by side.
+
+    Where no kernel runs, as in a notebook on a web page, a few slices are shown instead.
+
+    Parameters
+    ----------
+    image, mask, uncertainty : Volume
+        Of one shape; mask and uncertainty may be None.
+
+    Raises
+    ------
+    InputError
+        When they are not of one shape.
+    """
+
+    def __init__(self, image: Volume, mask: Volume | None = None, uncertainty: Volume | None = None):
+        check_alike(image, mask, uncertainty)
+        self.parts = image, mask, uncertainty
+        self.slider = ipywidgets.IntSlider(len(image) // 2, 0, len(image) - 1, description="slice",
+                                           continuous_update=False, layout={"width": "60%"})
+        self.picture = ipywidgets.Image(format="jpeg")
+        super().__init__([self.slider, self.picture])
+        self.slider.observe(self.turn, "value")
+        self.turn()
+
+    def slices(self, i: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Slice `i` in 8 bit, its mask and its uncertainty, (H, W) each."""
+        image, mask, uncertainty = (part and part.read(i) for part in self.parts)
+        grey = as_grey(image, self.parts[0].names[i])
+        low, high = grey_limits(grey, PERCENTILES)
+        grey = apply_window(grey, low, high) if high > low else np.zeros(grey.shape, np.uint8)
+        return grey, None if mask is None else mask != 0, uncertainty
+
+    def turn(self, _: dict | None = None) -> None:
+        """Show the slice at which the slider stands."""
+        grey, mask, uncertainty = self.slices(self.slider.value)
+        panels = [np.repeat(grey[..., None], 3, 2) / 255]
+        if mask is not None:
+            panels.append(tint(grey, mask, (0.9, 0.6, 0.0)))
+        if uncertainty is not None:
+            panels.append(mpl.colormaps["viridis"](np.clip(uncertainty.astype(float) / MOST, 0, 1))[..., :3])
+        row = (255 * np.concatenate(panels, 1)).astype(np.uint8)
+        _, coded = cv2.imencode(".jpg", row[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 60])
+        self.picture.value = coded.tobytes()
+
+    def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
+        chosen, buffer = sample(self.parts[0]), io.BytesIO()
+        figure = draw_volume({i: self.slices(i) for i in chosen}, MOST)
+        figure.savefig(buffer, format="jpeg", dpi=84, pil_kwargs={"quality": 50})
+        return {**super()._repr_mimebundle_(**options), "image/jpeg": base64.b64encode(buffer.getvalue()).decode(),
+                "text/plain": f"a slider over {len(self.parts[0])} slices; run this cell to use it"}
+
+
+# --- napari ---------------------------------------------------------------------------------------------------
+
+def lazy(volume: Volume) -> "dask.array.Array":  # noqa: F821 - comes with napari
+    """The slices as a dask array of the volume's shape; each is read when it is looked at."""
+    import dask.array
+    from dask import delayed
+    first = volume.read(0)
+    slices = [dask.array.from_delayed(delayed(volume.read)(i), first.shape, first.dtype) for i in range(len(volume))]
+    return dask.array.stack(slices).reshape(volume.shape)
+
+
+def voxel_scale(volume: Volume) -> list[float]:
+    """Distance of neighbours along each axis [µm], or relative to a pixel's side; 1 for points in time."""
+    known = {axis: size * IN_UM.get(unit, 1.0) for axis, (size, unit) in volume.voxel.items()}
+    side = known.get("X", 1.0)
+    return [known.get(axis, 1.0 if axis == "T" else side) for axis in volume.axes]
+
+
+def add_layers(viewer: "napari.Viewer", image: Volume, mask: Volume | None,  # noqa: F821 - not imported unless used
+               uncertainty: Volume | None) -> None:
+    """Image, masks as labels, and uncertainty (0 to ½), slices read when they are looked at."""
+    some = np.concatenate([image.read(i).ravel()[::7] for i in sample(image)]).astype(float)
+    low, high = grey_limits(some[np.isfinite(some)], PERCENTILES)
+    scale = voxel_scale(image)
+    viewer.add_image(lazy(image), name="image", scale=scale, colormap="gray",
+                     contrast_limits=(low, max(high, low + 1e-6)))
+    if uncertainty is not None:
+        viewer.add_image(lazy(uncertainty).astype(np.float32), name="uncertainty", scale=scale, colormap="magma",
+                         contrast_limits=(0, MOST), blending="additive", visible=mask is None)
+    if mask is not None:
+        viewer.add_labels((lazy(mask) != 0).astype(np.uint8), name="mask", scale=scale, opacity=0.4)
+
+
+def main() -> None:
+    """Open napari."""
+    parser = argparse.ArgumentParser(description="Look at a volume, its masks and its uncertainty in napari.")
+    parser.add_argument("image", type=Path, help=".tif slice or stack, folder of slices, zarr array or OME-Zarr")
+    parser.add_argument("--mask", type=Path, help="what predict.py wrote for it")
+    parser.add_argument("--uncertainty", type=Path, help="what predict.py --uncertainty wrote for it")
+    given = parser.parse_args()
+    image, *others = (path and open_volume(path) for path in (given.image, given.mask, given.uncertainty))
+    check_alike(image, *others)
+    try:
+        import napari
+    except ImportError:
+        raise InputError("napari: not installed; `make view IMAGE=…` or pip install napari[pyqt6] does it") from None
+    viewer = napari.Viewer(title=str(given.image))
+    add_layers(viewer, image, *others)
+    napari.run()
+
+
+if __name__ == "__main__":
+    run_command_line(main)
