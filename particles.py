@@ -20,13 +20,12 @@ from skimage.measure import find_contours, marching_cubes, mesh_surface_area, re
 from tqdm import tqdm
 
 from components import find_components, split_touching
-from uncertainty import area_under_curve
+from uncertainty import SMALLEST, area_under_curve
 from utils import InputError, write_atomically, write_json
 from viz_slices import draw_sizes
 from volumes import IN_UM, Volume, open_volume
 
 BOX_VOXELS = 2**26   # of the largest component that is measured in detail
-SMALLEST = 20  # voxels or pixels: what is smaller is mostly noise
 QUANTILES = {"D10": 0.1, "D50": 0.5, "D90": 0.9}
 PLACES = ("slice", "row", "column")
 NAMES = {2: ("area", "perimeter", "circularity"), 3: ("volume", "surface", "sphericity")}  # by dimensions

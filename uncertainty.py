@@ -2,7 +2,12 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import torch
+from scipy import ndimage, stats
+
+from stitching import predict_images
+
+SMALLEST = 20  # pixels: what is smaller is mostly noise
 
 
 def binary_entropy(probability: np.ndarray) -> np.ndarray:
@@ -106,3 +111,56 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
         return float("nan")
     return float(stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
                  / (np.count_nonzero(positive) * np.count_nonzero(~positive)))
+
+
+def uncertainty_maps(student: torch.nn.Module, teacher: torch.nn.Module, images: list[np.ndarray], device: torch.device,
+                     patch_size: int, overlap: float) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """Mean probability of both models over eight symmetries, and four maps of each image that say how unsure it is.
+
+    `both`, the deviation over models, symmetries and overlapping windows, is what `predict.py --uncertainty` writes
+    (models: Lakshminarayanan et al., 2017, arXiv:1612.01474; symmetries: Wang et al., 2019,
+    doi:10.1016/j.neucom.2019.01.103). The last one costs nothing.
+
+    Parameters
+    ----------
+    images : list of (H, W) uint8 ndarrays
+    """
+    found = [list(predict_images(torch.nn.ModuleList(some), images, device, patch_size, overlap, True, True))
+             for some in ((student,), (teacher,), (student, teacher))]
+    means = [mean for mean, _ in found[2]]
+    return means, {"both": [spread for _, spread in found[2]],
+                   "teacher, symmetries and windows": [spread for _, spread in found[1]],
+                   "student − teacher": [abs(one - other) for (one, _), (other, _) in zip(*found[:2], strict=True)],
+                   "probability close to ½": [1 - abs(2 * mean - 1) for mean in means]}
+
+
+def judge(maps: dict[str, list[np.ndarray]], predictions: list[np.ndarray], truths: list[np.ndarray],
+          ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """A row per kind of uncertainty, and its `error_rates`: are the most uncertain pixels wrong, and is a particle that
+    does not exist more uncertain than one that does?
+
+    Particles are 8-connected parts of a prediction of `SMALLEST` pixels or more; of one that is `invented` less than
+    half is true, and `AUC` is the chance that its mean uncertainty is higher than that of another.
+
+    Parameters
+    ----------
+    maps : dict of name to list of (H, W) ndarrays
+    predictions, truths : lists of (H, W) bool ndarrays, at least one
+    """
+    rates, rows = {}, {}
+    for name, some in maps.items():
+        table = rates[name] = error_rates(sum(count_errors(doubt, p != t) for doubt, p, t in
+                                              zip(some, predictions, truths, strict=True)))
+        scores, invented = [], []
+        for doubt, prediction, truth in zip(some, predictions, truths, strict=True):
+            labels, _ = ndimage.label(prediction, np.ones((3, 3)))
+            kept = np.flatnonzero(np.bincount(labels.ravel())[1:] >= SMALLEST) + 1
+            scores.append(ndimage.mean(doubt, labels, kept))
+            invented.append(np.asarray(ndimage.mean(truth, labels, kept)) < 0.5)
+        invented = np.concatenate(invented)
+        rows[name] = {"wrong in the most uncertain tenth": table["error_rate"].iloc[-1],
+                      "wrong in the rest": table["errors"][:-1].sum() / table["pixels"][:-1].sum(),
+                      "share of all errors": table["errors"].iloc[-1] / max(table["errors"].sum(), 1),
+                      "particles": len(invented), "invented": int(invented.sum()),
+                      "AUC": area_under_curve(np.concatenate(scores), invented)}
+    return pd.DataFrame(rows).T, rates

@@ -7,7 +7,7 @@ import papermill
 import pytest
 
 from conftest import ROOT
-from demo_data import write_demo
+from demo_data import write_demo, write_volume
 from slices import Path
 
 NOTEBOOK = ROOT / "main_freezelayers.ipynb"
@@ -19,11 +19,12 @@ MINIATURE = {"base_channels": 2, "patch_size": 128, "sup_epochs": 2, "ssl_epochs
 def executed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
     write_demo(folder / "data" / "mini", scans=2, labelled=6)
+    write_volume(folder / "data" / "v.tif", slices=20, side=96)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         notebook = papermill.execute_notebook(
             str(NOTEBOOK), str(folder / "out.ipynb"), cwd=str(folder), progress_bar=False,
-            parameters={"DATA": "data/mini", "RUN": "mini", "SETTINGS": MINIATURE})
+            parameters={"DATA": "data/mini", "RUN": "mini", "SETTINGS": MINIATURE, "VOLUME": "data/v.tif"})
     return folder, notebook
 
 
@@ -33,7 +34,7 @@ def test_notebook_runs_from_top_to_bottom(executed):
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
     pictures = [o for o in outputs if "image/jpeg" in o.get("data", {})]
-    assert len(pictures) >= 13
+    assert len(pictures) >= 16
     assert all(len(p["data"]["image/jpeg"]) > 5000 for p in pictures)
     text = json.dumps(outputs)
     for expected in ("no problem found", "U-Net of width 2", "Mean Teacher teacher", "best recipe teacher",
@@ -43,6 +44,9 @@ def test_notebook_runs_from_top_to_bottom(executed):
     assert {"slice.png", "views.png", "curves.png", "paired.png"} < figures
     best = {p.name for p in (folder / "runs" / "mini_best").rglob("*.*")}
     assert {"views.png", "curves.png", "calibration.png", "worst.png", "sizes.png", "annotate_next.csv"} < best
+    assert {"v.tif", "v_uncertainty.tif", "v.tif.json"} <= best
+    widgets = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert "image/jpeg" in widgets[0]["data"]
 
 
 def test_committed_notebook_keeps_the_house_rules():

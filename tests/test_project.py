@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "train": {"config", "datasets", "evaluate", "losses", "model_unet", "slices", "steps", "stitching", "team",
               "annotate", "utils"},
     "predict": {"blocks", "model_unet", "slices", "stitching", "team", "utils", "volumes"},
-    "uncertainty": set(),
+    "uncertainty": {"stitching"},
     "annotate": {"config", "datasets", "model_unet", "slices", "stitching", "uncertainty", "utils"},
     "view": {"slices", "utils", "viz_slices", "volumes"},
     "demo_data": {"slices", "utils"},

@@ -1,9 +1,14 @@
 """What uncertainty is, and whether it finds errors."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import uncertainty
+from conftest import disc_slice
+from model_unet import UNet
+from stitching import predict_images
 
 
 def test_entropy_of_known_probabilities():
@@ -91,3 +96,36 @@ def test_area_under_the_curve():
     assert uncertainty.area_under_curve(np.array([0.1, 0.1]), np.array([False, True])) == 0.5
     assert uncertainty.area_under_curve(np.array([0.3, 0.1, 0.2]), np.array([False, True, True])) == 0.0
     assert np.isnan(uncertainty.area_under_curve(np.array([0.3]), np.array([True])))
+
+
+def test_maps_of_two_models():
+    torch.manual_seed(0)
+    student, teacher = (UNet(2).eval() for _ in range(2))
+    images = [(disc_slice(i, (40, 50))[0] * 4e5).astype(np.uint8) for i in range(2)]
+    window = torch.device("cpu"), 32, 0.5
+    means, maps = uncertainty.uncertainty_maps(student, teacher, images, *window)
+    one, other = (next(predict_images(model, images[:1], *window, True, True)) for model in (student, teacher))
+    np.testing.assert_allclose(means[0], (one[0] + other[0]) / 2, atol=1e-6)
+    np.testing.assert_allclose(maps["student − teacher"][0], abs(one[0] - other[0]), atol=1e-6)
+    np.testing.assert_allclose(maps["teacher, symmetries and windows"][0], other[1], atol=1e-6)
+    square = (one[1]**2 + other[1]**2) / 2 + (one[0] - other[0])**2 / 4
+    np.testing.assert_allclose(maps["both"][0]**2, square, atol=1e-5)
+    assert [len(some) for some in maps.values()] == [2] * 4
+    assert uncertainty.uncertainty_maps(student, teacher, [], *window)[0] == []
+
+
+def test_a_map_of_the_errors_is_right_and_its_opposite_wrong():
+    truth = np.zeros((40, 50), bool)
+    truth[5:15, 5:15] = True
+    prediction = truth.copy()
+    prediction[25:35, 25:30] = True                                     # invented
+    prediction[0, 0] = True                                             # too small to be a particle
+    wrong = prediction != truth
+    table, rates = uncertainty.judge({"right": [wrong * 0.4], "opposite": [~wrong * 0.4]}, [prediction], [truth])
+    assert table["AUC"].tolist() == [1.0, 0.0]
+    assert table["particles"].tolist() == [2, 2]
+    assert table["invented"].tolist() == [1, 1]
+    assert table["share of all errors"].tolist() == pytest.approx([1, 0])
+    assert table["wrong in the most uncertain tenth"].tolist() == pytest.approx([51 / 200, 0])
+    assert table["wrong in the rest"]["opposite"] == pytest.approx(51 / 1800)
+    pd.testing.assert_frame_equal(rates["right"], uncertainty.error_rates(uncertainty.count_errors(wrong * 0.4, wrong)))
