@@ -14,6 +14,7 @@ from volumes import IN_UM, Volume
 
 BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
 MASK, PROBABILITY, UNCERTAINTY, LIMITS = "mask", "probability", "uncertainty", "limits"
+TOTAL, SPREAD = "total", "spread"  # kinds of uncertainty
 ACROSS = {"rows": (1, 0, 2), "columns": (2, 0, 1)}  # planes across a volume: the order of its axes there
 BACK = {"rows": (1, 0, 2), "columns": (1, 2, 0)}    # and back
 
@@ -110,11 +111,21 @@ def planes_of(folder: Path, name: str) -> Volume:
                   lambda i: np.array(np.load(path, mmap_mode="r")[i]))
 
 
+def total_deviation(probability: np.ndarray) -> np.ndarray:
+    """√(p (1 − p)), 0 to ½, as float16: the standard deviation of a decision that is foreground with probability p.
+
+    Where p is a mean of predictions, it is all of the uncertainty: what each prediction leaves open, p (1 − p), and the
+    variance between them (law of total variance).
+    """
+    p = probability.astype(np.float32)
+    return np.sqrt(p * (1 - p)).astype(np.float16)
+
+
 class ThreeAxes:
     """Results along three axes, averaged voxel by voxel, and read like `Blocks`.
 
-    The uncertainty is the standard deviation of all that is averaged: with means p and deviations s along each axis
-    the root of mean (p² + s²) − (mean p)². Nothing is found in blank slices.
+    The uncertainty is `total_deviation`, or the spread of all that is averaged: with means p and deviations s along
+    each axis the root of mean (p² + s²) − (mean p)². Nothing is found in blank slices.
 
     Parameters
     ----------
@@ -124,10 +135,13 @@ class ThreeAxes:
         Of the planes, see `cut_across`.
     inside : tuple of two slices
         Rows and columns of the region of interest, which the planes cut.
+    kind : str
+        Of the uncertainty: `TOTAL` or `SPREAD`.
     """
 
-    def __init__(self, along: Blocks, across: dict[str, Blocks], inside: tuple[slice, slice], threshold: float):
-        self.along, self.across, self.inside, self.threshold = along, across, inside, threshold
+    def __init__(self, along: Blocks, across: dict[str, Blocks], inside: tuple[slice, slice], threshold: float,
+                 kind: str = ""):
+        self.along, self.across, self.inside, self.threshold, self.kind = along, across, inside, threshold, kind
 
     def gather(self, kind: str, name: str) -> Path:
         """One kind of results of planes as one array (planes, D, length), from which slices can be read."""
@@ -146,7 +160,8 @@ class ThreeAxes:
         if kind == LIMITS:
             yield from self.along.slices(kind)
             return
-        needed = [PROBABILITY, UNCERTAINTY] if kind == UNCERTAINTY else [PROBABILITY]
+        spread = kind == UNCERTAINTY and self.kind == SPREAD
+        needed = [PROBABILITY, UNCERTAINTY] if spread else [PROBABILITY]
         gathered = {each: {name: self.gather(each, name) for name in self.across} for each in needed}
         slices, limits = {each: self.along.slices(each) for each in needed}, self.along.slices(LIMITS)
         for block in self.along.all:
@@ -158,7 +173,10 @@ class ThreeAxes:
                 if not np.isnan(next(limits)[0]):
                     found[self.inside] = averaged(*([whole[each][self.inside], *(plane[i] for plane in planes[each])]
                                                     for each in needed))
-                yield found if kind != MASK else (found >= np.float32(self.threshold)).astype(np.uint8) * 255
+                if kind == MASK:
+                    yield (found >= np.float32(self.threshold)).astype(np.uint8) * 255
+                else:
+                    yield total_deviation(found) if kind == UNCERTAINTY and not spread else found
 
 
 def averaged(means: list[np.ndarray], deviations: list[np.ndarray] | None = None) -> np.ndarray:

@@ -28,7 +28,7 @@ import tifffile
 from tqdm import tqdm
 
 from slices import ROI, split_by_blocks
-from utils import InputError, run_command_line, write_atomically, write_json
+from utils import PROGRESS_SECONDS, InputError, run_command_line, write_atomically, write_json
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
@@ -270,7 +270,8 @@ def write_volume(output: Path, seed: int = 0, slices: int = 1000, side: int = 51
 
     def grey(pool: ProcessPoolExecutor) -> Iterator[np.ndarray]:
         rendered = pool.map(partial(render_counts, seed=seed, size=size), range(slices), chunksize=4)
-        for z, (counts, mask, voxels, cut) in enumerate(tqdm(rendered, "volume", slices, unit="slice")):
+        bar = tqdm(rendered, "volume", slices, unit="slice", mininterval=PROGRESS_SECONDS)
+        for z, (counts, mask, voxels, cut) in enumerate(bar):
             packed.append(np.packbits(mask))
             found[0] += voxels
             found[1] += voxels if z in (0, slices - 1) else cut

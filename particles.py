@@ -202,8 +202,9 @@ def invented(table: pd.DataFrame) -> dict[str, float | int]:
     if "truth" not in table:
         return {}
     false = (table["truth"] < 0.5).to_numpy()
-    area = {"auc": area_under_curve(table["uncertainty"].to_numpy(), false)} if "uncertainty" in table else {}
-    return {"invented": int(false.sum()), **area}
+    if "uncertainty" not in table or false.all() or not false.any():
+        return {"invented": int(false.sum()), "auc": None}
+    return {"invented": int(false.sum()), "auc": area_under_curve(table["uncertainty"].to_numpy(), false)}
 
 
 def compare_sizes(one: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> dict[str, float]:
@@ -255,9 +256,9 @@ def mask_reader(volume: Volume) -> Callable[[int], np.ndarray]:
 
 def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, neck: float | None = None,
                   smallest: int = SMALLEST, beside: dict[str, Callable[[int], np.ndarray]] | None = None,
-                  ) -> pd.DataFrame:
+                  max_uncertainty: float | None = None) -> pd.DataFrame:
     """All particles of a source: a volume for each point in time, or every slice by itself; with `nearest`, the
-    distance of centres.
+    distance of centres. Those whose mean of `beside["uncertainty"]` is above `max_uncertainty` are left out.
     """
     read, maps, tables = mask_reader(volume), beside or {}, []
     depth = 1 if in_slices or len(volume.shape) < 3 else volume.shape[-3]
@@ -272,6 +273,8 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
             none = measure(np.zeros((1, 1, 1), int), spacing, (0, 0, 0), (1, 1, 1))
             table = pd.concat(found) if (found := list(found)) else none
             table = table.sort_values(list(PLACES)).assign(**{"time": start // depth} if depth < len(volume) else {})
+        if max_uncertainty is not None:
+            table = table[table["uncertainty"] <= max_uncertainty]
         tables.append(table.assign(nearest=nearest_distances(table, spacing if depth > 1 else spacing[1:])))
     return pd.concat(tables, ignore_index=True)
 
@@ -288,6 +291,7 @@ def main(arguments: list[str]) -> None:
                         "where the radius of the neck is smaller by this [px] than that of either (0.5)")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="voxels of a particle, at least (%(default)s)")
     parser.add_argument("--uncertainty", type=Path, help="map written by predict.py; its mean becomes a column")
+    parser.add_argument("--max-uncertainty", type=float, help="leave out particles with a higher mean")
     parser.add_argument("--truth", type=Path, help="true masks; the share of each particle in them becomes a column")
     parser.add_argument("--output", type=Path, help="folder of tables and figure (default: MASKS_particles)")
     given = parser.parse_args(arguments)
@@ -296,6 +300,8 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(given, name):g}: must be above 0")
     if (given.uncertainty or given.truth) and len(given.masks) > 1:
         raise InputError("--uncertainty, --truth: belong to one of MASKS; measure them one by one")
+    if given.max_uncertainty is not None and not given.uncertainty:
+        raise InputError("--max-uncertainty: needs the map that predict.py --uncertainty wrote; give --uncertainty MAP")
     output = given.output or given.masks[0].with_name(f"{given.masks[0].name.partition('.')[0]}_particles")
     tables, summaries, units = {}, {}, set()
     for path in given.masks:
@@ -308,13 +314,14 @@ def main(arguments: list[str]) -> None:
             if other.shape != volume.shape:
                 raise InputError(f"{other.path}: has shape {other.shape}, {path} {volume.shape}")
         maps = {name: mask_reader(other) if name == "truth" else other.read for name, other in beside.items()}
-        table = measure_masks(volume, spacing, flat, given.split and given.split * spacing[-1], given.smallest, maps)
+        table = measure_masks(volume, spacing, flat, given.split and given.split * spacing[-1], given.smallest, maps,
+                              given.max_uncertainty)
         name = path.name.partition(".")[0] if path.name.partition(".")[0] not in tables else str(path)
         tables[name], read = table, mask_reader(volume)
         fraction = float(np.mean([read(i).mean() for i in range(len(volume))]))
         summaries[name] = {"masks": str(path), "unit": unit, "voxel": spacing, "in_slices": flat, "split": given.split,
-                           "smallest": given.smallest, "fraction": fraction, **summarise_sizes(table),
-                           **invented(table)}
+                           "smallest": given.smallest, "max_uncertainty": given.max_uncertainty, "fraction": fraction,
+                           **summarise_sizes(table), **invented(table)}
         write_atomically(output / f"{path.name.partition('.')[0]}.csv",
                          lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g"))
     if len(units) > 1:

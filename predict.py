@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 
 from blocks import (
-    ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, UNCERTAINTY, Blocks, ThreeAxes, ahead, begin, check_cubes, cut_across,
-    planes_of,
+    ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead, begin, check_cubes,
+    cut_across, planes_of, total_deviation,
 )
 from model_unet import UNet
 from slices import IMAGE_SUFFIXES, apply_window, as_grey, crop_roi, grey_limits, parse_roi
@@ -49,13 +49,13 @@ class Options:
     tta: bool = False
     threshold: float = 0.5
     probabilities: bool = False
-    uncertainty: bool = False
+    uncertainty: str = ""       # total: of the decision; spread: of the predictions
     three_axes: bool = False
 
     @property
     def kinds(self) -> list[str]:
         """What is written, the masks last: where they are, the others are."""
-        return [*[PROBABILITY] * self.probabilities, *[UNCERTAINTY] * self.uncertainty, MASK]
+        return [*[PROBABILITY] * self.probabilities, *[UNCERTAINTY] * bool(self.uncertainty), MASK]
 
 
 def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
@@ -122,16 +122,18 @@ def predict_block(models: torch.nn.Module, block: list[Grey], settings: dict, op
                   device: torch.device) -> list[dict[str, np.ndarray]]:
     """Mask, and probability and uncertainty where wanted, of each slice of a block; 0 outside the ROI and if blank."""
     images = [grey.image for grey in block if grey.image is not None]
-    found = predict_images(models, images, device, settings["patch_size"], settings["overlap"], options.tta,
-                           options.uncertainty)
+    spread = options.uncertainty == SPREAD
+    found = predict_images(models, images, device, settings["patch_size"], settings["overlap"], options.tta, spread)
     results = []
     for grey in block:
-        maps = np.zeros((1 + options.uncertainty, *grey.shape), np.float32)
+        maps = np.zeros((1 + spread, *grey.shape), np.float32)
         if grey.image is not None:
             whole = grey.image.shape == grey.shape
             inside = (slice(None),) * 2 if whole else (slice(*options.roi[:2]), slice(*options.roi[2:]))
             maps[:, *inside] = next(found)
         stored = dict(zip((PROBABILITY, UNCERTAINTY), maps.astype(np.float16), strict=False))
+        if options.uncertainty == TOTAL:
+            stored[UNCERTAINTY] = total_deviation(stored[PROBABILITY])
         mask = (stored[PROBABILITY] >= np.float32(options.threshold)).astype(np.uint8) * 255
         results.append({MASK: mask, LIMITS: np.array(grey.limits or (np.nan, np.nan))}
                        | {kind: array for kind, array in stored.items() if kind in options.kinds})
@@ -167,7 +169,8 @@ def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings:
     percentiles = settings["percentiles"]
     limits = volume_limits(volume, options, percentiles) if options.window == "volume" else None
     read = partial(read_grey, volume, options=options, percentiles=percentiles, limits=limits)
-    kept = replace(options, probabilities=True) if options.three_axes else options
+    kept = replace(options, probabilities=True, uncertainty=SPREAD if options.uncertainty == SPREAD else "")
+    kept = kept if options.three_axes else options
     rest = models, settings, kept, device
 
     def compute(blocks: Blocks, read: Callable[[int], Grey], title: str) -> Blocks:
@@ -193,7 +196,7 @@ def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings:
         planes = planes_of(folder, name)
         across[name] = compute(Blocks(folder / name, planes), partial(
             read_grey, planes, options=replace(kept, roi=None), percentiles=percentiles, limits=(0, 255)), name)
-    return ThreeAxes(along, across, inside, options.threshold)
+    return ThreeAxes(along, across, inside, options.threshold, options.uncertainty)
 
 
 # --- the whole of it ------------------------------------------------------------------------------------------
@@ -267,8 +270,8 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
         When the output exists and was made otherwise, or an interrupted one was; as `load_models` and `read_grey`.
     """
     models, settings = load_models(checkpoints, device)
-    if options.uncertainty and len(models) == 1 and not options.tta and not options.three_axes:
-        raise InputError("--uncertainty: is the spread of several predictions; add --tta, --three-axes or further "
+    if options.uncertainty == SPREAD and len(models) == 1 and not options.tta and not options.three_axes:
+        raise InputError("--uncertainty spread: is that of several predictions; add --tta, --three-axes or further "
                          "checkpoints")
     if options.three_axes:
         check_cubes(volume)
@@ -301,8 +304,10 @@ def main() -> None:
                         " several, such as student and teacher, are averaged")
     parser.add_argument("--output", type=Path, required=True, help="folder, .tif or .zarr for the masks")
     parser.add_argument("--probabilities", action="store_true", help="also write the probability, float16")
-    parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation of the "
-                        "probability over checkpoints and, with --tta and --three-axes, symmetries and axes, float16")
+    parser.add_argument("--uncertainty", nargs="?", const=TOTAL, default="", choices=[TOTAL, SPREAD], help="also write "
+                        "a standard deviation, float16: total (default), of the decision at the mean probability p, "
+                        "√(p (1 − p)); or spread, of p over checkpoints, windows and, with --tta and --three-axes, "
+                        "symmetries and axes")
     parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns: 8 times the time")
     parser.add_argument("--three-axes", action="store_true", help="average over slices and planes across them, along "
                         "rows and columns, of a volume whose voxels are cubes: 3 times the time")

@@ -117,9 +117,9 @@ def uncertainty_maps(student: torch.nn.Module, teacher: torch.nn.Module, images:
                      patch_size: int, overlap: float) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """Mean probability of both models over eight symmetries, and four maps of each image that say how unsure it is.
 
-    `both`, the deviation over models, symmetries and overlapping windows, is what `predict.py --uncertainty` writes
-    (models: Lakshminarayanan et al., 2017, arXiv:1612.01474; symmetries: Wang et al., 2019,
-    doi:10.1016/j.neucom.2019.01.103). The last one costs nothing.
+    `total`, the deviation √(p (1 − p)) of a decision at the mean probability p; `spread`, the deviation of p over
+    models, symmetries and overlapping windows (models: Lakshminarayanan et al., 2017, arXiv:1612.01474; symmetries:
+    Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103); that of the teacher alone; and student − teacher.
 
     Parameters
     ----------
@@ -128,10 +128,10 @@ def uncertainty_maps(student: torch.nn.Module, teacher: torch.nn.Module, images:
     found = [list(predict_images(torch.nn.ModuleList(some), images, device, patch_size, overlap, True, True))
              for some in ((student,), (teacher,), (student, teacher))]
     means = [mean for mean, _ in found[2]]
-    return means, {"both": [spread for _, spread in found[2]],
-                   "teacher, symmetries and windows": [spread for _, spread in found[1]],
-                   "student − teacher": [abs(one - other) for (one, _), (other, _) in zip(*found[:2], strict=True)],
-                   "probability close to ½": [1 - abs(2 * mean - 1) for mean in means]}
+    return means, {"total": [np.sqrt(mean * (1 - mean)) for mean in means],
+                   "spread": [spread for _, spread in found[2]],
+                   "spread, teacher alone": [spread for _, spread in found[1]],
+                   "student − teacher": [abs(one - other) for (one, _), (other, _) in zip(*found[:2], strict=True)]}
 
 
 def judge(maps: dict[str, list[np.ndarray]], predictions: list[np.ndarray], truths: list[np.ndarray],

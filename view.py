@@ -20,7 +20,7 @@ from viz_slices import draw_volume, tint
 from volumes import IN_UM, Volume, open_volume
 
 PERCENTILES = (1.0, 99.5)
-SAMPLED = 5  # slices that stand for all
+SAMPLED = 4  # slices that stand for all
 MOST = 0.5  # standard deviation of a probability, at most
 
 
@@ -82,13 +82,13 @@ class SliceBrowser(ipywidgets.VBox):
         if uncertainty is not None:
             panels.append(mpl.colormaps["viridis"](np.clip(uncertainty.astype(float) / MOST, 0, 1))[..., :3])
         row = (255 * np.concatenate(panels, 1)).astype(np.uint8)
-        _, coded = cv2.imencode(".jpg", row[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 60])
+        _, coded = cv2.imencode(".jpg", row[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 50])
         self.picture.value = coded.tobytes()
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
         chosen, buffer = sample(self.parts[0]), io.BytesIO()
         figure = draw_volume({i: self.slices(i) for i in chosen}, MOST)
-        figure.savefig(buffer, format="jpeg", dpi=84, pil_kwargs={"quality": 50})
+        figure.savefig(buffer, format="jpeg", dpi=76, pil_kwargs={"quality": 42})
         return {**super()._repr_mimebundle_(**options), "image/jpeg": base64.b64encode(buffer.getvalue()).decode(),
                 "text/plain": f"a slider over {len(self.parts[0])} slices; run this cell to use it"}
 

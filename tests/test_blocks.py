@@ -47,12 +47,13 @@ def expected(grey: np.ndarray, model) -> tuple[np.ndarray, np.ndarray]:
     return mean, spread
 
 
-@pytest.mark.parametrize(("roi", "window"), [(None, "slice"), ((4, 36, 2, 50), "slice"), (None, "volume")])
-def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeypatch, roi, window):
+@pytest.mark.parametrize(("roi", "window", "kind"), [
+    (None, "slice", "spread"), ((4, 36, 2, 50), "slice", "spread"), (None, "volume", "total")])
+def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeypatch, roi, window, kind):
     monkeypatch.setattr("blocks.BLOCK", 4)
     out = tmp_path / "mask.tif"
     code, _, err = command("predict", stack, "--checkpoint", checkpoint, "--output", out, "--three-axes", "--tta",
-                           "--probabilities", "--uncertainty", "--window", window, "--device", "cpu",
+                           "--probabilities", "--uncertainty", kind, "--window", window, "--device", "cpu",
                            *(["--roi", ",".join(map(str, roi))] if roi else []))
     assert code == 0, err
     top, bottom, left, right = roi or (0, SHAPE[1], 0, SHAPE[2])
@@ -60,8 +61,9 @@ def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeyp
     limits = next(x for x in json.loads((tmp_path / "mask.tif.json").read_text())["limits"] if x)
     grey = np.stack([np.zeros_like(one, np.uint8) if one.max() == 0 else percentile_window(one, (2.0, 98.0))
                      if window == "slice" else apply_window(one, *limits) for one in raw])
+    p, spread = expected(grey, predict.load_model(checkpoint, CPU)[0])
     mask, *maps = (tifffile.imread(tmp_path / f"mask{kind}.tif") for kind in ("", "_probability", "_uncertainty"))
-    for found, wanted in zip(maps, expected(grey, predict.load_model(checkpoint, CPU)[0]), strict=True):
+    for found, wanted in zip(maps, (p, spread if kind == "spread" else np.sqrt(p * (1 - p))), strict=True):
         np.testing.assert_allclose(found[:, top:bottom, left:right], wanted, atol=2e-3)
         found[:, top:bottom, left:right] = 0
         assert not found.any()
@@ -75,7 +77,7 @@ def test_interrupted_anywhere_it_goes_on_and_gives_the_same_bytes(stack, checkpo
                                                                   stop):
     monkeypatch.setattr("blocks.BLOCK", 4)
     options = ("predict", stack, "--checkpoint", checkpoint, "--device", "cpu", "--three-axes", "--uncertainty",
-               "--output")
+               "spread", "--output")
     assert command(*options, tmp_path / "whole.tif")[0] == 0
     written, write = [], blocks.Blocks.write
 

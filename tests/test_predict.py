@@ -109,7 +109,7 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
     (["in", "--output", "a.jpg"], "a.jpg: exists, and was not made from this input with these settings"),
     (["in", "--output", "a.jpg/b"], "check path, rights"),
     (["colour.tif"], "save one grey channel"),
-    (["in", "--uncertainty"], "--uncertainty: is the spread of several predictions; add --tta"),
+    (["in", "--uncertainty", "spread"], "--uncertainty spread: is that of several predictions; add --tta"),
     (["in", "--checkpoint", "best.safetensors", "wide.safetensors"], "wide.safetensors: was trained with patch"),
 ])
 def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command, monkeypatch, arguments, message):
@@ -145,7 +145,7 @@ def content(path: Path) -> np.ndarray:
 def test_a_stack_becomes_a_stack(stack, checkpoint, tmp_path, command):
     out = tmp_path / "mask.tif"
     code, printed, err = command("predict", stack, "--checkpoint", checkpoint, "--output", out, "--probabilities",
-                                 "--uncertainty", "--tta", "--device", "cpu")
+                                 "--uncertainty", "spread", "--tta", "--device", "cpu")
     assert (code, printed) == (0, f"{out}\n"), err
     model, _ = predict.load_model(checkpoint, CPU)
     mask, probability, spread = (tifffile.imread(tmp_path / f"mask{kind}.tif")
@@ -163,6 +163,16 @@ def test_a_stack_becomes_a_stack(stack, checkpoint, tmp_path, command):
     assert [limits is None for limits in about["limits"]] == [i == 3 for i in range(7)]
     assert about["blank"] == 1
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_uncertainty_of_the_decision(stack, checkpoint, tmp_path, command):
+    code, _, err = command("predict", stack, "--checkpoint", checkpoint, "--output", tmp_path / "m.tif",
+                           "--uncertainty", "--probabilities", "--device", "cpu")
+    assert code == 0, err
+    p, doubt = (tifffile.imread(tmp_path / f"m_{kind}.tif") for kind in ("probability", "uncertainty"))
+    np.testing.assert_allclose(doubt, np.sqrt(p * (1 - p)), atol=1e-3)
+    assert 0.4 < doubt.max() <= 0.5
+    assert not doubt[3].any()                                           # blank
 
 
 def test_one_window_for_the_whole_volume(stack, checkpoint, tmp_path, command):
@@ -187,7 +197,7 @@ def test_several_checkpoints_are_averaged(stack, checkpoint, tmp_path, command):
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, UNet(2).state_dict(), {"config": predict.load_model(checkpoint, CPU)[1]})
     for name, files in (("both", [checkpoint, other]), ("one", [checkpoint]), ("two", [other])):
-        options = ["--uncertainty"] if name == "both" else []
+        options = ["--uncertainty", "spread"] if name == "both" else []
         code, _, err = command("predict", stack, "--checkpoint", *files, "--output", tmp_path / f"{name}.tif",
                                "--probabilities", "--device", "cpu", *options)
         assert code == 0, err

@@ -48,7 +48,7 @@ def test_modules_are_those_of_the_design():
     assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
         *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
-        "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "whole_volume"}
+        "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "particles_command", "whole_volume"}
     for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         assert len(path.read_text().splitlines()) <= 350, path
 

@@ -107,9 +107,10 @@ def test_maps_of_two_models():
     one, other = (next(predict_images(model, images[:1], *window, True, True)) for model in (student, teacher))
     np.testing.assert_allclose(means[0], (one[0] + other[0]) / 2, atol=1e-6)
     np.testing.assert_allclose(maps["student − teacher"][0], abs(one[0] - other[0]), atol=1e-6)
-    np.testing.assert_allclose(maps["teacher, symmetries and windows"][0], other[1], atol=1e-6)
+    np.testing.assert_allclose(maps["spread, teacher alone"][0], other[1], atol=1e-6)
     square = (one[1]**2 + other[1]**2) / 2 + (one[0] - other[0])**2 / 4
-    np.testing.assert_allclose(maps["both"][0]**2, square, atol=1e-5)
+    np.testing.assert_allclose(maps["spread"][0]**2, square, atol=1e-5)
+    np.testing.assert_allclose(maps["total"][1]**2, means[1] * (1 - means[1]), atol=1e-6)
     assert [len(some) for some in maps.values()] == [2] * 4
     assert uncertainty.uncertainty_maps(student, teacher, [], *window)[0] == []
 

@@ -15,11 +15,11 @@ def test_a_small_volume_from_slices_to_sizes(checkpoint, workplace, command):
     assert about["same bytes after SIGKILL"]
     assert 2 <= about["steps"]["killed"]["blocks"] < about["steps"]["killed"]["of"] == 4
     assert "the same bytes" in out
-    for name in ("predict", "continued", "three axes", "measure all"):
+    for name in ("predict", "continued", "three axes, spread", "measure"):
         assert about["steps"][name]["seconds"] > 0
         assert 100 < about["steps"][name]["peak_mb"] < 4000
     assert set(about["scores"]["slices"]) == {"dice", "iou", "precision", "recall", "surface_dice"}
-    assert about["scores"]["three_axes"]["uncertainty"].startswith("error rate ")
+    assert about["scores"]["three axes, total"]["uncertainty"].startswith("error rate ")
     known, measured = about["sizes"]["known"], about["sizes"]["volume_truth"]
     table = pd.read_csv("runs/reference_volume/volume_truth.csv")
     assert measured["particles"] == len(table)

@@ -1,0 +1,139 @@
+"""Particles from the command line: units, points in time, maps beside the masks, and errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+
+def balls(radii: list[int]) -> np.ndarray:
+    mask = np.zeros((40, 40 * len(radii), 40), np.uint8)
+    for i, radius in enumerate(radii):
+        z, y, x = np.mgrid[:40, :mask.shape[1], :40]
+        mask[(z - 20.2)**2 + (y - 20.1 - 40 * i)**2 + (x - 20)**2 < radius**2] = 255
+    return mask
+
+
+@pytest.fixture
+def masks(tmp_path) -> Path:
+    about = {"imagej": True, "resolution": (50, 50), "metadata": {"axes": "ZYX", "spacing": 0.02, "unit": "micron"}}
+    tifffile.imwrite(tmp_path / "early.tif", balls([5, 8, 12]), **about)
+    tifffile.imwrite(tmp_path / "late.tif", balls([6, 9, 13]), **about)
+    return tmp_path / "early.tif"
+
+
+def test_a_volume_in_micrometres(masks, command, tmp_path):
+    code, out, err = command("evaluate", "particles", masks, masks.with_name("late.tif"))
+    assert code == 0, err
+    folder = tmp_path / "early_particles"
+    assert out.splitlines()[-1] == str(folder)
+    table = pd.read_csv(folder / "early.csv")
+    table = table.sort_values("row")
+    assert table["diameter"].to_numpy() == pytest.approx([0.2, 0.32, 0.48], rel=0.02)
+    assert table["nearest"].to_numpy() == pytest.approx([0.8] * 3, rel=0.01)
+    summary = json.loads((folder / "summary.json").read_text())
+    early = summary["masks"]["early"]
+    assert (early["unit"], early["voxel"], early["particles"], early["in_slices"]) == ("µm", [0.02] * 3, 3, False)
+    assert [early["D10_number"], early["D90_number"]] == pytest.approx([0.2, 0.48], rel=0.02)
+    assert early["fraction"] == pytest.approx((tifffile.imread(masks) > 0).mean())
+    (pair,) = summary["compared"]
+    assert pair["ratio"] == pytest.approx(13 / 12, rel=0.02)
+    assert (folder / "sizes.png").stat().st_size > 5000
+
+
+def test_slices_pixels_and_given_sizes(masks, command, tmp_path):
+    grey = tifffile.imread(masks)
+    (tmp_path / "folder").mkdir()
+    for i in range(18, 23):
+        tifffile.imwrite(tmp_path / "folder" / f"s_{i}.tif", grey[i] // 255)
+    for name, options, diameter in (("px", [], 16), ("um", ["--pixel-size", 0.5], 8)):
+        code, _, err = command("evaluate", "particles", tmp_path / "folder", "--in-slices", "--output",
+                               tmp_path / name, *options)
+        assert code == 0, err
+        table = pd.read_csv(tmp_path / name / "folder.csv")
+        assert table["slice"].tolist() == [i for i in range(5) for _ in range(3)]
+        assert table["diameter"][table["slice"] == 2].iloc[1] == pytest.approx(diameter, rel=0.03)
+        about = json.loads((tmp_path / name / "summary.json").read_text())["masks"]["folder"]
+        assert (about["unit"], about["in_slices"]) == ({"px": "px", "um": "µm"}[name], True)
+
+
+def test_points_in_time_are_volumes_of_their_own(masks, command, tmp_path):
+    both = np.stack([tifffile.imread(masks), tifffile.imread(masks.with_name("late.tif"))])
+    tifffile.imwrite(tmp_path / "both.tif", both, imagej=True, metadata={"axes": "TZYX"})
+    code, _, err = command("evaluate", "particles", tmp_path / "both.tif", "--output", tmp_path / "o")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "o" / "both.csv").sort_values(["time", "row"])
+    assert table["time"].tolist() == [0] * 3 + [1] * 3
+    assert table["diameter"].to_numpy() == pytest.approx([10, 16, 24, 12, 18, 26], rel=0.02)
+
+
+def test_uncertainty_of_each_particle(masks, command, tmp_path):
+    map_of = np.zeros((40, 120, 40), np.float16)
+    map_of[:, 40:80] = 0.25
+    tifffile.imwrite(tmp_path / "u.tif", map_of, photometric="minisblack")
+    code, _, err = command("evaluate", "particles", masks, "--uncertainty", tmp_path / "u.tif",
+                           "--output", tmp_path / "o")
+    assert code == 0, err
+    assert pd.read_csv(tmp_path / "o" / "early.csv")["uncertainty"].tolist() == [0, 0.25, 0]
+
+
+def test_invented_particles_where_the_truth_is_known(masks, command, tmp_path):
+    truth = tifffile.imread(masks)
+    truth[:, 80:] = 0                                                   # the largest particle is an invention
+    doubt = np.where(np.arange(120)[:, None] >= 80, 0.25, 0.125).astype(np.float16) * np.ones((40, 120, 40), np.float16)
+    for name, array in (("t", truth), ("u", doubt)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array, photometric="minisblack")
+    for options in ([], ["--in-slices"]):
+        code, _, err = command("evaluate", "particles", masks, "--uncertainty", tmp_path / "u.tif", "--truth",
+                               tmp_path / "t.tif", "--output", tmp_path / "o", *options)
+        assert code == 0, err
+        table = pd.read_csv(tmp_path / "o" / "early.csv")
+        assert table["truth"].tolist() == [float(row < 80) for row in table["row"]]
+        found = json.loads((tmp_path / "o" / "summary.json").read_text())["masks"]["early"]
+        assert (found["invented"], found["auc"]) == ((table["row"] >= 80).sum(), 1.0)
+
+
+def test_uncertain_particles_are_left_out(masks, command, tmp_path):
+    doubt = np.where(np.arange(120)[:, None] >= 80, 0.48, 0.3).astype(np.float16) * np.ones((40, 120, 40), np.float16)
+    tifffile.imwrite(tmp_path / "u.tif", doubt, photometric="minisblack")
+    code, _, err = command("evaluate", "particles", masks, "--uncertainty", tmp_path / "u.tif", "--max-uncertainty",
+                           0.45, "--output", tmp_path / "o")
+    assert code == 0, err
+    assert (pd.read_csv(tmp_path / "o" / "early.csv")["row"] < 80).tolist() == [True, True]
+    about = json.loads((tmp_path / "o" / "summary.json").read_text())["masks"]["early"]
+    assert (about["particles"], about["max_uncertainty"]) == (2, 0.45)
+
+
+def test_masks_without_particles(command, tmp_path):
+    tifffile.imwrite(tmp_path / "none.tif", np.zeros((4, 30, 30), np.uint8), photometric="minisblack")
+    for options in ([], ["--in-slices"], ["--split"]):
+        code, _, err = command("evaluate", "particles", tmp_path / "none.tif", *options)
+        assert code == 0, err
+    summary = json.loads((tmp_path / "none_particles" / "summary.json").read_text())["masks"]["none"]
+    assert (summary["particles"], summary["D50_number"], summary["fraction"]) == (0, None, 0.0)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["none"], "none: no such file or folder"),
+    (["grey.tif"], "grey.tif, slice 0: holds other values than 0 and 9; is it a mask?"),
+    (["early.tif", "--pixel-size", "0"], "--pixel-size 0: must be above 0"),
+    (["early.tif", "--smallest", "-1"], "--smallest -1: must be above 0"),
+    (["early.tif", "grey.tif", "--uncertainty", "grey.tif"], "--uncertainty, --truth: belong to one of MASKS"),
+    (["early.tif", "--uncertainty", "plain.tif"], "plain.tif: has shape (40, 40, 40), early.tif (40, 120, 40)"),
+    (["early.tif", "--max-uncertainty", "0.4"], "--max-uncertainty: needs the map"),
+    (["early.tif", "plain.tif"], "one of MASKS has a pixel size and another has none; give --pixel-size"),
+    (["mixed"], "mixed/b.tif: is (8, 9) px, the first slice (8, 8)"),
+])
+def test_errors_name_the_file_and_the_cure(masks, command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("grey.tif", np.arange(50).reshape(5, 2, 5) % 10, photometric="minisblack")
+    tifffile.imwrite("plain.tif", balls([5]), photometric="minisblack")
+    (tmp_path / "mixed").mkdir()
+    for name, width in (("a", 8), ("b", 9)):
+        tifffile.imwrite(f"mixed/{name}.tif", np.zeros((8, width), np.uint8))
+    code, _, err = command("evaluate", "particles", *arguments)
+    assert code == 2
+    assert message in err.splitlines()[-1]
