@@ -262,7 +262,8 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
         axes[0, 0].plot([], [], color=colour, lw=1.5, label=f"{name}: {text}")
     for panel, title in zip(axes[0], ("number of particles", f"their {size}"), strict=True):
         panel.axhline(0.5, color="0.85", lw=0.8, zorder=0)
-        panel.set(xlabel=f"equivalent diameter [{unit}]", ylim=(0, 1.02), title=f"by {title}")
+        panel.set(xlabel=f"equivalent diameter [{unit}]", ylim=(0, 1.02))
+        panel.set_title(f"by {title}", fontsize=9)
     axes[0, 0].set_ylabel("share up to this diameter")
     figure.legend(loc="outside lower center", fontsize=8, frameon=False,
                   title=f"D50 by number and by {size}", title_fontsize=8)
