@@ -231,7 +231,7 @@ def draw_uncertainty(image: np.ndarray, truth: np.ndarray, prediction: np.ndarra
     show(axes[0, 0], error_map(image, truth, prediction), f"FP red, FN cyan; Dice {dice_of(prediction, truth):.3f}")
     shown = show(axes[0, 1], uncertainty, "uncertainty", cmap="viridis", vmin=0)
     figure.colorbar(shown, ax=axes[0, 1], location="bottom", shrink=0.8, pad=0.02, aspect=30)
-    for (name, table), colour in zip(rates.items(), (RED, BLUE, GREEN, ORANGE, PURPLE), strict=False):
+    for (name, table), colour in zip(rates.items(), (RED, BLUE, ORANGE, GREEN, PURPLE), strict=False):
         axes[0, 2].plot(table.index, 100 * table["error_rate"], "o-", ms=4, lw=1.4, color=colour, label=name)
     axes[0, 2].set(xlabel="tenth of pixels, by uncertainty", ylabel="wrong pixels [%]", ylim=(0, None))
     axes[0, 2].legend(fontsize=8, loc="upper left")
@@ -252,7 +252,7 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
     """
     size = "volume" if any("volume" in table for table in tables.values()) else "area"
     figure, axes = new_figure(1, 2, 3.4 + 0.2 * len(tables), sharey=True)
-    for (name, table), colour in zip(tables.items(), (BLUE, RED, GREEN, ORANGE, PURPLE), strict=False):
+    for (name, table), colour in zip(tables.items(), (BLUE, RED, ORANGE, GREEN, PURPLE), strict=False):
         whole, medians = table[~table["touches_border"].astype(bool)].sort_values("diameter"), []
         for panel, weights in zip(axes[0], (whole["weight"], whole["weight"] * whole[size]), strict=True):
             share = np.cumsum(weights) / weights.sum() if len(whole) else weights
