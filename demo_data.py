@@ -322,7 +322,7 @@ def main() -> None:
     if arguments.seed < 0 or arguments.scans < 0:
         raise InputError("--seed and --scans: must be 0 or more")
     if arguments.volume is not None:
-        if arguments.slices < 1 or arguments.size < 16 or arguments.volume.suffix.lower() != ".tif":
+        if arguments.slices < 1 or arguments.size < 16 or arguments.volume.suffix.lower() not in (".tif", ".tiff"):
             raise InputError("--volume: expected the name of a .tif, --slices 1 or more and --size 16 or more")
         write_volume(arguments.volume, arguments.seed, arguments.slices, arguments.size)
         print(f"{arguments.volume}: {arguments.slices} slices of {arguments.size}²; "

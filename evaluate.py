@@ -23,7 +23,7 @@ from uncertainty import calibration_error, count_errors, describe_error_rates, e
 from utils import (
     PROGRESS_SECONDS, InputError, overlap_metrics, run_command_line, write_atomically, write_json, write_npz,
 )
-from volumes import ZARR_FILES, open_volume
+from volumes import ZARR_FILES, map_reader, mask_reader, open_volume
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
@@ -268,7 +268,7 @@ def volume_pairs(pred: Path, truth: Path) -> Iterator[tuple[Path, np.ndarray, np
     volumes = [open_volume(path) for path in (pred, truth)]
     if volumes[0].shape != volumes[1].shape:
         raise InputError(f"{pred}: has shape {volumes[0].shape}, {truth} {volumes[1].shape}; they must be of one shape")
-    readers = [particles.mask_reader(volume) for volume in volumes]
+    readers = [mask_reader(volume) for volume in volumes]
     for i in tqdm(range(len(volumes[0])), "evaluate", unit="slice", mininterval=PROGRESS_SECONDS, leave=False):
         yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), *(read(i) for read in readers)
 
@@ -291,8 +291,15 @@ def main() -> None:
     given = parser.parse_args()
     if given.pixel_size is not None and not given.pixel_size > 0:
         raise InputError(f"--pixel-size {given.pixel_size:g}: must be above 0 µm")
+    if given.output and given.output.is_dir():
+        raise InputError(f"{given.output}: is a folder; --output names a .csv file")
     of_files = given.pred.is_dir() and not any((given.pred / name).exists() for name in ZARR_FILES)
+    if given.mask_foreground != "auto" and not of_files:
+        raise InputError("--mask-foreground: is for folders of painted masks; in volumes foreground is not zero")
     maps = open_volume(given.uncertainty) if given.uncertainty else None
+    doubts = maps and map_reader(maps)
+    if maps and not of_files and maps.shape != open_volume(given.pred).shape:
+        raise InputError(f"{given.uncertainty}: has shape {maps.shape}, {given.pred} {open_volume(given.pred).shape}")
     places = {Path(name).stem: i for i, name in enumerate(maps.names)} if maps and of_files else {}
     rows, counts = [], 0
     for i, (name, *masks) in enumerate(folder_pairs(given.pred, given.truth, given.mask_foreground) if of_files
@@ -306,7 +313,7 @@ def main() -> None:
         rows.append(row)
         if maps:
             place = places.get(name.stem, len(maps)) if of_files else i
-            doubt = maps.read(place) if place < len(maps) else None
+            doubt = doubts(place) if place < len(maps) else None
             if doubt is None or doubt.shape != masks[0].shape:
                 raise InputError(f"{given.uncertainty}: has no map of {name} of {masks[0].shape} px; give what "
                                  "predict.py --uncertainty wrote beside these masks")
@@ -320,8 +327,7 @@ def main() -> None:
     if maps:
         print(describe_error_rates(error_rates(counts)))
     if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(given.output, index=False)
+        write_atomically(given.output, lambda path: table.to_csv(path, index=False))
 
 
 if __name__ == "__main__":

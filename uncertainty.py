@@ -98,7 +98,7 @@ def describe_error_rates(table: pd.DataFrame) -> str:
     if not last["errors"] + rest["errors"]:
         return "no pixel is wrong"
     share, low = last["errors"] / (last["errors"] + rest["errors"]), rest["errors"] / rest["pixels"]
-    return f"error rate {100 * last['error_rate']:.1f} % in the most uncertain tenth, {100 * low:.2g} % in the rest; " \
+    return f"error rate {100 * last['error_rate']:.1f} % in the most uncertain tenth, {100 * low:.3g} % in the rest; " \
            f"that tenth holds {100 * share:.0f} % of all errors"
 
 

@@ -100,7 +100,14 @@ def lazy(volume: Volume) -> "dask.array.Array":  # noqa: F821 - comes with napar
     import dask.array
     from dask import delayed
     first = volume.read(0)
-    slices = [dask.array.from_delayed(delayed(volume.read)(i), first.shape, first.dtype) for i in range(len(volume))]
+
+    def read(i: int) -> np.ndarray:
+        found = volume.read(i)
+        if found.shape != first.shape:
+            raise InputError(f"{volume.names[i]}: is {found.shape} px, the first slice {first.shape}")
+        return found
+
+    slices = [dask.array.from_delayed(delayed(read)(i), first.shape, first.dtype) for i in range(len(volume))]
     return dask.array.stack(slices).reshape(volume.shape)
 
 

@@ -4,6 +4,8 @@ Arrays and tables in, `Figure` out. Colours: the palette of Okabe & Ito (jfly.un
 readers can tell apart.
 """
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -252,7 +254,8 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
     """
     size = "volume" if any("volume" in table for table in tables.values()) else "area"
     figure, axes = new_figure(1, 2, 3.4 + 0.2 * len(tables), sharey=True)
-    for (name, table), colour in zip(tables.items(), (BLUE, RED, ORANGE, GREEN, PURPLE), strict=False):
+    colours = itertools.cycle((BLUE, RED, ORANGE, GREEN, PURPLE, SKY, "k"))
+    for (name, table), colour in zip(tables.items(), colours, strict=False):
         whole, medians = table[~table["touches_border"].astype(bool)].sort_values("diameter"), []
         for panel, weights in zip(axes[0], (whole["weight"], whole["weight"] * whole[size]), strict=True):
             share = np.cumsum(weights) / weights.sum() if len(whole) else weights

@@ -5,6 +5,7 @@ A volume is a list of slices, whatever axes are stacked: z, time, or both. Only 
 
 import logging
 import math
+import re
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +24,9 @@ STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF doe
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")  # of which a zarr array or group has one
 IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
 CLASSIC_BYTES = 2**32 - 2**25  # of a TIFF that is no BigTIFF, at most
-UNITS = {"µm": "um", "μm": "um", "micron": "um", "micrometer": "um", "nanometer": "nm", "millimeter": "mm"}
-IN_UM = {"um": 1.0, "nm": 1e-3, "mm": 1e3}
+UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "micrometer": "um", "nanometer": "nm",
+         "millimeter": "mm", "centimeter": "cm", "meter": "m", "\u00c5": "angstrom", "\u212b": "angstrom"}
+IN_UM = {"um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "angstrom": 1e-4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +189,35 @@ def _reader(path: Path, array: zarr.Array, axes: str, shape: tuple[int, ...]) ->
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"{path}, slice {i}: cannot be read ({reason}); damaged? export it again") from None
     return read
+
+
+def mask_reader(volume: Volume, one_size: bool = True) -> Callable[[int], np.ndarray]:
+    """Index → (H, W) bool; `InputError` for slices with more values than 0 and one other, or of another size."""
+    def read(i: int) -> np.ndarray:
+        stored = volume.read(i)
+        if not ((stored == 0) | (stored == stored.max())).all():
+            raise InputError(f"{volume.names[i]}: holds other values than 0 and {stored.max()}; give a mask, of two "
+                             "values, not labels or grey values")
+        if one_size and stored.shape != volume.shape[-2:]:
+            raise InputError(f"{volume.names[i]}: is {stored.shape} px, the first slice {volume.shape[-2:]}; "
+                             "give slices of one size")
+        return stored != 0
+    return read
+
+
+def map_reader(volume: Volume) -> Callable[[int], np.ndarray]:
+    """Index → (H, W) map; `InputError` where it is negative, infinite or not a number."""
+    def read(i: int) -> np.ndarray:
+        stored = volume.read(i)
+        if not (np.isfinite(stored) & (stored >= 0)).all():
+            raise InputError(f"{volume.names[i]}: holds negative or infinite values; is it an uncertainty?")
+        return stored
+    return read
+
+
+def plain_name(path: Path) -> str:
+    """Name of a file or folder without the suffixes of images."""
+    return re.sub(r"(\.ome)?\.(tiff?|zarr)$", "", path.name, flags=re.IGNORECASE)
 
 
 # --- metadata -------------------------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ def test_maps_of_a_folder_belong_to_the_slices_of_their_name(volume, command):
     code, out, err = command("evaluate", *options)
     assert code == 0, err
     assert out.splitlines()[-1] == (                                    # in the first slice all is as certain
-        "error rate 15.0 % in the most uncertain tenth, 1.7 % in the rest; that tenth holds 50 % of all errors")
+        "error rate 15.0 % in the most uncertain tenth, 1.67 % in the rest; that tenth holds 50 % of all errors")
     (volume / "map" / "s_2.tif").unlink()
     code, _, err = command("evaluate", *options)
     assert code == 2
@@ -275,12 +275,18 @@ def test_maps_of_a_folder_belong_to_the_slices_of_their_name(volume, command):
     ("pred.tif", "short.tif", (), "pred.tif: has shape (3, 40, 50), short.tif (2, 40, 50)"),
     ("pred.tif", "none.tif", (), "none.tif: no such file"),
     ("map.tif", "truth.tif", (), "map.tif, slice 0: holds other values than 0 and"),
-    ("pred.tif", "truth.tif", ("--uncertainty", "short.tif"), "short.tif: has no map of pred_0002"),
+    ("pred.tif", "truth.tif", ("--uncertainty", "short.tif"), "short.tif: has shape (2, 40, 50), pred.tif (3, 40, 50)"),
     ("pred.tif", "truth.tif", ("--uncertainty", "none.tif"), "none.tif: no such file"),
+    ("pred.tif", "truth.tif", ("--uncertainty", "nan.tif"), "nan.tif, slice 1: holds negative or infinite values"),
+    ("pred.tif", "truth.tif", ("--mask-foreground", "dark"), "--mask-foreground: is for folders of painted masks"),
+    ("pred.tif", "truth.tif", ("--output", "."), ".: is a folder; --output names a .csv file"),
 ])
 def test_volumes_that_cannot_be_compared(volume, command, monkeypatch, pred, truth, more, message):
     monkeypatch.chdir(volume)
     tifffile.imwrite("short.tif", np.zeros((2, 40, 50), np.uint8), photometric="minisblack")
+    unknown = tifffile.imread("map.tif")
+    unknown[1, 3, 4] = np.nan
+    tifffile.imwrite("nan.tif", unknown, photometric="minisblack")
     code, _, err = command("evaluate", "--pred", pred, "--truth", truth, *more)
     assert code == 2
     assert message in err.splitlines()[-1]

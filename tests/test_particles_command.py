@@ -118,22 +118,92 @@ def test_masks_without_particles(command, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["none"], "none: no such file or folder"),
-    (["grey.tif"], "grey.tif, slice 0: holds other values than 0 and 9; is it a mask?"),
+    (["grey.tif"], "grey.tif, slice 0: holds other values than 0 and 9; give a mask"),
     (["early.tif", "--pixel-size", "0"], "--pixel-size 0: must be above 0"),
     (["early.tif", "--smallest", "-1"], "--smallest -1: must be above 0"),
     (["early.tif", "grey.tif", "--uncertainty", "grey.tif"], "--uncertainty, --truth: belong to one of MASKS"),
     (["early.tif", "--uncertainty", "plain.tif"], "plain.tif: has shape (40, 40, 40), early.tif (40, 120, 40)"),
     (["early.tif", "--max-uncertainty", "0.4"], "--max-uncertainty: needs the map"),
     (["early.tif", "plain.tif"], "one of MASKS has a pixel size and another has none; give --pixel-size"),
+    (["early.tif", "--max-uncertainty", "nan", "--uncertainty", "early.tif"], "--max-uncertainty nan: must be above 0"),
+    (["early.tif", "--pixel-size", "inf"], "--pixel-size inf: must be above 0 and finite"),
+    (["plain.tif", "--slice-distance", "0.5"], "plain.tif: says no pixel size; --slice-distance needs --pixel-size"),
+    (["early.tif", "one.tif"], "one of MASKS is a slice and another a volume"),
+    (["early.tif", "--output", "plain.tif"], "plain.tif: is a file; --output names a folder"),
+    (["early.tif", "--uncertainty", "negative.tif"], "negative.tif, slice 9: holds negative or infinite values"),
+    (["late_time.ome.tif"], "late_time.ome.tif: has axes ZTYX; save time as the first one"),
     (["mixed"], "mixed/b.tif: is (8, 9) px, the first slice (8, 8)"),
 ])
 def test_errors_name_the_file_and_the_cure(masks, command, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite("grey.tif", np.arange(50).reshape(5, 2, 5) % 10, photometric="minisblack")
     tifffile.imwrite("plain.tif", balls([5]), photometric="minisblack")
+    tifffile.imwrite("one.tif", balls([5])[20], resolution=(1e4 / 0.02,) * 2, resolutionunit=3)
+    tifffile.imwrite("negative.tif", np.full((40, 120, 40), -0.1, np.float32), photometric="minisblack")
+    tifffile.imwrite("late_time.ome.tif", np.zeros((3, 2, 8, 9), np.uint8), ome=True, metadata={"axes": "ZTYX"})
     (tmp_path / "mixed").mkdir()
     for name, width in (("a", 8), ("b", 9)):
         tifffile.imwrite(f"mixed/{name}.tif", np.zeros((8, width), np.uint8))
     code, _, err = command("evaluate", "particles", *arguments)
     assert code == 2
     assert message in err.splitlines()[-1]
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".csv", ".json", ".png")]
+
+
+def test_a_slice_distance_of_the_file_stays_where_the_pixel_size_is_given(command, tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", balls([5]), imagej=True, resolution=(50, 50),
+                     metadata={"axes": "ZYX", "spacing": 0.04, "unit": "um"})
+    for options, voxel in (([], [0.04, 0.02, 0.02]), (["--pixel-size", 0.1], [0.04, 0.1, 0.1]),
+                           (["--pixel-size", 0.1, "--slice-distance", 0.2], [0.2, 0.1, 0.1])):
+        assert command("evaluate", "particles", tmp_path / "m.tif", *options, "--output", tmp_path / "o")[0] == 0
+        assert json.loads((tmp_path / "o" / "summary.json").read_text())["masks"]["m"]["voxel"] == voxel
+
+
+def test_masks_of_one_name_keep_tables_of_their_own(command, tmp_path, monkeypatch):
+    files = ["a/mask.tif", "b/mask.tif", "s_0.5um.tif", "s_0.7um.tif"]
+    for i, file in enumerate(files):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / file, balls([4 + i]), photometric="minisblack")
+    monkeypatch.chdir(tmp_path)
+    for some, names in ((files[:2], ["a_mask", "b_mask"]), (files[2:], ["s_0.5um", "s_0.7um"])):
+        assert command("evaluate", "particles", *some, "--output", "o")[0] == 0
+        assert list(json.loads(Path("o/summary.json").read_text())["masks"]) == names
+        sizes = [pd.read_csv(f"o/{name}.csv")["diameter"][0] for name in names]
+        assert sizes[0] < sizes[1]
+    assert command("evaluate", "particles", "a/mask.tif", "a/mask.tif", "--output", "o")[0] == 0
+    assert {"a_mask_1.csv", "a_mask_2.csv"} < {p.name for p in Path("o").iterdir()}
+    (tmp_path / "here").mkdir()
+    tifffile.imwrite(tmp_path / "here" / "one.tif", balls([5])[20])
+    monkeypatch.chdir(tmp_path / "here")
+    assert command("evaluate", "particles", ".")[0] == 0
+    assert (tmp_path / "here_particles" / "here.csv").exists()
+
+
+def test_slices_of_several_sizes_and_points_in_time(command, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    for name, width in (("a", 50), ("b", 40)):
+        tifffile.imwrite(tmp_path / "mixed" / f"{name}.tif", balls([5])[20][:, :width])
+    assert command("evaluate", "particles", tmp_path / "mixed", "--in-slices")[0] == 0
+    tifffile.imwrite(tmp_path / "t.tif", np.stack([balls([5]), balls([6])]), imagej=True, metadata={"axes": "TZYX"})
+    assert command("evaluate", "particles", tmp_path / "t.tif", "--in-slices")[0] == 0
+    table = pd.read_csv(tmp_path / "t_particles" / "t.csv")
+    assert table.groupby("time")["slice"].agg(["min", "max"]).to_numpy().tolist() == [[16, 24], [15, 25]]
+
+
+def test_components_too_large_to_be_looked_at_are_counted_and_kept(masks, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("particles.BOX_VOXELS", 12**3)
+    tifffile.imwrite(tmp_path / "u.tif", np.full((40, 120, 40), 0.5, np.float32), photometric="minisblack")
+    code, _, err = command("evaluate", "particles", masks, "--split", "--uncertainty", tmp_path / "u.tif",
+                           "--max-uncertainty", 0.4)
+    assert code == 0, err
+    assert f"{masks}: 2 components are too large to be looked at" in err
+    summary = json.loads((tmp_path / "early_particles" / "summary.json").read_text())["masks"]["early"]
+    assert (summary["too_large"], summary["particles"]) == (2, 2)       # the small one is uncertain
+
+
+def test_nothing_to_measure_beside_a_map(command, tmp_path):
+    for name in ("none", "u"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((4, 30, 30), np.uint8), photometric="minisblack")
+    code, _, err = command("evaluate", "particles", tmp_path / "none.tif", "--uncertainty", tmp_path / "u.tif",
+                           "--max-uncertainty", 0.45)
+    assert code == 0, err

@@ -67,7 +67,7 @@ def test_error_rates_of_known_maps():
     assert table["errors"].tolist() == pytest.approx([1] + [0] * 8 + [50], abs=0.5)
     assert table["error_rate"].iloc[-1] == pytest.approx(0.5, abs=0.005)
     assert uncertainty.describe_error_rates(table) == (
-        "error rate 50.0 % in the most uncertain tenth, 0.11 % in the rest; that tenth holds 98 % of all errors")
+        "error rate 50.0 % in the most uncertain tenth, 0.111 % in the rest; that tenth holds 98 % of all errors")
 
 
 def test_pixels_of_equal_uncertainty_are_spread_evenly():
