@@ -1,5 +1,7 @@
 """What a prediction keeps on disk until it is whole: blocks of slices, along z or along all three axes of a volume."""
 
+import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -9,24 +11,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from utils import InputError, read_json, write_json, write_npz
-from volumes import IN_UM, Volume
+from utils import InputError, write_npz
+from volumes import IN_UM, Volume, open_volume
 
 BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
 MASK, PROBABILITY, UNCERTAINTY, LIMITS = "mask", "probability", "uncertainty", "limits"
 TOTAL, SPREAD = "total", "spread"  # kinds of uncertainty
 ACROSS = {"rows": (1, 0, 2), "columns": (2, 0, 1)}  # planes across a volume: the order of its axes there
 BACK = {"rows": (1, 0, 2), "columns": (1, 2, 0)}    # and back
-
-
-def begin(folder: Path, identity: dict, leads: bool = True) -> None:
-    """Open the folder of what is not whole yet; `InputError` where it was begun with another identity."""
-    about = folder / "prediction.json"
-    if not about.exists():
-        if leads:
-            write_json(about, identity)
-    elif read_json(about) != identity:
-        raise InputError(f"{folder}: was begun with other settings or input; delete it, or choose another --output")
 
 
 class Blocks:
@@ -52,7 +44,7 @@ class Blocks:
             try:
                 with self.path(block).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     yield from (arrays[f"{kind}_{i}"] for i in block)
-            except (OSError, KeyError, ValueError, BadZipFile) as error:
+            except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
                 raise InputError(f"{self.path(block)}: is damaged ({error}); delete it and go on") from None
 
 
@@ -78,6 +70,19 @@ def check_cubes(volume: Volume) -> None:
     if sides and max(sides) > 1.01 * min(sides):
         stated = ", ".join(f"{axis} {size:g} {unit}" for axis, (size, unit) in volume.voxel.items())
         raise InputError(f"{volume.path}: its voxels are no cubes ({stated}), as --three-axes needs; resample it first")
+    for file in volume.about.get("files", []):
+        shape = open_volume(file).shape[-2:]
+        if shape != volume.shape[-2:]:
+            raise InputError(f"{file}: is {shape} px, the first slice {volume.shape[-2:]}; --three-axes needs slices "
+                             "of one size")
+
+
+def new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """An `.npy` file of zeros whose space is taken at once: a disk that fills up later would end the process."""
+    array = open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
 
 
 def cut_across(folder: Path, blocks: list[range], greys: Iterator[np.ndarray], shape: tuple[int, int, int]) -> None:
@@ -94,7 +99,7 @@ def cut_across(folder: Path, blocks: list[range], greys: Iterator[np.ndarray], s
     if all(path.exists() for path in paths.values()):
         return
     for name, order in ACROSS.items():
-        open_memmap(folder / f"{name}.tmp", "w+", np.uint8, tuple(shape[axis] for axis in order))
+        new_array(folder / f"{name}.tmp", np.uint8, tuple(shape[axis] for axis in order))
     for block in blocks:
         some = np.stack([next(greys) for _ in block])
         for name, order in ACROSS.items():                      # opened anew: what is mapped counts as memory
@@ -106,7 +111,10 @@ def cut_across(folder: Path, blocks: list[range], greys: Iterator[np.ndarray], s
 def planes_of(folder: Path, name: str) -> Volume:
     """The planes that `cut_across` wrote, as a volume."""
     path = folder / f"{name}.npy"
-    shape = np.load(path, mmap_mode="r").shape
+    try:
+        shape = np.load(path, mmap_mode="r").shape
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: is damaged ({error}); delete it and go on") from None
     return Volume(path, "planes", "ZYX", shape, [f"{path}, plane {i}" for i in range(shape[0])],
                   lambda i: np.array(np.load(path, mmap_mode="r")[i]))
 
@@ -149,7 +157,7 @@ class ThreeAxes:
         path = blocks.folder / f"{kind}.npy"
         for i, plane in enumerate(() if path.exists() else blocks.slices(kind)):
             if i == 0:
-                open_memmap(path.with_suffix(".tmp"), "w+", np.float16, (blocks.all[-1].stop, *plane.shape))
+                new_array(path.with_suffix(".tmp"), np.float16, (blocks.all[-1].stop, *plane.shape))
             open_memmap(path.with_suffix(".tmp"), "r+")[i] = plane
         if not path.exists():
             path.with_suffix(".tmp").replace(path)

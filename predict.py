@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,20 +23,21 @@ import torch
 from tqdm import tqdm
 
 from blocks import (
-    ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead, begin, check_cubes,
+    ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead, check_cubes,
     cut_across, planes_of, total_deviation,
 )
 from model_unet import UNet
-from slices import IMAGE_SUFFIXES, apply_window, as_grey, crop_roi, grey_limits, parse_roi
+from outputs import alone, begin, finish, is_finished, part_of, targets
+from slices import apply_window, as_grey, crop_roi, grey_limits, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
 from utils import (
-    PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, read_json, run_command_line, write_json,
+    PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, run_command_line,
 )
-from volumes import Volume, open_volume, write_like
+from volumes import Volume, fingerprint, open_volume, stamp
 
+SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
 SAMPLED = 32  # slices that a window of the whole volume is taken from
-FOLDERS = {MASK: "", PROBABILITY: "probabilities", UNCERTAINTY: "uncertainty"}
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,13 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
     """
     weights, about = load_checkpoint(path)
     try:
-        return UNet.from_weights(weights).to(device), about["config"]
+        model = UNet.from_weights(weights).to(device)
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: {error}; give a .safetensors file from checkpoints/") from None
+    try:
+        return model, {name: about["config"][name] for name in SETTINGS}
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: says not how it was trained; give a .safetensors file from checkpoints/") from None
 
 
 def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.ModuleList, dict]:
@@ -78,7 +82,7 @@ def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.Modul
     loaded = [load_model(path, device) for path in paths]
     settings = loaded[0][1]
     for path, (_, other) in zip(paths, loaded, strict=True):
-        for name in ("patch_size", "overlap", "percentiles", "threshold"):
+        for name in SETTINGS:
             if other[name] != settings[name]:
                 raise InputError(f"{path}: was trained with {name} {other[name]}, {paths[0]} with {settings[name]}; "
                                  "only models of the same view can be averaged")
@@ -142,18 +146,17 @@ def predict_block(models: torch.nn.Module, block: list[Grey], settings: dict, op
 
 def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], Grey], models: torch.nn.Module,
                    settings: dict, options: Options, device: torch.device, title: str | None = None) -> None:
-    """Predict those of `mine` that are not there yet: while one is computed, the next is read and the last is written.
+    """Predict some blocks: while one is computed, the next is read and the last is written.
 
-    The bar, where it has a title, counts this process's slices.
+    The bar, where it has a title, counts this process's slices after those that are there.
     """
-    todo = [block for block in mine if not blocks.path(block).exists()]
-    numbers = itertools.chain(*todo)
+    done = sum(len(block) for block in blocks.all if blocks.path(block).exists()) if title else 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers, ThreadPoolExecutor(1) as writer, \
-            tqdm(total=sum(map(len, mine)), initial=sum(map(len, mine)) - sum(map(len, todo)), desc=title,
-                 unit="slice", smoothing=0.1, mininterval=PROGRESS_SECONDS, disable=title is None) as bar:
-        greys = ahead(readers, read, numbers, BLOCK)
+            tqdm(total=done + sum(map(len, mine)), initial=done, desc=title, unit="slice", smoothing=0.1,
+                 mininterval=PROGRESS_SECONDS, disable=title is None) as bar:
+        greys = ahead(readers, read, itertools.chain(*mine), BLOCK)
         written = deque()
-        for block in todo:
+        for block in mine:
             found = predict_block(models, list(itertools.islice(greys, len(block))), settings, options, device)
             written.append(writer.submit(blocks.write, block, found))
             if len(written) > 1:
@@ -174,20 +177,20 @@ def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings:
     rest = models, settings, kept, device
 
     def compute(blocks: Blocks, read: Callable[[int], Grey], title: str) -> Blocks:
-        predict_blocks(blocks, team.share(blocks.all), read, *rest, title if team.leads else None)
+        left = team.tell([block for block in blocks.all if not blocks.path(block).exists()])
+        predict_blocks(blocks, team.share(left), read, *rest, title if team.leads else None)
         return blocks
 
     along = compute(Blocks(folder, volume), read, "predict" if not options.three_axes else "slices")
     if not options.three_axes:
         return along
     inside = (slice(*options.roi[:2]), slice(*options.roi[2:])) if options.roi else (slice(None),) * 2
+    if options.roi and volume.shape[-2:] == tuple(part.stop - part.start for part in inside):
+        inside = (slice(None),) * 2                             # a slice of the size of the ROI is used as it is
     shape = len(volume), *(len(range(*some.indices(n))) for some, n in zip(inside, volume.shape[-2:], strict=True))
     if team.leads:
         def grey(i: int) -> np.ndarray:
             seen = read(i)
-            if seen.shape != volume.shape[-2:]:
-                raise InputError(f"{volume.names[i]}: is {seen.shape} px, the first slice {volume.shape[-2:]}; "
-                                 "--three-axes needs slices of one size")
             return np.zeros(shape[1:], np.uint8) if seen.image is None else seen.image
         cut_across(folder, along.all, map(grey, range(len(volume))), shape)
     team.wait()
@@ -201,61 +204,14 @@ def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings:
 
 # --- the whole of it ------------------------------------------------------------------------------------------
 
-def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
-    """Where each kind goes: OUT is a file or zarr array, with OUT_probability beside, or a folder, with subfolders.
-
-    Raises
-    ------
-    InputError
-        When an output would replace an input.
-    """
-    if volume.kind == "folder":
-        found = {kind: output / FOLDERS[kind] for kind in kinds}
-    elif volume.kind != "zarr" and output.suffix.lower() not in IMAGE_SUFFIXES:
-        found = {kind: output / FOLDERS[kind] / volume.path.name for kind in kinds}
-    else:
-        stem, dot, suffix = output.name.partition(".")
-        found = {kind: output if kind == MASK else output.with_name(f"{stem}_{kind}{dot}{suffix}") for kind in kinds}
-    for path in found.values():
-        if path.resolve() == volume.path.resolve() or path.resolve() in volume.path.resolve().parents:
-            raise InputError(f"{path}: would replace the input; choose another --output")
-    return found
-
-
-def record_of(target: Path, volume: Volume) -> Path:
-    """The file that says how a result was made."""
-    return target / "prediction.json" if volume.kind == "folder" else target.with_name(f"{target.name}.json")
-
-
 def identity_of(volume: Volume, checkpoints: list[Path], settings: dict, options: Options) -> dict:
     """What a result depends on; runs with the same identity continue each other."""
-    content = hashlib.sha256("\n".join(Path(name).name for name in volume.names).encode())
-    content.update(np.ascontiguousarray(volume.read(0)).tobytes())
     view = {name: settings[name] for name in ("patch_size", "overlap", "percentiles")}
     return {"input": {"kind": volume.kind, "axes": volume.axes, "shape": list(volume.shape),
-                      "sha256": content.hexdigest()},
+                      "sha256": fingerprint(volume)},
             "checkpoints": [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
                             for path in checkpoints],
             "settings": json.loads(json.dumps(view | asdict(options)))}  # tuples as JSON has them
-
-
-def finish(results: Blocks | ThreeAxes, part: Path, volume: Volume, found: dict[str, Path], identity: dict) -> None:
-    """Put the results together beside the output, then let it appear, and forget the blocks in `part`."""
-    folder, limits = part / "result", np.array(list(results.slices(LIMITS)))
-    shutil.rmtree(folder, ignore_errors=True)
-    target = found[MASK]
-    record = identity | {"voxel": volume.voxel, "blank": int(np.isnan(limits[:, 0]).sum()),
-                         "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()]}
-    for kind, path in found.items():
-        write_like(folder / path.relative_to(target.parent), volume, results.slices(kind),
-                   np.uint8 if kind == MASK else np.float16, identity)
-    about = record_of(target, volume)
-    write_json(folder / about.relative_to(target.parent), record)
-    whole = [target] if volume.kind == "folder" else [*[found[kind] for kind in found if kind != MASK], about, target]
-    for path in whole:                                          # the masks last: where they are, all is
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder / path.relative_to(target.parent), path)
-    shutil.rmtree(part)
 
 
 def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, options: Options, device: torch.device,
@@ -277,20 +233,18 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
         check_cubes(volume)
     found = targets(volume, output, options.kinds)
     identity, target = identity_of(volume, checkpoints, settings, options), found[MASK]
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        record = record_of(target, volume)
-        made = read_json(record) if record.exists() else {}
-        if {name: made.get(name) for name in identity} != identity:
-            raise InputError(f"{target}: exists, and was not made from this input with these settings; "
-                             "delete it, or choose another --output")
-        shutil.rmtree(target.with_name(f"{target.name}.part"), ignore_errors=True)
+    part = part_of(target)
+    if is_finished(found, volume, identity):
         return target
-    part = target.with_name(f"{target.name}.part")
-    begin(part, identity, team.leads)
-    results = predict_all(part, volume, models, settings, options, device, team)
-    team.wait()
-    if team.leads:
-        finish(results, part, volume, found, identity)
+    with alone(part, team.leads):
+        if team.leads:
+            begin(part, identity | {"files": stamp(volume)})
+        team.wait()
+        begin(part, identity | {"files": stamp(volume)}, leads=False)
+        results = predict_all(part, volume, models, settings, options, device, team)
+        team.wait()
+        if team.leads:
+            finish(results, volume, found, identity)
     team.wait()
     return target
 
@@ -320,8 +274,8 @@ def main() -> None:
     given = parser.parse_args()
     device = choose_device(given.device)
     threshold = load_model(given.checkpoint[0], device)[1]["threshold"] if given.threshold is None else given.threshold
-    if not 0 < threshold < 1:
-        raise InputError(f"--threshold {threshold:g}: must be between 0 and 1")
+    if not 1e-4 <= threshold < 1:
+        raise InputError(f"--threshold {threshold:g}: must be between 0 and 1, and 0.0001 at least")
     options = Options(parse_roi(given.roi), given.window, given.tta, threshold, given.probabilities, given.uncertainty,
                       given.three_axes)
     team = join_team(device)

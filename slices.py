@@ -36,7 +36,7 @@ class Slice:
 def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """Files with one of `suffixes` (any case), in natural order (2 before 10), hidden ones left out."""
     files = [p for p in folder.glob("*") if p.suffix.lower() in suffixes and not p.name.startswith(".")]
-    return sorted(files, key=lambda p: natural_key(p.name))
+    return sorted((p for p in files if not p.is_dir()), key=lambda p: natural_key(p.name))
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

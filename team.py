@@ -5,6 +5,7 @@ Hugging Face Accelerate sets up torch.distributed: nccl between GPUs, gloo betwe
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -69,14 +70,16 @@ class Team:
 
 
 ALONE = Team()
+PATIENCE = timedelta(days=7)  # with which all wait for what the first one does alone, such as writing a volume
 
 
 def join_team(device: torch.device) -> Team:
     """The team that a launcher has started this process in, or one of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    from accelerate import Accelerator  # takes a second, which a process alone need not wait
-    engine = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    from accelerate import Accelerator, InitProcessGroupKwargs  # takes a second, which a process alone need not wait
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    engine = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[patience])
     return Team(engine.process_index, engine.num_processes, engine)
 
 

@@ -1,14 +1,15 @@
-"""Volumes slice by slice: folders of TIFF, stacks and zarr are read and written in their own family, with metadata.
+"""Volumes slice by slice: folders of TIFF, stacks and zarr are read, with their metadata.
 
 A volume is a list of slices, whatever axes are stacked: z, time, or both. Only the slices asked for are read.
 """
 
+import hashlib
 import logging
 import math
 import re
-import uuid
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,9 @@ import zarr
 from slices import IMAGE_SUFFIXES, list_files, read_array
 from utils import InputError
 
+SLAB_BYTES = 2**28  # of the slices that share a chunk
 STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF does not name
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")  # of which a zarr array or group has one
-IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
-CLASSIC_BYTES = 2**32 - 2**25  # of a TIFF that is no BigTIFF, at most
 UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "micrometer": "um", "nanometer": "nm",
          "millimeter": "mm", "centimeter": "cm", "meter": "m", "\u00c5": "angstrom", "\u212b": "angstrom"}
 IN_UM = {"um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "angstrom": 1e-4}
@@ -119,9 +119,13 @@ def _open_tiff(path: Path) -> Volume:
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """What tifffile logs as errors, instead of raising them, while this is open."""
-    found, handler, logger = [], logging.Handler(logging.ERROR), logging.getLogger("tifffile")
-    handler.emit = lambda record: found.append(record.getMessage())
+    """What tifffile logs as errors, or makes up for missing data, instead of raising, while this is open."""
+    found, handler, logger = [], logging.Handler(logging.WARNING), logging.getLogger("tifffile")
+
+    def note(record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR or "zeroed" in record.getMessage():
+            found.append(record.getMessage())
+    handler.emit = note
     before = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
@@ -144,18 +148,21 @@ def _open_zarr(path: Path) -> Volume:
             array = node[image["datasets"][0]["path"]]
         else:
             array, image = node, None
+        names, voxel = _dimension_names(array), _ngff_voxel(image)
+        if image:
+            named = image.get("axes", "tczyx"[-array.ndim:])            # before 0.4 they were letters, before 0.3 these
+            names = [str(axis.get("name", "")) if isinstance(axis, dict) else str(axis) for axis in named]
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever zarr makes of damaged metadata
-        raise InputError(f"{path}: cannot be read as zarr ({' '.join(str(error).split())})") from None
-    names = [str(axis.get("name", "")) for axis in image["axes"]] if image else _dimension_names(array)
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as zarr ({type(error).__name__}: {reason})") from None
     axes = "".join(name.upper() if len(name) == 1 else "Q" for name in names)
     if len(axes) != array.ndim:
         raise InputError(f"{path}: its metadata names {len(axes)} axes, the array has {array.ndim}")
     shape, kept = _stacked(path, axes, array.shape)
     about = {"format": array.metadata.zarr_format, "ngff": image, "attributes": dict(node.attrs), "array": array}
-    return Volume(path, "zarr", kept, shape, _names(path, shape), _reader(path, array, axes, shape), _ngff_voxel(image),
-                  about)
+    return Volume(path, "zarr", kept, shape, _names(path, shape), _reader(path, array, axes, shape), voxel, about)
 
 
 def _dimension_names(array: zarr.Array) -> list[str]:
@@ -178,13 +185,35 @@ def _names(path: Path, shape: tuple[int, ...]) -> list[str]:
 
 
 def _reader(path: Path, array: zarr.Array, axes: str, shape: tuple[int, ...]) -> Callable[[int], np.ndarray]:
-    """Index of a slice → the slice, of an array that may have further axes of length 1."""
+    """Index of a slice → the slice, of an array that may have further axes of length 1.
+
+    Where chunks are several slices deep, a slab of them is kept: neighbours come from the same chunks.
+    """
+    stacked = [i for i, axis in enumerate(axes) if axis not in "YX" and array.shape[i] > 1]
+    depth = array.chunks[stacked[-1]] if stacked else 1
+    if depth * math.prod(shape[-2:]) * array.dtype.itemsize > SLAB_BYTES:
+        depth = 1
+    kept, lock = {}, threading.Lock()
+
+    def slab(place: tuple[int, ...]) -> np.ndarray:
+        places = dict(zip(stacked, place, strict=True))
+        index = [slice(None) if axis in "YX" else places.get(i, 0) for i, axis in enumerate(axes)]
+        if depth > 1:
+            index[stacked[-1]] = slice(place[-1] * depth, (place[-1] + 1) * depth)
+        return array[tuple(index)]
+
     def read(i: int) -> np.ndarray:
-        place = iter(np.unravel_index(i, shape[:-2]))
-        index = tuple(slice(None) if axis in "YX" else 0 if n == 1 else int(next(place))
-                      for axis, n in zip(axes, array.shape, strict=True))
+        place = tuple(int(n) for n in np.unravel_index(i, shape[:-2]))
         try:
-            return array[index]
+            if depth == 1:
+                return slab(place)
+            with lock:
+                place, rest = (*place[:-1], place[-1] // depth), place[-1] % depth
+                if place not in kept:
+                    found = slab(place)
+                    kept.clear()
+                    kept[place] = found
+                return kept[place][rest]
         except Exception as error:  # noqa: BLE001 - whatever codecs make of damaged chunks
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"{path}, slice {i}: cannot be read ({reason}); damaged? export it again") from None
@@ -231,6 +260,8 @@ def _tiff_metadata(file: tifffile.TiffFile) -> tuple[dict, dict]:
     if file.is_imagej:
         stated = file.imagej_metadata or {}
         about["imagej"] = {key: stated[key] for key in ("spacing", "unit", "finterval", "fps") if key in stated}
+        if not str(about["imagej"].get("unit", "")).isascii():
+            about["imagej"]["unit"] = plain_unit(str(stated["unit"])).encode("ascii", "backslashreplace").decode()
         unit = str(stated.get("unit", ""))
         if unit and about.get("resolution"):
             voxel = {axis: (v[1] / v[0], plain_unit(unit)) for axis, v in zip("XY", values[:2], strict=True) if v[0]}
@@ -264,6 +295,8 @@ def ngff_image(attributes: dict) -> dict | None:
 def _ngff_voxel(image: dict | None) -> dict[str, tuple[float, str]]:
     if image is None:
         return {}
+    if not all(isinstance(axis, dict) for axis in image.get("axes", [""])):
+        return {}
     steps = [*image["datasets"][0].get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
     scale = np.prod([step["scale"] for step in steps if step.get("type") == "scale"], axis=0)
     return {axis["name"].upper(): (float(s), plain_unit(axis["unit"]))
@@ -271,77 +304,27 @@ def _ngff_voxel(image: dict | None) -> dict[str, tuple[float, str]]:
             if axis.get("type") == "space" and "unit" in axis}
 
 
-# --- writing --------------------------------------------------------------------------------------------------
+# --- has it changed? ------------------------------------------------------------------------------------------
 
-def write_tiff(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, compress: bool) -> None:
-    """All slices as one file of the volume's kind, streamed: ImageJ, OME or plain; BigTIFF where it has to be.
-
-    float16, which neither ImageJ nor OME knows, becomes float32 there. ImageJ files are not compressed: so they open
-    at once, as a virtual stack. The same slices give the same bytes.
-    """
-    dtype, about, axes = np.dtype(dtype), volume.about, volume.axes
-    imagej = volume.kind == "imagej" or (volume.kind == "slice" and "imagej" in about)
-    if dtype == np.float16 and (imagej or volume.kind == "ome"):
-        dtype = np.dtype(np.float32)
-    size = math.prod(volume.shape) * dtype.itemsize
-    options = {"shape": volume.shape, "dtype": dtype, "photometric": "minisblack",
-               "compression": "zlib" if compress else None}
-    options |= {key: about[key] for key in ("resolution", "resolutionunit") if key in about}
-    if imagej and dtype.char in IMAGEJ_TYPES and size < CLASSIC_BYTES:
-        options |= {"imagej": True, "compression": None, "metadata": {"axes": imagej_axes(axes), **about["imagej"]}}
-    elif volume.kind == "ome":
-        options |= {"ome": True, "bigtiff": size >= CLASSIC_BYTES, "metadata": {
-            "axes": axes.translate(str.maketrans("IQ", "ZT")), **about["ome"],
-            "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{path.name} {volume.shape} {dtype}"))}}
-    else:
-        options |= {"bigtiff": size >= CLASSIC_BYTES, "metadata": {"axes": axes}}
-    tifffile.imwrite(path, (np.ascontiguousarray(s, dtype) for s in slices), **options)
+def stored_files(volume: Volume) -> list[Path]:
+    """All files that a volume is read from, as far as they are known; of an OME-TIFF of several files the first."""
+    if volume.kind == "folder":
+        return volume.about["files"]
+    return sorted(p for p in volume.path.rglob("*") if p.is_file()) if volume.path.is_dir() else [volume.path]
 
 
-def imagej_axes(axes: str) -> str:
-    """Axes as an ImageJ hyperstack has them."""
-    return axes.translate(str.maketrans("IQ", "ZT"))
+def stamp(volume: Volume) -> str:
+    """Digest of names, sizes and times of change of the files: another one where something was written since."""
+    digest = hashlib.sha256()
+    for path in stored_files(volume):
+        about = path.stat()
+        digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
-def write_zarr(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, about: dict) -> None:
-    """All slices as a zarr array of the source's format, a chunk each; with OME-Zarr metadata where it has that."""
-    form, image = volume.about["format"], volume.about["ngff"]
-    source, inherited = volume.about["array"], dict(volume.about["attributes"])
-    shape, options = source.shape, {}
-    if form == 3 and getattr(source.metadata, "dimension_names", None):
-        options["dimension_names"] = source.metadata.dimension_names
-    store, name = path, None
-    if image:
-        group, name = zarr.open_group(path, mode="w", zarr_format=form), "0"
-        group.attrs.update(ngff_of_mask(inherited, image, path.name.removesuffix(".part")) | {"freezelayers": about})
-        store = group.store
-    array = zarr.create_array(store, name=name, shape=shape, dtype=dtype, zarr_format=form,
-                              chunks=(*(1 for _ in shape[:-2]), *shape[-2:]), **options)
-    if not image:
-        array.attrs.update(inherited | {"freezelayers": about})
-    for i, one in enumerate(slices):
-        place = iter(np.unravel_index(i, volume.shape[:-2]))
-        array[tuple(0 if n == 1 else int(next(place)) for n in shape[:-2])] = one
-
-
-def ngff_of_mask(attributes: dict, image: dict, name: str) -> dict:
-    """OME-Zarr metadata of one level in the place of an image's finest: its axes and voxel size, another name."""
-    finest = {**image["datasets"][0], "path": "0"}
-    one = {key: value for key, value in image.items() if key in ("axes", "version", "coordinateTransformations")}
-    images = [{**one, "name": name, "datasets": [finest]}]
-    if "ome" in attributes:
-        return {"ome": {"version": attributes["ome"].get("version", "0.5"), "multiscales": images}}
-    return {"multiscales": images}
-
-
-def write_like(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, about: dict) -> None:
-    """Write slices as the volume is stored: a folder of files with its names, one TIFF, or a zarr array."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if volume.kind == "zarr":
-        write_zarr(path, volume, slices, dtype, about)
-    elif volume.kind == "folder":
-        path.mkdir(exist_ok=True)
-        for file, one in zip(volume.about["files"], slices, strict=True):
-            write_tiff(path / file.name, open_volume(file), [one], dtype, compress=True)
-    else:
-        write_tiff(path, volume, slices, dtype, compress=True)
+def fingerprint(volume: Volume, count: int = 9) -> str:
+    """Digest of the names and of `count` slices, evenly spaced, the first and the last among them."""
+    digest = hashlib.sha256("\n".join(Path(name).name for name in volume.names).encode())
+    for i in np.unique(np.linspace(0, len(volume) - 1, count).round().astype(int)):
+        digest.update(np.ascontiguousarray(volume.read(int(i))).tobytes())
+    return digest.hexdigest()

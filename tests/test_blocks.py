@@ -111,6 +111,20 @@ def test_interrupted_anywhere_it_goes_on_and_gives_the_same_bytes(stack, checkpo
         assert (tmp_path / f"mask{kind}.tif").read_bytes() == (tmp_path / f"whole{kind}.tif").read_bytes()
 
 
+def test_a_roi_of_the_size_of_the_slices_is_all_of_them(stack, checkpoint, tmp_path, command):
+    options = "predict", stack, "--checkpoint", checkpoint, "--device", "cpu", "--three-axes", "--output"
+    assert command(*options, tmp_path / "whole.tif")[0] == 0
+    code, _, err = command(*options, tmp_path / "roi.tif", "--roi", "5,45,5,57")
+    assert code == 0, err
+    np.testing.assert_array_equal(*(tifffile.imread(tmp_path / f"{name}.tif") for name in ("whole", "roi")))
+
+
+def test_space_on_the_disk_is_taken_at_once(tmp_path):
+    blocks.new_array(tmp_path / "a.npy", np.uint8, (1000, 1000))
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 10**6
+    assert not np.load(tmp_path / "a.npy").any()
+
+
 def volume_of(shape, axes="ZYX", **voxel) -> Volume:
     return Volume(Path("v.tif"), "tiff", axes, shape, [""] * int(np.prod(shape[:-2])), lambda _: None, voxel)
 

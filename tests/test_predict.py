@@ -100,7 +100,8 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
     (["empty"], "empty: holds no .tif slice"),
     (["a.jpg"], "a.jpg: is not a .tif"),
     (["in", "--output", "in"], "in: would replace the input"),
-    (["in", "--output", "."], ".: would replace the input"),
+    (["in", "--output", "."], ": would replace the input"),
+    (["in", "--checkpoint", "bare.safetensors"], "bare.safetensors: says not how it was trained"),
     (["in", "--threshold", "1.5"], "--threshold 1.5: must be between 0 and 1"),
     (["in", "--roi", "0,100,0,100"], "s_0.tif: is 64×64 px, too small for the ROI"),
     (["in", "--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
@@ -120,6 +121,7 @@ def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command
     save_checkpoint(tmp_path / "wide.safetensors", UNet(2).state_dict(),
                     {"config": dataclasses.asdict(Config(base_channels=2, patch_size=64, percentiles=(2.0, 98.0)))})
     save_checkpoint(tmp_path / "other.safetensors", torch.nn.Linear(2, 2).state_dict(), {"config": {}})
+    save_checkpoint(tmp_path / "bare.safetensors", UNet(2).state_dict(), {"config": {}})
     code, _, err = command("predict", "--checkpoint", checkpoint, "--output", "out", *arguments)
     assert code == 2
     assert message in err.splitlines()[-1]

@@ -97,92 +97,6 @@ def test_slices_axes_and_voxel_size_are_read(family):
     assert all(str(path) in name for name in volume.names)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
-def test_what_is_written_has_the_same_family_axes_and_voxel_size(family, tmp_path, dtype):
-    path, *_ = family
-    volume, out = volumes.open_volume(path), tmp_path / "out" / path.name
-    mask = (GREY > 500).astype(dtype)
-    volumes.write_like(out, volume, iter(mask), dtype, {"made": "by a test"})
-    again = volumes.open_volume(out)
-    assert (again.kind, again.axes, again.shape, again.voxel) == (
-        volume.kind, volume.axes, volume.shape, close(volume.voxel))
-    np.testing.assert_array_equal(content(again), mask)
-    if dtype == np.uint8:
-        assert again.read(0).dtype == np.uint8
-
-
-def test_the_same_slices_give_the_same_bytes(family, tmp_path):
-    path, *_ = family
-    volume = volumes.open_volume(path)
-    for name in ("a", "b"):
-        volumes.write_like(tmp_path / name / path.name, volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
-    files = [{p.relative_to(tmp_path / name): p.read_bytes() for p in sorted((tmp_path / name).rglob("*"))
-              if p.is_file()} for name in ("a", "b")]
-    assert files[0] == files[1]
-
-
-def test_imagej_files_keep_calibration_and_can_be_mapped(tmp_path):
-    FAMILIES["hyper.tif"][0](tmp_path / "hyper.tif")
-    volume = volumes.open_volume(tmp_path / "hyper.tif")
-    volumes.write_like(tmp_path / "mask.tif", volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
-    with tifffile.TiffFile(tmp_path / "mask.tif") as file:
-        stated = file.imagej_metadata
-        assert file.is_imagej
-        assert {key: stated[key] for key in ("slices", "frames", "unit", "spacing", "finterval")} == {
-            "slices": 3, "frames": 2, "unit": "um", "spacing": 0.05, "finterval": 60.0}
-    assert tifffile.memmap(tmp_path / "mask.tif", mode="r").shape == (2, 3, 20, 30)
-
-
-@pytest.mark.parametrize("name", ["v2.ome.zarr", "v3.ome.zarr", "five.ome.zarr"])
-def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                     # its imports warn
-        from ome_zarr_models.v04.image import ImageAttrs as Version04
-        from ome_zarr_models.v05.image import ImageAttrs as Version05
-    FAMILIES[name][0](tmp_path / name)
-    out = tmp_path / f"mask_{name}"
-    volumes.write_like(out, volumes.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {})
-    group = zarr.open_group(out, mode="r")
-    about = dict(group.attrs)
-    assert group.metadata.zarr_format == (3 if "ome" in about else 2)
-    model = Version05.model_validate(about["ome"]) if "ome" in about else Version04.model_validate(about)
-    (image,) = model.multiscales
-    (level,) = image.datasets
-    assert [axis.name for axis in image.axes][-3:] == ["z", "y", "x"]
-    assert level.coordinateTransformations[0].scale[-3:] == [0.05, 0.022, 0.022]
-    np.testing.assert_array_equal(group[level.path][...].reshape(GREY.shape), GREY > 500)
-
-
-def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
-    write_zarr_array(tmp_path / "a.zarr", 3)
-    volumes.write_like(tmp_path / "m.zarr", volumes.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8,
-                       {"threshold": 0.5})
-    array = zarr.open(tmp_path / "m.zarr", mode="r")
-    assert dict(array.attrs) == {"sample": "nickel", "freezelayers": {"threshold": 0.5}}
-    assert array.chunks == (1, 20, 30)
-    assert array.metadata.dimension_names == ("z", "y", "x")
-
-
-def test_too_large_for_imagej_becomes_bigtiff(tmp_path, monkeypatch):
-    monkeypatch.setattr(volumes, "CLASSIC_BYTES", 1000)
-    FAMILIES["imagej.tif"][0](tmp_path / "a.tif")
-    volumes.write_like(tmp_path / "m.tif", volumes.open_volume(tmp_path / "a.tif"), iter(GREY > 500), np.uint8, {})
-    with tifffile.TiffFile(tmp_path / "m.tif") as file:
-        assert file.is_bigtiff
-        assert not file.is_imagej
-        assert file.series[0].axes == "ZYX"
-
-
-def test_one_slice_is_a_volume_of_one(tmp_path):
-    tifffile.imwrite(tmp_path / "s.tif", GREY[0], **IMAGEJ, metadata={"unit": "um"})
-    volume = volumes.open_volume(tmp_path / "s.tif")
-    assert (volume.kind, len(volume), volume.shape) == ("slice", 1, (20, 30))
-    volumes.write_like(tmp_path / "m.tif", volume, [GREY[0] > 500], np.uint8, {})
-    again = volumes.open_volume(tmp_path / "m.tif")
-    assert again.voxel == close(FLAT)
-    np.testing.assert_array_equal(again.read(0), GREY[0] > 500)
-
-
 def strange(tmp_path: Path, name: str) -> Path:
     path = tmp_path / name
     if name == "colour.tif":
@@ -265,3 +179,51 @@ def test_a_stack_whose_end_is_missing(tmp_path):
     (tmp_path / "imagej.tif").write_bytes((tmp_path / "imagej.tif").read_bytes()[:-700])
     with pytest.raises(InputError, match=r"imagej\.tif"):
         content(volumes.open_volume(tmp_path / "imagej.tif"))
+
+
+@pytest.mark.parametrize("name", ["deep.zarr", "hyper.zarr"])
+def test_slices_of_one_chunk_are_decoded_once(tmp_path, name, monkeypatch):
+    grey = np.arange(2 * 8 * 6 * 5, dtype=np.uint16).reshape(2, 8, 6, 5)
+    grey = grey if name == "hyper.zarr" else grey[0]
+    array = zarr.create_array(tmp_path / name, shape=grey.shape, chunks=(*(1 for _ in grey.shape[:-3]), 3, 6, 5),
+                              dtype="u2", dimension_names=list("tzyx")[-grey.ndim:])
+    array[...] = grey
+    read, reads = zarr.Array.__getitem__, []
+    monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, index: reads.append(index) or read(self, index))
+    volume = volumes.open_volume(tmp_path / name)
+    np.testing.assert_array_equal(content(volume), grey.reshape(-1, 6, 5))
+    assert len(reads) == 3 * len(grey.reshape(-1, 8, 6, 5))
+    assert volume.read(len(volume) - 1)[0, 0] == grey.reshape(-1, 6, 5)[-1, 0, 0]
+    monkeypatch.setattr(volumes, "SLAB_BYTES", 100)                     # too large to be kept
+    np.testing.assert_array_equal(content(volumes.open_volume(tmp_path / name)), grey.reshape(-1, 6, 5))
+
+
+def test_an_ome_tiff_whose_companion_is_missing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for i in range(2):
+            tifffile.imwrite(tmp_path / f"m_{i}.ome.tif", GREY[3 * i:3 * i + 3], ome=True, metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(tmp_path / "m_0.ome.tif") as file:
+        about = file.ome_metadata
+    second = ('<TiffData IFD="0" FirstZ="3" PlaneCount="3"><UUID FileName="m_1.ome.tif">urn:uuid:1</UUID></TiffData>'
+              "</Pixels>")
+    both = about.replace('SizeZ="3"', 'SizeZ="6"').replace("</Pixels>", second)
+    tifffile.imwrite(tmp_path / "m_0.ome.tif", GREY[:3], description=both, metadata=None, photometric="minisblack")
+    (tmp_path / "m_1.ome.tif").unlink()
+    with pytest.raises(InputError, match=r"m_0.ome.tif: cannot be read"):
+        volumes.open_volume(tmp_path / "m_0.ome.tif")
+
+
+@pytest.mark.parametrize("axes", [["z", "y", "x"], None])
+def test_old_ome_zarr_metadata(tmp_path, axes):
+    write_ome_zarr(tmp_path / "old.ome.zarr", 2)
+    group = zarr.open_group(tmp_path / "old.ome.zarr", mode="a")
+    image = {"version": "0.2", "datasets": [{"path": "s0"}], **({"axes": axes} if axes else {})}
+    group.attrs.put({"multiscales": [image]})
+    volume = volumes.open_volume(tmp_path / "old.ome.zarr")
+    assert (volume.axes, volume.voxel) == ("ZYX", {})
+    np.testing.assert_array_equal(content(volume), GREY)
+    group.attrs.put({"multiscales": [{**image, "axes": [{"name": a} for a in "zyx"], "coordinateTransformations": [
+        {"type": "scale", "path": "x"}]}]})
+    with pytest.raises(InputError, match="cannot be read as zarr"):
+        volumes.open_volume(tmp_path / "old.ome.zarr")

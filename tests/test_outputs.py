@@ -1,0 +1,239 @@
+"""Outputs appear whole, never in the place of others, and belong to their input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+import outputs
+import predict
+from conftest import ROOT, disc_slice
+from slices import Path
+from utils import write_json
+
+KINDS = ("--probabilities", "--uncertainty")
+
+
+@pytest.fixture
+def grey() -> np.ndarray:
+    """Nine slices, the first blank."""
+    grey = np.stack([disc_slice(i, (40, 48))[0] for i in range(9)])
+    grey[0] = 0
+    return grey
+
+
+def write_zarr(path: Path, grey: np.ndarray) -> Path:
+    array = zarr.create_array(path, shape=grey.shape, chunks=(1, *grey.shape[1:]), dtype=grey.dtype)
+    array[...] = grey
+    return path
+
+
+@pytest.fixture
+def stack(tmp_path, grey) -> Path:
+    tifffile.imwrite(tmp_path / "stack.tif", grey, photometric="minisblack")
+    return tmp_path / "stack.tif"
+
+
+@pytest.fixture
+def apply(command, checkpoint, monkeypatch):
+    """`predict.py` in blocks of two slices: (exit status, standard error)."""
+    monkeypatch.setattr("blocks.BLOCK", 2)
+    return lambda *arguments: command("predict", *arguments, "--checkpoint", checkpoint, "--device", "cpu")[::2]
+
+
+def stop_after(monkeypatch, calls: int, name: str = "predict.predict_block") -> None:
+    """Ctrl-C in the call after so many."""
+    module, _, function = name.rpartition(".")
+    real, done = getattr(sys.modules[module] if module in sys.modules else __import__(module), function), []
+
+    def stops(*arguments, **options):
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments, **options)
+    monkeypatch.setattr(name, stops)
+
+
+def test_another_volume_with_the_same_first_slice_is_another_volume(apply, stack, tmp_path, grey):
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
+    (tmp_path / "other").mkdir()
+    tifffile.imwrite(tmp_path / "other" / "stack.tif", grey[[0, *range(8, 0, -1)]], photometric="minisblack")
+    code, err = apply(tmp_path / "other" / "stack.tif", "--output", tmp_path / "m.tif")
+    assert code == 2
+    assert "m.tif: exists, and was not made from this input" in err
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_slice_that_has_changed_is_noticed(apply, stack, tmp_path, grey, monkeypatch, interrupted):
+    if interrupted:
+        stop_after(monkeypatch, 2)
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == (130 if interrupted else 0)
+    monkeypatch.undo()
+    grey[3] *= 1.5
+    tifffile.imwrite(stack, grey, photometric="minisblack")
+    code, err = apply(stack, "--output", tmp_path / "m.tif")
+    assert code == 2
+    assert ("begun with other settings or input" if interrupted else "not made from this input") in err
+
+
+@pytest.mark.parametrize("name", ["m_probability.tif", "m.tif.json", "m_uncertainty.tif"])
+def test_what_is_in_the_place_of_an_output_is_kept(apply, stack, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    code, err = apply(stack, "--output", tmp_path / "m.tif", *KINDS)
+    assert code == 2
+    assert name in err
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "m.tif.part").exists()
+
+
+def test_an_output_that_went_missing_is_noticed(apply, stack, tmp_path):
+    assert apply(stack, "--output", tmp_path / "m.tif", *KINDS)[0] == 0
+    assert apply(stack, "--output", tmp_path / "m.tif", *KINDS)[0] == 0
+    (tmp_path / "m_probability.tif").unlink()
+    assert apply(stack, "--output", tmp_path / "m.tif", *KINDS)[0] == 2
+
+
+@pytest.mark.parametrize("moves", range(5))
+@pytest.mark.parametrize("family", ["tif", "zarr", "folder"])
+def test_interrupted_between_the_moves(apply, tmp_path, grey, monkeypatch, moves, family):
+    source = tmp_path / f"in.{family}"
+    if family == "zarr":
+        write_zarr(source, grey)
+    elif family == "tif":
+        tifffile.imwrite(source, grey, photometric="minisblack")
+    else:
+        source = tmp_path / "in"
+        source.mkdir()
+        for i, one in enumerate(grey):
+            tifffile.imwrite(source / f"s{i}.tif", one)
+    suffix = f".{family}" if family != "folder" else ""
+    assert apply(source, "--output", tmp_path / "a" / f"m{suffix}", *KINDS)[0] == 0
+    out, replace, done = tmp_path / "b" / f"m{suffix}", os.replace, []
+
+    def stops(made, path):
+        if Path(path).parent in (out, out.parent):
+            if len(done) == moves:
+                raise KeyboardInterrupt
+            done.append(path)
+        replace(made, path)
+    monkeypatch.setattr("outputs.os.replace", stops)
+    code, _ = apply(source, "--output", out, *KINDS)
+    assert code == (130 if moves < (1 if family == "folder" else 4) else 0)
+    monkeypatch.undo()
+    monkeypatch.setattr("blocks.BLOCK", 2)
+    assert apply(source, "--output", out, *KINDS)[0] == 0
+    for file in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
+        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+    assert {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*")} == {
+        p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*")}
+
+
+def test_a_mistake_leaves_nothing_in_the_way(apply, stack, tmp_path):
+    for options in (["--roi", "0,100,0,100"], ["--roi", "0,40,0,500"]):
+        assert apply(stack, "--output", tmp_path / "m.tif", *options)[0] == 2
+        assert not (tmp_path / "m.tif.part").exists()
+    assert apply(stack, "--output", tmp_path / "m.tif", "--roi", "0,32,0,40")[0] == 0
+
+
+def test_a_folder_of_something_else_is_kept(apply, stack, tmp_path, monkeypatch):
+    part = tmp_path / "m.tif.part"
+    part.mkdir()
+    (part / "notes.txt").write_text("mine")
+    code, err = apply(stack, "--output", tmp_path / "m.tif")
+    assert code == 2
+    assert "m.tif.part: holds notes.txt and does not say what it belongs to; delete it" in err
+    assert (part / "notes.txt").read_text() == "mine"
+    (part / "notes.txt").unlink()
+    stop_after(monkeypatch, 2)
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
+    monkeypatch.undo()
+    (part / "prediction.json").unlink()                                 # blocks of nobody knows what
+    assert apply(stack, "--output", tmp_path / "m.tif", "--threshold", 0.1)[0] == 2
+    (part / "prediction.json").write_text("")
+    assert "does not say what it belongs to" in apply(stack, "--output", tmp_path / "m.tif")[1]
+    (tmp_path / "n.tif.part").touch()
+    assert "n.tif.part: is in the way" in apply(stack, "--output", tmp_path / "n.tif")[1]
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_damaged_blocks(apply, stack, tmp_path, monkeypatch, content):
+    monkeypatch.setattr(predict, "finish", lambda *_: None)
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
+    monkeypatch.undo()
+    monkeypatch.setattr("blocks.BLOCK", 2)
+    block = tmp_path / "m.tif.part" / "0000002.npz"
+    stored = bytearray(block.read_bytes())
+    stored[60:200] = b"\xff" * 140
+    block.write_bytes(stored if content is None else content)
+    code, err = apply(stack, "--output", tmp_path / "m.tif")
+    assert code == 2
+    assert f"{block}: is damaged" in err
+    block.unlink()
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
+
+
+@pytest.mark.skipif(outputs.fcntl is None, reason="no locks here")
+def test_a_second_call_on_the_same_output_is_refused(apply, stack, checkpoint, tmp_path):
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time, blocks, predict; blocks.BLOCK = 2; "
+            "block = predict.predict_block; "
+            "predict.predict_block = lambda *a: (time.sleep(1), block(*a))[1]; predict.main()")
+    out = tmp_path / "m.tif"
+    with subprocess.Popen([sys.executable, "-c", code, stack, "--checkpoint", checkpoint, "--device", "cpu", "--output",
+                           out], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        part = tmp_path / "m.tif.part"
+        for _ in range(600):
+            if list(part.glob("0*.npz")):
+                break
+            time.sleep(0.05)
+        status, err = apply(stack, "--output", out)
+        assert (status, "another process works on this output" in err) == (2, True)
+        assert apply(stack, "--output", tmp_path / "n.tif")[0] == 0
+        process.send_signal(signal.SIGKILL)
+    assert apply(stack, "--output", out)[0] == 0                        # the lock died with it
+    assert out.read_bytes() == (tmp_path / "n.tif").read_bytes()
+
+
+@pytest.mark.parametrize(("source", "output", "message"), [
+    ("in.zarr", "m.tif", "m.tif: the input is a zarr"), ("stack.tif", "m.zarr", "m.zarr: the input is a TIFF"),
+    ("in.zarr", "in.zarr/c/m", "would replace the input"), ("stack.tif", "empty.tif", "empty.tif: exists"),
+])
+def test_outputs_that_do_not_fit_are_refused_before_anything_is_computed(apply, stack, tmp_path, grey, monkeypatch,
+                                                                         source, output, message):
+    write_zarr(tmp_path / "in.zarr", grey)
+    (tmp_path / "empty.tif").mkdir()
+    stop_after(monkeypatch, 0)
+    monkeypatch.chdir(tmp_path)
+    code, err = apply(source, "--output", output)
+    assert code == 2
+    assert message in err
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_empty_folder_and_the_current_one_can_be_filled(apply, tmp_path, grey, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "here").mkdir()
+    for i in range(3):
+        tifffile.imwrite(tmp_path / "in" / f"a_0.{i}um.tif", grey[i + 1])
+    monkeypatch.chdir(tmp_path / "here")
+    assert apply("../in", "--output", ".")[0] == 0
+    assert {p.name for p in (tmp_path / "here").iterdir()} == {"prediction.json", *(f"a_0.{i}um.tif" for i in range(3))}
+
+
+def test_names_with_dots_stay_whole():
+    volume = outputs.Volume(Path("x/stack.tif"), "tiff", "ZYX", (1, 2, 3), [""], lambda _: None)
+    found = outputs.targets(volume, Path("o/a_0.5um.ome.tif"), ["probability", "mask"])
+    assert found == {"probability": Path("o/a_0.5um_probability.ome.tif"), "mask": Path("o/a_0.5um.ome.tif")}
+
+
+def test_what_is_removed_never_looks_like_a_whole(tmp_path, monkeypatch):
+    part = tmp_path / "m.part"
+    write_json(part / "prediction.json", {})
+    monkeypatch.setattr("outputs.shutil.rmtree", lambda *_, **__: None)   # killed before the first file is gone
+    outputs.remove(part)
+    assert not part.exists()
