@@ -1,6 +1,7 @@
 """Every setting of a run, what it must satisfy, the published methods as presets, and the profiles."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 
 from model_unet import ENCODER_BLOCKS, STRIDE
 from slices import ROI, parse_roi
-from utils import InputError
+from utils import InputError, read_json
 
 
 def option(default: object, text: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
@@ -98,6 +99,8 @@ class Config:
     selection: str = option("patches", "what the checkpoint is chosen on: centre patches or full images",
                             _one_of("patches", "full"))
     validate_every: int = option(1, "epochs between two validations, 1 or more", _between(1))
+    nonfinite: str = option("stop", "what a loss or gradient does that is not a number: stop the run, or skip the "
+                            "step, which is counted, and costs time with CUDA", _one_of("stop", "skip"))
     # semi-supervision
     warm_start: bool = option(True, "start from the supervised weights, else from random ones")
     freeze: tuple = option(("down1", "down2", "down3"), "encoder blocks that stay as they are, or none",
@@ -178,7 +181,8 @@ CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 12, "steps_pe
 GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns", "zoom")
 INTENSITY = ("blur_p", "blur_limit", "motion_blur", "intensity_p", "brightness", "contrast", "gamma", "noise",
              "correlated_noise", "shading", "cutout")
-FREE = ("device", "num_workers", "precision")  # a resumed run may change them: results stay the same up to rounding
+FREE = ("device", "num_workers", "precision", "nonfinite")  # a resumed run may change them: results stay the same up to
+#                                                             rounding, and what would have stopped it
 
 
 def profile(name: str, device: torch.device) -> dict:
@@ -197,7 +201,19 @@ def describe_profile(config: Config, changes: dict) -> str:
 
 def make_config(**given: Any) -> Config:
     """`Config` with the fields of the preset that `method` names, and those `given`, which win."""
+    for name in given:
+        if name not in Config.__dataclass_fields__:
+            near = difflib.get_close_matches(name, Config.__dataclass_fields__, 1)
+            raise InputError(f"{name}: no such setting; " + (f"{near[0]}?" if near else "train.py --help lists them"))
     return Config(**{**PRESETS.get(str(given.get("method", Config.method)), {}), **given})
+
+
+def stored_config(path: Path) -> Config:
+    """The settings that a run keeps in `config.json`; `InputError` for a missing file or an unknown setting."""
+    try:
+        return Config(**read_json(path))
+    except TypeError as error:
+        raise InputError(f"{path}: {str(error).removeprefix('Config.__init__() ')}; of another version?") from None
 
 
 def parse_value(name: str, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Data sets: load and check the slices of a folder; weak and strong views; loaders.
+"""Data sets: load and check the slices of a folder; weak and strong views.
 
 A slice flows: file → float32 → ROI → percentile window → uint8 (kept in memory once) → crop → recorded
 geometry → weak / strong view → tensor. `slices` does the part up to uint8.
@@ -8,15 +8,12 @@ import argparse
 import hashlib
 import itertools
 import math
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from slices import (
     IMAGE_SUFFIXES, MASK_SUFFIXES, PARTS, ROI, Slice, crop_roi, cut_window, list_files, make_split, pair_files,
@@ -88,6 +85,17 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
                              "remove it from the unlabelled")
         unlabelled.append(Slice(path, image))
     return Data(kept, val, test, unlabelled or [Slice(s.path, s.image) for s in kept])
+
+
+def used_files(root: Path, split: str = "auto", max_unlabelled: int = 0) -> dict[str, Path]:
+    """The files that `load_data` reads with these settings, by their names in the folder."""
+    root = Path(root)
+    scans = list_files(root / UNLABELLED)
+    files = [*list_files(root / IMAGES), *list_files(root / MASKS, MASK_SUFFIXES),
+             *evenly_spaced(scans, max_unlabelled or len(scans))]
+    stated = root / "splits" / "split.json" if split == "auto" else Path(split)
+    files += [stated] * (split not in ("random", "blocks") and stated.is_file())
+    return {str(path.relative_to(root)) if path.is_relative_to(root) else path.name: path for path in files}
 
 
 def describe_data(data: Data) -> dict:
@@ -198,7 +206,7 @@ class Views(Dataset):
     patch where the image is, so its corners come from the image; only beyond the image's own border are pixels
     mirrored.
 
-    Each item is a dict of uint8 tensors, which `to_float` makes floats once they are where the model is: `weak`
+    Each item is a dict of uint8 tensors, which `loaders.to_float` makes floats once they are where the model is: `weak`
     (1, P, P) and `strong` (`strong_views`, P, P) of 0 to 255 and, for labelled slices, `mask` (1, P, P) of 0 and 1.
 
     Parameters
@@ -233,49 +241,6 @@ class Views(Dataset):
         weak, strong, mask = make_views(image, mask, self.geometry, self.intensity, seed, self.strong_views, margin)
         item = {"weak": weak[None], "strong": np.stack(strong)} | ({} if mask is None else {"mask": mask[None]})
         return {name: torch.from_numpy(array) for name, array in item.items()}
-
-
-def to_float(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """uint8 tensor → float32: masks as they are, views in [0, 1] as `A.Normalize(mean=0, std=1)` gives them."""
-    return tensor.float() if name == "mask" else tensor.float() / 255
-
-
-class Draws(Sampler):
-    """Endless (index, seed) pairs: one shuffled pass over `count` slices after another, from draw `start` on.
-
-    A draw depends on `seed` and its number alone, never on workers or what was drawn before. Of every `batch` draws,
-    process `rank` of `size` gets its part.
-    """
-
-    def __init__(self, count: int, seed: list[int], start: int = 0, batch: int = 1, rank: int = 0, size: int = 1):
-        self.count, self.seed, self.start, self.batch, self.rank, self.size = count, seed, start, batch, rank, size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        known = None
-        for number in itertools.count(self.start):
-            if number % self.batch * self.size // self.batch != self.rank:
-                continue
-            turn, position = divmod(number, self.count)
-            if turn != known:
-                order, known = np.random.default_rng([*self.seed, 0, turn]).permutation(self.count), turn
-            yield int(order[position]), int(np.random.SeedSequence([*self.seed, 1, number]).generate_state(1)[0])
-
-
-def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
-                device: torch.device | str = "cpu", rank: int = 0, size: int = 1) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of `views` on `device`, the first of them batch number `start`; of each the part of process
-    `rank` of `size`.
-    """
-    draws = Draws(len(views.slices), seed, start * batch_size, batch_size, rank, size)
-    context = "fork" if num_workers and sys.platform == "linux" else None  # forked workers share the slices
-    pin = torch.device(device).type == "cuda"
-    for batch in DataLoader(views, batch_size // size, sampler=draws, num_workers=num_workers, pin_memory=pin,
-                            multiprocessing_context=context, worker_init_fn=_one_cv2_thread):
-        yield {name: to_float(name, tensor.to(device, non_blocking=pin)) for name, tensor in batch.items()}
-
-
-def _one_cv2_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)  # else every worker starts as many threads as there are cores
 
 
 # --- command line ---------------------------------------------------------------------------------------------

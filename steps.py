@@ -3,15 +3,24 @@
 Mean Teacher, CutMix, FixMatch and UniMatch differ in settings alone (`config.PRESETS`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.nn.utils import get_total_norm
 
 from config import Config
 from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
 from model_unet import UNet, ema_update
 from utils import autocast
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient is not a number; `number` is that of the step."""
+
+    def __init__(self, number: int):
+        super().__init__(f"step {number}")
+        self.number = number
 
 
 def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None = None,
@@ -53,35 +62,86 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
 
 def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: torch.optim.Optimizer, scheduler,
                 numbers: range, labelled: Iterator, unlabelled: Iterator | None, lam: float, warm_up: bool,
-                rank: int = 0) -> dict[str, float]:
-    """One optimizer step for each of `numbers`, counted over the phase; the mean losses.
+                rank: int = 0, losses: list[torch.Tensor] | None = None, stop: Callable[[], bool] = lambda: False,
+                ) -> dict[str, float] | None:
+    """One optimizer step for each of `numbers`, counted over the phase; the mean losses, None if `stop` said so before.
 
     `average` is the moving average of the weights; with `unlabelled` batches it is the teacher. Its warm-up keeps
     random first weights from lasting: α is at most (1 + n) / (10 + n) in step n. Of several processes each draws boxes
     and dropped channels of its own, from `rank`.
+
+    Each step adds both losses and the norm of the gradient, a tensor of three, to `losses`, which may hold those of
+    earlier steps of this epoch. They are read at the end: reading waits for the device.
+
+    Raises
+    ------
+    NotFinite
+        At the end of the epoch, for the first step with a loss or gradient that is not a number; where those are
+        skipped, for an epoch of nothing else.
     """
     student.train()
+    weights = [p for p in student.parameters() if p.requires_grad]
     alpha = config.weight_average if unlabelled is None else config.ema_alpha
-    totals = torch.zeros(2, device=next(student.parameters()).device)  # read once: reading waits for the device
+    losses = [] if losses is None else losses
     for number in numbers:
         entropy = [config.seed, *b"step", number, *[rank] * (rank > 0)]
         seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed >> 1))
-        with autocast(totals.device, config.precision):
+        with autocast(weights[0].device, config.precision):
             supervised, consistency = step_losses(config, student, next(labelled), average if unlabelled else None,
                                                   next(unlabelled) if unlabelled else None, generator)
         optimizer.zero_grad(set_to_none=True)
         (supervised + lam * consistency).backward()
-        optimizer.step()
+        norm = get_total_norm([p.grad for p in weights if p.grad is not None])
+        losses.append(torch.stack([supervised.detach(), consistency.detach(), norm]))
+        if config.nonfinite == "stop" or losses[-1].isfinite().all():
+            optimizer.step()
+            if average is not None:
+                trained = getattr(student, "module", student)                       # inside what averages gradients
+                ema_update(average, trained, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
         if config.schedule != "plateau":
             scheduler.step()
-        if average is not None:
-            trained = getattr(student, "module", student)                           # inside what averages gradients
-            ema_update(average, trained, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
-        totals += torch.stack([supervised.detach(), consistency.detach()])
-    loss_sup, loss_consistency = (totals / len(numbers)).tolist()
-    return {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})
+        if stop():
+            break
+    found = torch.stack(losses).cpu().double()                                      # (steps, 3)
+    finite = found.isfinite().all(1)
+    if not finite.all() and (config.nonfinite == "stop" or not finite.any()):
+        raise NotFinite(number + 1 - len(losses) + int(finite.logical_not().nonzero()[0]))
+    if number + 1 < numbers.stop:
+        return None
+    loss_sup, loss_consistency, _ = found[finite].mean(0).tolist()
+    row = {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})
+    return row | ({"skipped": len(found) - int(finite.sum())} if config.nonfinite == "skip" else {})
 
+
+# --- what fits ------------------------------------------------------------------------------------------------
+
+def largest_batch(config: Config, student: UNet, teacher: UNet | None) -> int:
+    """The largest batch, below that of `config`, of which a step fits into the memory of the device; 0 for none."""
+    fits, fails = 0, config.batch_size
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if step_fits(config, student, teacher, middle) else (fits, middle)
+    return fits
+
+
+def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -> bool:
+    """Whether a step of this batch size, forward and backward, finds enough memory; tried on grey patches."""
+    patch = torch.full((batch, 1, config.patch_size, config.patch_size), 0.5, device=next(student.parameters()).device)
+    labelled = {"strong": patch, "mask": patch.round()}
+    unlabelled = teacher and {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}
+    try:
+        with autocast(patch.device, config.precision):
+            losses = step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
+        sum(losses).backward()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        student.zero_grad(set_to_none=True)
+    return True
+
+
+# --- optimizer ------------------------------------------------------------------------------------------------
 
 def make_optimizer(config: Config, model: UNet) -> torch.optim.Optimizer:
     """AdamW over what is not frozen, all weights in one kernel where the device has it."""

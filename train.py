@@ -7,9 +7,7 @@ import argparse
 import copy
 import dataclasses
 import json
-import math
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,21 +16,25 @@ import torch
 from tqdm import tqdm
 
 from annotate import rank_unlabelled, without_label
-from config import FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile
-from datasets import Data, Views, describe_data, load_data, make_loader
+from config import (
+    FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile, stored_config,
+)
+from datasets import Data, Views, describe_data, load_data, used_files
 from evaluate import evaluate_models, validate
+from loaders import drawn, make_loader, naming_dead_workers
 from losses import cosine_ramp_up
 from model_unet import UNet, freeze
+from progress import Progress, finished_phases, state_path
+from run_folder import differences, forget_state, open_run
 from slices import read_image
-from steps import make_optimizer, make_scheduler, train_epoch
+from steps import NotFinite, largest_batch, make_optimizer, make_scheduler, train_epoch
 from stitching import predict_image
 from team import Team, join_team, leave_team
 from utils import (
-    PROGRESS_SECONDS, InputError, append_row, choose_device, environment, keep_rows, load_checkpoint, open_run,
-    read_json, restore_state, run_command_line, save_checkpoint, save_state, seed_everything, write_json, write_npz,
+    PROGRESS_SECONDS, InputError, Terminated, choose_device, held_back, load_checkpoint, one_line, read_json,
+    remove_leftovers, run_command_line, seed_everything, write_json, write_npz,
 )
 
-SAVE_SECONDS = 60.0  # at most this much training is lost when a run is stopped
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"
 LABELS = {"mean_teacher": "Mean Teacher", "cutmix_mt": "CutMix Mean Teacher", "fixmatch": "FixMatch",
@@ -73,14 +75,14 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     """Train one phase to its end, from its last saved state where there is one; a finished phase is left alone.
 
     Best weights are chosen by validation Dice (without validation slices: the last epoch's). They are written, and a
-    state to go on from, every `SAVE_SECONDS` and at the end.
+    state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows. Ctrl-C and SIGTERM
+    wait for the step in hand, in a team for the epoch, and for the state.
     """
-    phases = config.run_folder / "phases.json"  # finished phases: steps, seconds, best epochs
-    done_before = read_json(phases) if phases.exists() else {}
-    if phase in done_before:
+    if phase in (done_before := finished_phases(config)):
         for name in done_before[phase]["best"]:
             load_checkpoint(config.checkpoint(name))  # an error here is better than a table without this method
         print(f"{phase}: finished before, kept", file=sys.stderr)
+        forget_state(state_path(config, phase))       # which a process left that was killed just then
         return
     team = join_team(device := choose_device(config.device))
     seed_everything(config.seed)
@@ -89,60 +91,95 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     optimizer = make_optimizer(config, student)
     steps = config.steps_per_epoch or max(1, len(data.train) // config.batch_size)
     scheduler = make_scheduler(config, optimizer, epochs * steps)
-    stateful = {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler}
-    state, log = Path("checkpoints") / config.run / f"last_{phase}.pt", config.run_folder / LOGS[phase]
-    done, best, seconds = go_on(config, state, stateful, log, team)
-    network, kept = team.wrap(student), {}
-    labelled, unlabelled = data_of_phase(config, data, phase, done * steps, device, team, ssl)
-    shown, saved = "", (began := time.perf_counter())
-    bar = tqdm(range(done, epochs), phase, epochs, initial=done, unit="epoch", mininterval=PROGRESS_SECONDS,
-               file=sys.stderr if sys.stderr.isatty() else sys.stdout, disable=not team.leads)
-    for epoch in bar:
-        lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
-        rate = optimizer.param_groups[0]["lr"]
-        row = {"epoch": epoch + 1, **team.mean(train_epoch(
-            config, network, average, optimizer, scheduler, range(epoch * steps, (epoch + 1) * steps), labelled,
-            unlabelled, lam, start is None, team.rank))}
-        due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
-        check_numbers(phase, row, models if due else {})
-        scores = team.tell({name: validate(
-            model, data.val if due and team.leads else [], device, config.patch_size, config.threshold,
-            config.overlap if config.selection == "full" else None) for name, model in models.items()})
-        current = scores[next(iter(models))]
-        row |= {f"val_{name}": value for name, value in current.items()} | {
-            f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()} | {"lr": rate}
-        if due:
-            if data.val and config.schedule == "plateau":
-                scheduler.step(current["dice"])
-            keep_best(models, scores, best, kept, epoch + 1, bool(data.val))
-            shown = f", Dice {current['dice']:.3f}" if data.val else ""
-        now = time.perf_counter()
-        if not team.leads:
-            continue
-        append_row(log, row | {"seconds": seconds + now - began})
-        bar.set_postfix_str(f"loss {row['loss_sup']:.3f}{shown}", refresh=False)
-        if now - saved > SAVE_SECONDS:
-            write_best(config, best, kept)
-            save_state(state, stateful, epoch + 1, best, seconds + now - began)
-            saved = time.perf_counter()
-    if team.leads:
-        write_best(config, best, kept)
-        write_json(phases, {**done_before, phase: {
-            "epochs": epochs, "steps": epochs * steps, "seconds": round(seconds + time.perf_counter() - began, 1),
-            "best": best, "label": LABELS[config.method] if ssl else phase, "processes": team.size,
-            "environment": environment(device), "parameters": sum(p.numel() for p in student.parameters())}})
-        state.unlink(missing_ok=True)
-    team.wait()
+    progress = Progress(config, phase, config.run_folder / LOGS[phase],
+                        {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler})
+    progress.restore(device, team.leads, team.wait)
+    network, stopped = team.wrap(student), False
+    with held_back() as came, naming_dead_workers():
+        labelled, unlabelled = data_of_phase(config, data, phase, progress.step, device, team, ssl)
+        bar = tqdm(range(progress.step // steps, epochs), phase, epochs, initial=progress.step // steps, unit="epoch",
+                   mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
+                   disable=not team.leads)
+        for epoch in bar:
+            lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
+            if not progress.losses:
+                progress.rate = optimizer.param_groups[0]["lr"]
+            try:
+                row = train_epoch(
+                    config, network, average, optimizer, scheduler, range(progress.step, (epoch + 1) * steps), labelled,
+                    unlabelled, lam, start is None, team.rank, progress.losses, lambda: bool(came) and team.size == 1)
+            except NotFinite as error:
+                raise not_finite(config, data, phase, [error.number]) from None
+            except torch.OutOfMemoryError:
+                raise out_of_memory(config, student, average if ssl else None, team) from None
+            progress.step = epoch * steps + len(progress.losses)
+            if row is not None:
+                end_epoch(config, data, team, models, scheduler, progress, epoch, epochs, team.mean(row))
+                bar.set_postfix_str(progress.shown, refresh=False)
+            if stopped := team.tell(bool(came)):
+                break
+            if team.leads:
+                progress.save_if_due()
+        if team.leads and progress.step < epochs * steps:
+            progress.save()
+        elif team.leads:
+            progress.finish(device, {
+                "epochs": epochs, "steps": epochs * steps, "label": LABELS[config.method] if ssl else phase,
+                "processes": team.size, "parameters": sum(p.numel() for p in student.parameters())})
+        team.wait()
+        if stopped and not came:                                                    # the first of the team was told to
+            raise Terminated
 
 
-def go_on(config: Config, state: Path, stateful: dict, log: Path, team: Team) -> tuple[int, dict, float]:
-    """Put a stopped phase back: epochs done, best scores and seconds; 0, none and 0 of a new one."""
-    done, best, seconds = restore_state(state, stateful)
-    best = written_best(config, best)
-    team.wait()                                             # all have read it before the first writes
+def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], scheduler, progress: Progress,
+              epoch: int, epochs: int, row: dict) -> None:
+    """Validate where it is due, keep the best weights, write the row; in every process of a team."""
+    due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
+    if due and not all(t.isfinite().all() for model in models.values() for t in model.state_dict().values()):
+        raise not_finite(config, data, progress.phase, [progress.step - 1])
+    skipped = {"skipped": row.pop("skipped")} if "skipped" in row else {}
+    if any(skipped.values()):
+        bad = [i for i, found in enumerate(progress.losses, epoch * len(progress.losses)) if not found.isfinite().all()]
+        not_finite(config, data, progress.phase, bad)
+    progress.losses.clear()
+    scores = team.tell({name: validate(
+        model, data.val if due and team.leads else [], choose_device(config.device), config.patch_size,
+        config.threshold, config.overlap if config.selection == "full" else None) for name, model in models.items()})
+    current = scores[next(iter(models))]
+    row = {"epoch": epoch + 1, **row} | {f"val_{k}": value for k, value in current.items()} | {
+        f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()}
+    row |= {"lr": progress.rate, **skipped}
+    if due:
+        if data.val and config.schedule == "plateau":
+            scheduler.step(current["dice"])
+        progress.keep_best(models, scores, epoch + 1, bool(data.val))
     if team.leads:
-        keep_rows(log, done)
-    return done, best, seconds
+        progress.end_epoch(row)
+
+
+def not_finite(config: Config, data: Data, phase: str, steps: list[int]) -> InputError:
+    """Write to `nonfinite.json` which slices were in the batches of these steps; the error that says so."""
+    path = config.run_folder / "nonfinite.json"
+    found = read_json(path) if path.exists() else {}
+    for step in steps:
+        parts = {"labelled": (data.train, phase)}
+        if phase == "mean_teacher":
+            parts["unlabelled"] = data.unlabelled, f"{phase} unlabelled"
+        found[f"{phase}, step {step + 1}"] = {
+            kind: [str(slices[i].path) for i in drawn(len(slices), config.batch_size, seed_of(config, name), step)]
+            for kind, (slices, name) in parts.items()}
+    write_json(path, found)
+    return InputError(f"{phase}: loss, gradient or weights are not a number any more in step {steps[0] + 1}; the "
+                      f"slices it saw are in {path}: look at them, lower --lr, or --nonfinite skip")
+
+
+def out_of_memory(config: Config, student: UNet, teacher: UNet | None, team: Team) -> InputError:
+    """The error that says what would fit; tried out, which takes some seconds."""
+    share = dataclasses.replace(config, batch_size=max(2, config.batch_size // team.size))
+    fits = team.size * largest_batch(share, student, teacher)
+    return InputError(f"--batch-size {config.batch_size}: the device is out of memory; " + (
+        f"{fits} fits" if fits else "not even 1 fits: smaller --patch-size or --base-channels, larger --downsample")
+        + ", in a new --run")
 
 
 def data_of_phase(config: Config, data: Data, phase: str, start: int, device: torch.device, team: Team,
@@ -177,8 +214,12 @@ def batches(config: Config, views: Views, name: str, start: int, device: torch.d
     those of other phases.
     """
     workers = config.num_workers if config.num_workers >= 0 else 4 if device.type == "cuda" else 0
-    return make_loader(views, config.batch_size, [config.seed, *name.encode()], start, workers, device, team.rank,
-                       team.size)
+    return make_loader(views, config.batch_size, seed_of(config, name), start, workers, device, team.rank, team.size)
+
+
+def seed_of(config: Config, name: str) -> list[int]:
+    """Of the batches called `name`."""
+    return [config.seed, *name.encode()]
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
@@ -193,36 +234,6 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
             for s in tqdm(data.unlabelled, "foreground of the unlabelled", unit="slice", leave=False)]
 
 
-def check_numbers(phase: str, row: dict[str, float], models: dict[str, UNet]) -> None:
-    """`InputError` where a value of an epoch's row or a weight is not a number any more."""
-    weights = (tensor for model in models.values() for tensor in model.state_dict().values())
-    if not all(map(math.isfinite, row.values())) or not all(tensor.isfinite().all() for tensor in weights):
-        raise InputError(f"{phase}: loss or weights are not numbers any more in epoch {row['epoch']}; lower --lr")
-
-
-def written_best(config: Config, best: dict) -> dict:
-    """Score and epoch of the best weights on disk: they are written before the state that knows of `best`."""
-    about = {name: load_checkpoint(config.checkpoint(name))[1] for name in best}
-    return {name: {key: about[name][key] for key in ("val_dice", "epoch")} for name in best}
-
-
-def keep_best(models: dict[str, UNet], scores: dict, best: dict, kept: dict, epoch: int, chosen: bool) -> None:
-    """Copy the weights of each model that has its best validation Dice so far (or just the last one) to `kept`."""
-    for name, model in models.items():
-        score = scores[name]["dice"] if chosen else None
-        if name not in best or not chosen or score > best[name]["val_dice"]:
-            best[name] = {"val_dice": score, "epoch": epoch}
-            kept[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-
-
-def write_best(config: Config, best: dict, kept: dict) -> None:
-    """Write the weights that are in `kept`, and forget them."""
-    while kept:
-        name, weights = kept.popitem()
-        save_checkpoint(config.checkpoint(name), weights,
-                        {"name": name, **best[name], "config": dataclasses.asdict(config)})
-
-
 # --- a run ----------------------------------------------------------------------------------------------------
 
 def read_slices(config: Config) -> Data:
@@ -232,10 +243,19 @@ def read_slices(config: Config) -> Data:
 
 
 def prepare(config: Config, resume: bool = False) -> Data:
-    """Read the data and open the run folder; `split.json` and `samples.npz` (for the figures) are written to it."""
-    data, team = read_slices(config), join_team(choose_device(config.device))
+    """Read the data and open the run folder; `split.json` and `samples.npz` (for the figures) are written to it.
+
+    Until this process ends, no other may work in that folder.
+    """
+    data, team = read_slices(config), join_team(device := choose_device(config.device))
     team.part_of_batch(config.batch_size)
+    if config.nonfinite == "skip" and team.size > 1:
+        raise InputError("--nonfinite skip: is for one process; others would not know of the skipped step")
     if team.leads:
+        if device.type != "cpu" or team.size > 1:
+            print(f"{f'{team.size} processes' if team.size > 1 else device.type}: sums have no fixed order there; the "
+                  "same seed gives the same results but for the last digits (one process with --device cpu: the same "
+                  "bytes)", file=sys.stderr)
         open_folder(config, data, resume)
     team.wait()
     return data
@@ -247,7 +267,8 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
     if weights and not (config.run_folder / "config.json").exists():
         raise InputError(f"{weights[0].parent}: holds weights of another run; move them away, or choose another --run")
     open_run(config.run_folder, json.loads(json.dumps(dataclasses.asdict(config))), choose_device(config.device),
-             resume, FREE)
+             resume, FREE, used_files(config.data, config.split, config.max_unlabelled))
+    remove_leftovers(Path("checkpoints") / config.run)
     split, known = config.run_folder / "split.json", describe_data(data)
     if split.exists() and read_json(split) != known:
         raise InputError(f"{config.data}: slices, masks or split changed since {split}; choose another --run")
@@ -258,6 +279,17 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
         views |= {f"{kind}_{name}": (tensor[:, 0] * 255).round().byte().numpy() for name, tensor in batch.items()}
     write_npz(config.run_folder / "samples.npz", raw=read_image(first.path), image=first.image, mask=first.mask,
               percentiles=np.array(config.percentiles), **views)
+
+
+def verify(folder: Path) -> int:
+    """Say whether data, code, weights and versions at hand are those of a run: 0, or 1 with a line for each difference.
+    """
+    config = stored_config(folder / "config.json")
+    weights = {path.name: path for path in (Path("checkpoints") / config.run).glob("best_*.safetensors")}
+    lines = differences(folder, choose_device(config.device), used_files(config.data, config.split,
+                                                                       config.max_unlabelled), weights)
+    print("\n".join(map(one_line, lines)) or f"{folder}: data, code, weights and versions are those of the run")
+    return int(bool(lines))
 
 
 def evaluate_run(config: Config, data: Data) -> dict:
@@ -272,19 +304,23 @@ def evaluate_run(config: Config, data: Data) -> dict:
                            config.overlap, config.threshold, config.tta)
 
 
-def main() -> None:
-    """Train, evaluate, and say where the results are."""
+def main() -> int | None:
+    """Train, evaluate, and say where the results are; or `--verify` a run."""
     parser = argparse.ArgumentParser(description="Train a U-Net on few labelled slices, then also on the others.")
     parser.add_argument("--profile", default="auto", choices=["auto", "full", "cpu"],
                         help="full: the recipe; cpu: a small version; auto: full with CUDA, else cpu")
     parser.add_argument("--resume", action="store_true", help="go on with a run; finished phases are kept")
+    parser.add_argument("--verify", type=Path, metavar="runs/NAME", help="only say whether data, code, weights and "
+                        "versions at hand are those of that run: 0, or 1 with a line for each difference")
     for f in dataclasses.fields(Config):
         parser.add_argument(f"--{f.name.replace('_', '-')}", metavar="VALUE", default=argparse.SUPPRESS,
                             help=f"{f.metadata['help']} (default: {f.default})")
     given = vars(parser.parse_args())
+    if folder := given.pop("verify"):
+        return verify(folder)
     changes, resume = profile(given.pop("profile"), choose_device(given.get("device", "auto"))), given.pop("resume")
     config = make_config(**changes | {name: parse_value(name, text) for name, text in given.items()})
-    run(config, resume, describe_profile(config, changes))
+    return run(config, resume, describe_profile(config, changes))
 
 
 def run(config: Config, resume: bool = False, remark: str = "") -> None:

@@ -1,21 +1,28 @@
-"""Seeding, device, overlap metrics, run folders, CSV logs and checkpoints."""
+"""How a command ends, seeding, device, overlap metrics, files that are whole or not there, CSV logs, checkpoints."""
 
 import csv
 import ctypes
+import hashlib
 import json
 import os
-import platform
 import random
-import subprocess
+import signal
 import sys
-from collections.abc import Callable
-from datetime import datetime
-from importlib.metadata import version
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there nothing keeps two processes from the same output
+    fcntl = None
+
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -27,25 +34,71 @@ class InputError(ValueError):
     """Something the user gave cannot be used. One line: which file or setting, what was found, the cure."""
 
 
+# --- how a command ends ---------------------------------------------------------------------------------------
+
+class Terminated(BaseException):
+    """SIGTERM came: what a batch system sends before it takes the machine away."""
+
+
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit: its status; 2 with one line for what the user can mend; 130 for Ctrl-C."""
+    """Run `main` and exit: its status; 2 with one line for what the user can mend; 130 for Ctrl-C, 143 for SIGTERM."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that knows no arrows or dashes is no reason to stop
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         status = 2
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}; check path, rights, space", file=sys.stderr)
+        print(f"error: {one_line(error.filename or '')}: {one_line(error.strerror or error)}; check path, rights, "
+              "space", file=sys.stderr)
         status = 2
     except torch.OutOfMemoryError:
-        print("error: the device is out of memory; smaller --batch-size, or --device cpu", file=sys.stderr)
+        print("error: the device is out of memory; free it of other work, or take --device cpu", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except MemoryError as error:
+        print(f"error: out of memory ({one_line(error) or 'no more to be had'}); smaller slices, or a larger machine",
+              file=sys.stderr)
+        status = 2
+    except (KeyboardInterrupt, Terminated) as stop:
         print("stopped; what was finished is kept", file=sys.stderr)
-        status = 130
+        status = 143 if isinstance(stop, Terminated) else 130
     raise SystemExit(status)
+
+
+def one_line(text: object) -> str:
+    """`text` with whatever would break a line, or steer a terminal, written as an escape: names may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise Terminated
+
+
+@contextmanager
+def held_back() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM only add their number to this list while it is open, so that work in hand can be finished.
+
+    They act at its end. A second Ctrl-C acts at once. Outside the main thread, which alone gets signals, nothing is
+    held back.
+    """
+    came, before = [], {}
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        if came.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(came[0])
 
 
 # --- seeding and device ---------------------------------------------------------------------------------------
@@ -129,17 +182,53 @@ def overlap_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, floa
             "precision": tp / max(1, tp + fp), "recall": tp / max(1, tp + fn)}
 
 
-# --- run folder, CSV log, checkpoints -------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or new, never half."""
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is old or new, never half.
+
+    It is on the disk, not only in memory, before it gets its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    number = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of `write_atomically` left; not while another process may be at work."""
+    for path in folder.glob(".*.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def lock(file: IO | int) -> bool:
+    """Let this process alone hold a file, open for writing, until it is closed; False where another one holds it.
+
+    The system frees it, whatever ends the process. A forked child holds nothing of its parent's.
+    """
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX leaves open which
+        return False
+    except OSError:  # a file system without locks: nothing can be known there
+        return True
+    return True
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -159,63 +248,11 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, write)
 
 
-def environment(device: torch.device) -> dict:
-    """Date, versions, device, git state and command line of this process, to be stored beside results."""
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
-        except FileNotFoundError:  # git is not installed
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    packages = ("torch", "torchvision", "albumentations", "opencv-python-headless", "scikit-image", "numpy", "tifffile")
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": commit, "git_dirty": None if changes is None else bool(changes),
-        "command": "notebook" if "ipykernel" in sys.argv[0] else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-    }
-
-
-def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, free: tuple[str, ...] = ()) -> None:
-    """Create a run folder with `config.json` and `environment.json`, or go on in an existing one.
-
-    Parameters
-    ----------
-    settings : dict
-        What makes the results; JSON-serialisable.
-    resume : bool
-        Whether a folder that holds a run may be continued.
-    free : tuple of str
-        Settings that may differ on resuming because they do not change results.
-
-    Raises
-    ------
-    InputError
-        When the folder holds a run and `resume` is off, or the run there was made with other settings.
-    """
-    path = folder / "config.json"
-    if path.exists():
-        if not resume:
-            raise InputError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --run")
-        stored = read_json(path)
-        changed = [f"{k} was {stored.get(k)!r}, now {settings.get(k)!r}" for k in sorted({*stored, *settings})
-                   if k not in free and stored.get(k) != settings.get(k)]
-        if changed:
-            raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
-    else:
-        write_json(path, settings)
-        write_json(folder / "environment.json", environment(device))
-
-
 def read_json(path: Path) -> dict:
     """Content of a JSON file that holds an object; `InputError` when it is missing, not JSON, or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # numbers of too many digits, nested too deeply
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected an object {{…}}")
@@ -232,20 +269,25 @@ def append_row(path: Path, row: dict) -> None:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def keep_rows(path: Path, count: int) -> None:
-    """Drop all but the header and the first `count` rows of a CSV file: what a resumed phase has not done yet."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if count == 0:
-            path.unlink()
-        else:
-            write_atomically(path, lambda p: p.write_text("".join(lines[:count + 1]), encoding="utf-8"))
-
+# --- checkpoints ----------------------------------------------------------------------------------------------
 
 def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], about: dict) -> None:
-    """Write a state dict as safetensors, with `about` (JSON-serialisable) in the header, atomically."""
+    """Write a state dict as safetensors, with `about` (JSON-serialisable) and a checksum in the header, atomically.
+
+    The same content gives the same bytes; two entries in the header would be in any order.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": json.dumps(about)})))
+    header = json.dumps({**about, "sha256": checksum(tensors)})
+    write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": header})))
+
+
+def checksum(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values of tensors in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -254,7 +296,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     Raises
     ------
     InputError
-        When the file is missing, not of `save_checkpoint`, or its weights are not numbers.
+        When the file is missing, not of `save_checkpoint`, changed since, or its weights are not numbers.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or give the path of a .safetensors file")
@@ -262,29 +304,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
-    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a checkpoint of this project ({error}); give a .safetensors file "
                          "from checkpoints/") from None
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: not a checkpoint of this project (its settings are no object); give a .safetensors "
+                         "file from checkpoints/")
+    if (stated := about.pop("sha256", None)) and stated != checksum(weights):   # files of earlier versions have none
+        raise InputError(f"{path}: was damaged since it was written (wrong checksum); copy it again, or train again")
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise InputError(f"{path}: its weights are not numbers; train again with a lower --lr")
     return weights, about
-
-
-def save_state(path: Path, stateful: dict, epoch: int, best: dict, seconds: float) -> None:
-    """Write all that a phase needs to go on after `epoch` epochs, atomically."""
-    state = {name: part.state_dict() for name, part in stateful.items()}
-    write_atomically(path, lambda p: torch.save({"state": state, "epoch": epoch, "best": best, "seconds": seconds}, p))
-
-
-def restore_state(path: Path, stateful: dict) -> tuple[int, dict, float]:
-    """Load what `save_state` wrote into `stateful`: finished epochs, best scores, seconds; 0, {}, 0 without a file."""
-    if not path.exists():
-        return 0, {}, 0.0
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # each part moves it to where it is
-        for name, part in stateful.items():
-            part.load_state_dict(saved["state"][name])
-    except Exception as error:  # noqa: BLE001 - zip, pickle and shape errors alike mean: this state cannot be used
-        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]}); "
-                         "delete it to start this phase again") from None
-    return saved["epoch"], saved["best"], saved["seconds"]

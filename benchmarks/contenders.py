@@ -27,7 +27,8 @@ import utils  # noqa: E402
 from benchmarks import peers  # noqa: E402
 from benchmarks.peers import Repeat  # noqa: E402
 from config import Config  # noqa: E402
-from datasets import load_data, make_loader  # noqa: E402
+from datasets import load_data  # noqa: E402
+from loaders import make_loader  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
 
 BATCHES, STEPS = 8, 1  # of one call, labelled and unlabelled, where no workers load

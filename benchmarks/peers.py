@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import GEOMETRY, INTENSITY, Config  # noqa: E402 - after the path
-from datasets import IMAGES, MASKS, UNLABELLED, Draws, Views, crop_corner, to_float  # noqa: E402
+from datasets import IMAGES, MASKS, UNLABELLED, Views, crop_corner  # noqa: E402
+from loaders import Draws, to_float  # noqa: E402
 from losses import bce_dice_loss, consistency_loss  # noqa: E402
 from model_unet import NormReLU, UNet, freeze  # noqa: E402
 from slices import crop_roi, cut_window, list_files, pair_files, percentile_window, read_image, read_mask  # noqa: E402

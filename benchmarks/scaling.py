@@ -22,7 +22,8 @@ from benchmarks.speed import (  # noqa: E402 - after the path
     add_options, chosen, demo_settings, output_of, processor, records, run_race, shown,
 )
 from config import Config  # noqa: E402
-from utils import InputError, choose_device, environment, run_command_line, write_json  # noqa: E402
+from run_folder import environment  # noqa: E402
+from utils import InputError, choose_device, run_command_line, write_json  # noqa: E402
 from viz_slices import new_figure  # noqa: E402
 
 

@@ -40,8 +40,9 @@ from slices import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
     LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher, train_supervised,
 )
+from run_folder import environment  # noqa: E402
 from utils import (  # noqa: E402
-    InputError, choose_device, environment, read_json, run_command_line, write_atomically, write_json,
+    InputError, choose_device, read_json, run_command_line, write_atomically, write_json,
 )
 from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
 

@@ -22,7 +22,8 @@ import stitching
 import train
 import utils
 from config import Config
-from datasets import Views, to_float
+from datasets import Views
+from loaders import to_float
 from model_unet import NormReLU, UNet
 from slices import Slice, percentile_window
 from utils import load_checkpoint, save_checkpoint
@@ -130,7 +131,7 @@ def fingerprint(config: Config) -> dict[str, str]:
     """Everything a run produced that does not depend on the clock."""
     found = {}
     for path in sorted(config.run_folder.glob("*.csv")):
-        found[path.name] = pd.read_csv(path).drop(columns=["seconds", "lam"], errors="ignore").to_csv()
+        found[path.name] = pd.read_csv(path).drop(columns=["lam"], errors="ignore").to_csv()
     for path in sorted((Path("checkpoints") / config.run).glob("*")):
         weights, _ = load_checkpoint(path)
         found[path.name] = str({name: tensor.double().sum().item() for name, tensor in weights.items()})

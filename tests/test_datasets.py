@@ -6,6 +6,7 @@ import tifffile
 import torch
 
 import datasets
+import loaders
 from conftest import labelled, write_data, write_split
 from datasets import IMAGES, MASKS, UNLABELLED
 from slices import Path
@@ -25,7 +26,7 @@ def test_slices_are_held_once_as_bytes_and_epochs_leave_the_disk_alone(data_fold
     assert views[0].slices[0] is views[1].slices[0] is data.train[0]
     for reader in ("imread", "TiffFile"):
         monkeypatch.setattr(tifffile, reader, lambda *a, **k: pytest.fail("an epoch touched the disk"))
-    loader = datasets.make_loader(views[0], 2, [0])
+    loader = loaders.make_loader(views[0], 2, [0])
     assert next(loader)["weak"].shape == (2, 1, 32, 32)
 
 
@@ -68,7 +69,7 @@ def test_a_test_slice_among_the_unlabelled_is_refused_by_its_pixels(data_folder)
 # --- crops and loaders -----------------------------------------------------------------------------------------
 
 def epoch_of(num_workers: int, seed: int = 0, start: int = 0, batches: int = 4) -> torch.Tensor:
-    loader = datasets.make_loader(datasets.Views(labelled(), 32), 2, [seed], start, num_workers)
+    loader = loaders.make_loader(datasets.Views(labelled(), 32), 2, [seed], start, num_workers)
     return torch.stack([torch.cat([batch["weak"], batch["strong"], batch["mask"]]) for batch, _ in
                         zip(loader, range(batches), strict=False)])
 
@@ -84,7 +85,7 @@ def test_epochs_differ_and_a_seed_gives_them_again_with_and_without_workers():
 
 
 def test_draws_pass_over_every_slice():
-    draws = iter(datasets.Draws(5, [0]))
+    draws = iter(loaders.Draws(5, [0]))
     passes = [[next(draws)[0] for _ in range(5)] for _ in range(4)]
     assert all(sorted(p) == [0, 1, 2, 3, 4] for p in passes)
     assert len({tuple(p) for p in passes}) > 1

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 import torch
 
+import progress
 import steps
 import train
 from config import CPU_PROFILE, Config
@@ -15,7 +16,7 @@ from conftest import TINY, as_options, disc_slice, fingerprint, run, write_data,
 from slices import Path
 from utils import InputError, load_checkpoint
 
-RUN_FILES = ["calibration.csv", "config.json", "continued_metrics.csv", "environment.json", "phases.json",
+RUN_FILES = [".lock", "calibration.csv", "config.json", "continued_metrics.csv", "environment.json", "phases.json",
              "predictions.npz", "samples.npz", "split.json", "ssl_metrics.csv", "summary.json", "sup_metrics.csv",
              "test_full.csv", "test_patches.csv", "thresholds.csv"]
 
@@ -78,7 +79,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypa
     tiny = dataclasses.replace(tiny, **changes)
     whole = dataclasses.replace(tiny, run="whole")
     run(whole)
-    monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)  # a state after every epoch
+    monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)  # a state after every epoch
     for stop_at in (3, 9, 16):                        # in each of the three phases
         count, step = 0, steps.step_losses
 
@@ -179,16 +180,17 @@ def test_test_slices_decide_nothing(tiny):
 def test_a_best_that_the_saved_state_does_not_know_stays_the_best(tiny, monkeypatch):
     """Stopped after the weights of epoch 3 were written, before its state; then the epochs turn out worse."""
     config, scores = dataclasses.replace(tiny, sup_epochs=4), iter([0.2, 0.5, 0.9, None, 0.4, 0.3])
-    epochs, append, save = [], train.append_row, train.save_state
+    epochs, append, save = [], progress.append_row, progress.save_state
 
     def score(*arguments):
         if (dice := next(scores)) is None:
             raise KeyboardInterrupt
         return {"dice": dice, "iou": dice}
     monkeypatch.setattr(train, "validate", score)
-    monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)
-    monkeypatch.setattr(train, "append_row", lambda path, row: epochs.append(row["epoch"]) or append(path, row))
-    monkeypatch.setattr(train, "save_state", lambda path, parts, epoch, *a: epoch > 2 or save(path, parts, epoch, *a))
+    monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "append_row", lambda path, row: epochs.append(row["epoch"]) or append(path, row))
+    monkeypatch.setattr(progress, "save_state", lambda path, parts, about: about["step"] > 4 or save(
+        path, parts, about))
     data = train.prepare(config)
     with pytest.raises(KeyboardInterrupt):
         train.train_supervised(config, data)

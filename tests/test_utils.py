@@ -1,5 +1,10 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 import utils
+from conftest import ROOT
 from model_unet import UNet
 from utils import InputError
 
@@ -71,26 +77,6 @@ def test_csv_log(tmp_path):
     for epoch in (1, 2, 3):
         utils.append_row(path, {"epoch": epoch, "loss_sup": epoch / 3})
     assert path.read_text().splitlines() == ["epoch,loss_sup", "1,0.333333", "2,0.666667", "3,1"]
-    utils.keep_rows(path, 1)
-    assert path.read_text().splitlines() == ["epoch,loss_sup", "1,0.333333"]
-    utils.keep_rows(path, 0)
-    assert not path.exists()
-
-
-def test_run_folder(tmp_path):
-    folder = tmp_path / "runs" / "a"
-    utils.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False)
-    about = json.loads((folder / "environment.json").read_text())
-    assert about["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert about["git_commit"] is None or len(about["git_commit"]) == 40
-    with pytest.raises(InputError, match="holds a run already; add --resume"):
-        utils.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False)
-    made = (folder / "environment.json").read_text()
-    utils.open_run(folder, {"lr": 1.0, "device": "cuda"}, CPU, resume=True, free=("device",))
-    assert (folder / "environment.json").read_text() == made  # who made the run, not who looked at it
-    with pytest.raises(InputError, match=r"lr was 1.0, now 2.0"):
-        utils.open_run(folder, {"lr": 2.0, "device": "cpu"}, CPU, resume=True)
-    assert json.loads((folder / "config.json").read_text())["lr"] == 1.0
 
 
 def test_checkpoints_keep_weights_and_what_is_known_about_them(tmp_path):
@@ -114,18 +100,69 @@ def test_other_files_are_no_checkpoints(tmp_path):
         utils.load_checkpoint(tmp_path / "none.safetensors")
 
 
-def test_a_damaged_state_is_named(tmp_path):
-    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 nonsense")
-    with pytest.raises(InputError, match=r"last.pt: cannot be resumed from"):
-        utils.restore_state(tmp_path / "last.pt", {"student": UNet(2)})
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    """One flipped bit in a weight, which safetensors reads without a word."""
+    path = tmp_path / "a.safetensors"
+    utils.save_checkpoint(path, {**UNet(2, downsample=2).state_dict()}, {})
+    content = bytearray(path.read_bytes())
+    assert utils.load_checkpoint(path)[1] == {}
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="was damaged since it was written"):
+        utils.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"[1]", b"", b'{"a": 1'])
+def test_what_is_no_json_object_is_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json: (cannot be read as JSON|holds a list)"):
+        utils.read_json(tmp_path / "a.json")
+
+
+def test_only_one_process_holds_a_lock(tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        assert utils.lock(file)
+        other = "import sys, utils; sys.exit(7 if utils.lock(open(sys.argv[1], 'w')) else 3)"
+        run = [sys.executable, "-c", other, str(tmp_path / "lock")]
+        assert subprocess.run(run, cwd=ROOT).returncode == 3
+    assert subprocess.run(run, cwd=ROOT).returncode == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_the_work_in_hand(number):
+    seen, before = [], signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
+    try:
+        with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext(), utils.held_back() as came:
+            os.kill(os.getpid(), number)
+            seen.append(list(came))
+        assert seen == [[number], *["term"] * (number == signal.SIGTERM)]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    def twice():
+        with utils.held_back():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("went on")
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_names_cannot_break_a_line():
+    assert utils.one_line("a\nb\x1b[2J\udcff ü→") == r"a\nb\x1b[2J\udcff ü→"
 
 
 @pytest.mark.parametrize(("result", "status", "text"), [
     (None, 0, ""), (1, 1, ""),
-    (torch.OutOfMemoryError(), 2, "error: the device is out of memory; smaller --batch-size, or --device cpu\n"),
+    (torch.OutOfMemoryError(), 2, "error: the device is out of memory; free it of other work, or take --device cpu\n"),
+    (MemoryError("5 GB"), 2, "error: out of memory (5 GB); smaller slices, or a larger machine\n"),
     (PermissionError(13, "Not permitted", "/out"), 2, "error: /out: Not permitted; check path, rights, space\n"),
     (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
-    (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n")])
+    (InputError("a\nb.tif: is bad"), 2, "error: a\\nb.tif: is bad\n"),
+    (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n"),
+    (utils.Terminated(), 143, "stopped; what was finished is kept\n")])
 def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, text):
     def main():
         if isinstance(result, BaseException):

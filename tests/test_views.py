@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
+import loaders
 import views
 from conftest import FloatViews as Views
 from conftest import labelled
@@ -17,7 +17,7 @@ from slices import Path, Slice
 def test_tensor_is_what_normalize_gives():
     image = np.random.default_rng(0).integers(0, 256, (5, 6)).astype(np.uint8)
     expected = views.A.Normalize(mean=0, std=1, max_pixel_value=255)(image=image)["image"]
-    np.testing.assert_allclose(datasets.to_float("weak", torch.from_numpy(image)).numpy(), expected, atol=1e-7)
+    np.testing.assert_allclose(loaders.to_float("weak", torch.from_numpy(image)).numpy(), expected, atol=1e-7)
 
 
 def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():

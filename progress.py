@@ -1,0 +1,126 @@
+"""How far a phase of training has come: its steps, its log, its best weights, and the state that it can go on from."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from config import Config
+from model_unet import UNet
+from run_folder import environment, forget_state, hashes, restore_state, save_state
+from utils import append_row, load_checkpoint, read_json, save_checkpoint, write_atomically, write_json
+
+SAVE_SHARE = 0.02    # of the time that states may take: else not every epoch has its own
+SAVE_SECONDS = 60.0  # at most this much training is lost when a run is killed
+
+
+class Progress:
+    """What a phase has done so far, on disk and since.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    losses : list of (3,) tensors
+        Of the steps of the epoch in hand, as `steps.train_epoch` adds them.
+    rate : float
+        Learning rate with which that epoch began.
+    best : dict
+        Of each model: validation Dice and epoch of its best weights; None and the last epoch without validation.
+    shown : str
+        What a progress bar says.
+    """
+
+    def __init__(self, config: Config, phase: str, log: Path, stateful: dict):
+        self.config, self.phase, self.log, self.stateful = config, phase, log, stateful
+        self.state = state_path(config, phase)
+        self.step, self.losses, self.rate, self.best, self.shown = 0, [], 0.0, {}, ""
+        self._kept: dict[str, dict] = {}        # best weights that are not on disk yet
+        self._began = self._saved = time.perf_counter()
+        self._took = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Spent in this phase, by earlier processes too."""
+        return time.perf_counter() - self._began
+
+    def restore(self, device: torch.device, leads: bool, wait: Callable[[], None]) -> None:
+        """Go back to the last state that is whole, with the log as it was then; to the beginning where there is none.
+
+        Every process of a team reads it; when all have, after `wait`, the one that `leads` may write.
+        """
+        saved = restore_state(self.state, self.stateful)
+        text = ""
+        if saved:
+            self.step, self.rate, text = saved["step"], saved["rate"], saved["log"]
+            self.losses = list(saved["losses"].to(device))
+            # of the weights on disk, which are written before the state that knows of them
+            about = {name: load_checkpoint(self.config.checkpoint(name))[1] for name in saved["best"]}
+            self.best = {name: {key: about[name][key] for key in ("val_dice", "epoch")} for name in about}
+            self._began -= saved["seconds"]
+        wait()
+        if leads and text:
+            write_atomically(self.log, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+        elif leads:
+            self.log.unlink(missing_ok=True)
+
+    def end_epoch(self, row: dict) -> None:
+        """Add the row of a finished epoch to the log."""
+        append_row(self.log, row)
+        self.shown = f"loss {row['loss_sup']:.3f}" + (
+            f", Dice {row['val_dice']:.3f}" if row.get("val_dice") is not None else "")
+
+    def keep_best(self, models: dict[str, UNet], scores: dict, epoch: int, chosen: bool) -> None:
+        """Keep the weights of each model that has its best validation Dice so far (or just the last one)."""
+        for name, model in models.items():
+            score = scores[name]["dice"] if chosen else None
+            if name not in self.best or not chosen or score > self.best[name]["val_dice"]:
+                self.best[name] = {"val_dice": score, "epoch": epoch}
+                self._kept[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+    def save_if_due(self) -> None:
+        """Save, unless the last time was so long, or so short a time ago, that it would cost more than its share."""
+        if time.perf_counter() - self._saved > min(SAVE_SECONDS, self._took / SAVE_SHARE):
+            self.save()
+
+    def save(self) -> None:
+        """Write the best weights, then the state."""
+        began = time.perf_counter()
+        self._write_best()
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0, 3)
+        log = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        save_state(self.state, self.stateful, {
+            "step": self.step, "losses": losses, "rate": self.rate, "best": self.best, "seconds": self.seconds,
+            "log": log})
+        self._saved = time.perf_counter()
+        self._took = self._saved - began
+
+    def finish(self, device: torch.device, about: dict) -> None:
+        """Write the best weights and, to `phases.json`, what is known `about` the finished phase; forget its states."""
+        self._write_best()
+        path = self.config.run_folder / "phases.json"
+        weights = {f"best_{name}.safetensors": self.config.checkpoint(name) for name in self.best}
+        write_json(path, {**finished_phases(self.config), self.phase: {
+            **about, "seconds": round(self.seconds, 1), "best": self.best, "weights": hashes(weights),
+            "environment": environment(device)}})
+        forget_state(self.state)
+
+    def _write_best(self) -> None:
+        while self._kept:
+            name, weights = next(iter(self._kept.items()))
+            save_checkpoint(self.config.checkpoint(name), weights,
+                            {"name": name, **self.best[name], "config": dataclasses.asdict(self.config)})
+            del self._kept[name]
+
+
+def state_path(config: Config, phase: str) -> Path:
+    """Where the last state of a phase is kept while it runs."""
+    return config.checkpoint("any").with_name(f"last_{phase}.pt")
+
+
+def finished_phases(config: Config) -> dict:
+    """What is known about the phases of a run that are finished, by name."""
+    path = config.run_folder / "phases.json"
+    return read_json(path) if path.exists() else {}

@@ -1,0 +1,234 @@
+"""The folder of a run: who works in it, how the run was made and whether that is still so, states to go on from."""
+
+import hashlib
+import io
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from utils import InputError, lock, one_line, read_json, remove_leftovers, write_atomically, write_json
+
+PACKAGES = ("torch", "torchvision", "albumentations", "opencv-python-headless", "scikit-image", "numpy", "tifffile")
+_held: dict[tuple[int, Path], int] = {}  # open locks of this process, until it ends
+
+
+# --- who works in it ------------------------------------------------------------------------------------------
+
+def take(folder: Path) -> None:
+    """Let this process, until it ends, be the only one that works in a run folder.
+
+    What a killed process left half-written there is removed. A process whose parent holds the folder, as
+    `accelerate.notebook_launcher` starts them, may work in it.
+
+    Raises
+    ------
+    InputError
+        When another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / ".lock"
+    held = _held.get((os.getpid(), path))
+    if held and path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+        return
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    if not lock(file):
+        holder = one_line(os.read(file, 200).decode(errors="replace"))
+        os.close(file)
+        if holder == _signature(os.getppid()):
+            return
+        raise InputError(f"{folder}: {holder or 'another process'} works on this run; wait for it, or choose another "
+                         "--run")
+    os.truncate(file, 0)
+    os.write(file, _signature(os.getpid()).encode())
+    _held[os.getpid(), path] = file
+    remove_leftovers(folder)
+
+
+def _signature(process: int) -> str:
+    return f"process {process} on {socket.gethostname()}"
+
+
+# --- how the run was made -------------------------------------------------------------------------------------
+
+def environment(device: torch.device) -> dict:
+    """Date, versions, device, git state and command line of this process, to be stored beside results."""
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        except FileNotFoundError:  # git is not installed
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": commit, "git_dirty": None if changes is None else bool(changes),
+        "command": "notebook" if "ipykernel" in sys.argv[0] else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def hashes(files: dict[str, Path]) -> dict[str, str]:
+    """Name → SHA-256 of a file's content."""
+    found = {}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def code_files() -> dict[str, Path]:
+    """The modules of this project, by name."""
+    return {path.name: path for path in sorted(Path(__file__).parent.glob("*.py"))}
+
+
+def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, free: tuple[str, ...] = (),
+             data: dict[str, Path] | None = None) -> None:
+    """Create a run folder with `config.json` and `environment.json`, or go on in an existing one.
+
+    Parameters
+    ----------
+    settings : dict
+        What makes the results; JSON-serialisable.
+    resume : bool
+        Whether a folder that holds a run may be continued.
+    free : tuple of str
+        Settings that may differ on resuming because they do not change results.
+    data : dict of str to Path
+        The files that the run reads, of which hashes are kept.
+
+    Raises
+    ------
+    InputError
+        When another process works in the folder, it holds a run and `resume` is off, or the run there was made with
+        other settings.
+    """
+    take(folder)
+    path = folder / "config.json"
+    if path.exists():
+        if not resume:
+            raise InputError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --run")
+        stored = read_json(path)
+        changed = [f"{k} was {stored.get(k)!r}, now {settings.get(k)!r}" for k in sorted({*stored, *settings})
+                   if k not in free and stored.get(k) != settings.get(k)]
+        if changed:
+            raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
+        about = folder / "environment.json"
+        for line in moved(read_json(about), environment(device)) if about.exists() else ():
+            print(f"{folder}: {line}: the last digits will not be those of an uninterrupted run", file=sys.stderr)
+    else:
+        about = environment(device) | {"code": hashes(code_files()), "data": hashes(data or {})}
+        write_json(folder / "environment.json", about)
+        write_json(path, settings)  # last: where it is, the other is
+
+
+# --- whether that is still so ---------------------------------------------------------------------------------
+
+def moved(stored: dict, now: dict) -> list[str]:
+    """What differs between two `environment`s that can change the last digits of a result, one line each."""
+    lines = [f"{name} was {stored[name]}, is {now[name]}" for name in ("device", "cpu_threads", "python")
+             if name in stored and stored[name] != now[name]]
+    before, after = stored.get("packages", {}), now["packages"]
+    return lines + [f"{name} was {before[name]}, is {after.get(name)}" for name in before
+                    if before[name] != after.get(name)]
+
+
+def differences(folder: Path, device: torch.device, data: dict[str, Path], weights: dict[str, Path]) -> list[str]:
+    """What is no longer as it was when the run in `folder` was made, one line each: data, code, weights, versions.
+
+    Parameters
+    ----------
+    data, weights : dict of str to Path
+        The files that the run would read now, and its checkpoints.
+
+    Raises
+    ------
+    InputError
+        When the run kept no hashes.
+    """
+    stored = read_json(folder / "environment.json")
+    if "data" not in stored or "code" not in stored:
+        raise InputError(f"{folder}: kept no hashes of its data and code; it was made by an earlier version")
+    phases = folder / "phases.json"
+    kept = {name: digest for phase in (read_json(phases) if phases.exists() else {}).values()
+            for name, digest in phase.get("weights", {}).items()}
+    lines = []
+    for before, files in ((stored["data"], data), (stored["code"], code_files()), (kept, weights)):
+        now = hashes({name: path for name, path in files.items() if path.is_file()})
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                lines.append(f"{files.get(name, name)}: " + (
+                    "is missing" if name not in now else "is new" if name not in before else "has changed"))
+    return lines + moved(stored, environment(device))
+
+
+# --- states to go on from -------------------------------------------------------------------------------------
+
+def before(path: Path) -> Path:
+    """Where the state before the last one is."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def save_state(path: Path, stateful: dict, about: dict) -> None:
+    """Write the `state_dict` of each part and `about`, what else a phase needs to go on: tensors, numbers, text.
+
+    Atomically, with a checksum in front; the state that was there is kept until the next one.
+    """
+    stream = io.BytesIO()  # torch would report a full disk as an error of its own
+    torch.save({"state": {name: part.state_dict() for name, part in stateful.items()}, **about}, stream)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(stream.getbuffer()).digest())
+            file.write(stream.getbuffer())
+        if path.exists():
+            os.replace(path, before(path))
+    write_atomically(path, write)
+
+
+def restore_state(path: Path, stateful: dict) -> dict | None:
+    """Load what `save_state` wrote into `stateful`; what stood beside it, None where there is no state.
+
+    A damaged state is named and passed over, for the one before it, or for none. No code in it is ever run.
+
+    Raises
+    ------
+    InputError
+        When it is whole, but of other parts.
+    """
+    for candidate in (path, before(path)):
+        if not candidate.exists():
+            continue
+        try:
+            content = candidate.read_bytes()
+            if hashlib.sha256(content[32:]).digest() != content[:32]:
+                raise ValueError("wrong checksum")
+            saved = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)  # moved by each part
+        except Exception as error:  # noqa: BLE001 - zip and pickle errors alike mean: this state cannot be used
+            why = one_line(" ".join(str(error).split())[:200])
+            print(f"{candidate}: cannot be resumed from ({why}); going on from before it", file=sys.stderr)
+            continue
+        try:
+            for name, part in stateful.items():
+                part.load_state_dict(saved["state"][name])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{candidate}: is a state of something else ({why}); delete it to start this phase again"
+                             ) from None
+        return saved
+    return None
+
+
+def forget_state(path: Path) -> None:
+    """Remove the states of a finished phase."""
+    for candidate in (before(path), path):  # the last one last: until it is gone, the phase can go on from there
+        candidate.unlink(missing_ok=True)

@@ -1,0 +1,238 @@
+"""Runs that are killed, told to stop, or find the disk full, and go on: the end is that of a run left in peace.
+
+The quick part is one of everything; `make stress` runs many, and with real full disks.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, TINY, as_options, write_data
+
+SERVER = """
+import json, os, sys, torch, train, utils
+import torch._dynamo                        # which an optimizer imports
+torch.set_num_threads(1)
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        continue
+    number = os.fork()                      # a start without the seconds that imports take
+    if not number:
+        os.chdir(order["folder"])
+        for stream in (1, 2):
+            os.dup2(os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.argv = ["train.py", *order["options"]]
+        try:
+            exec(order["first"])
+            utils.run_command_line(train.main)
+        except SystemExit as stop:
+            sys.stderr.flush()
+            os._exit(stop.code)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        os._exit(99)
+    print(number, flush=True)
+"""
+LONGER = {**TINY, "sup_epochs": 10, "ssl_epochs": 10, "steps_per_epoch": 3, "weight_average": 0.9, "cutmix_p": 0.5,
+          "schedule": "one_cycle", "run": "r"}
+KILL = "os.kill(os.getpid(), 9)"
+MID_WRITE = {  # what a process does that dies at a bad moment; % is the number of calls before
+    "written, not named": "real, left = utils.to_disk, [%d]\n"
+                          f"def dies(path):\n left[0] -= 1\n real(path) if left[0] >= 0 else {KILL}\n"
+                          "utils.to_disk = dies",
+    "half written": "import pathlib\nreal, left = pathlib.Path.write_bytes, [%d]\n"
+                    "def dies(path, content):\n left[0] -= 1\n if left[0] < 0:\n"
+                    f"  real(path, content[:len(content) // 2])\n  {KILL}\n real(path, content)\n"
+                    "pathlib.Path.write_bytes = dies",
+    "between two names": "real, left = os.replace, [%d]\n"
+                         f"def dies(a, b):\n real(a, b)\n left[0] -= 1\n left[0] < 0 and {KILL}\n"
+                         "os.replace = dies",
+}
+
+
+class Trainer:
+    """Starts `train.py` again and again."""
+
+    def __init__(self, data: Path, **changes: object):
+        self.options = as_options({**LONGER, "data": data, **changes})
+        self.server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER], cwd=ROOT, text=True,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def start(self, folder: Path, first: str = "") -> int:
+        """Process number of a run that begins, or goes on, in `folder`."""
+        folder.mkdir(exist_ok=True)
+        (folder / "log.txt").write_text("")
+        return self._ask({"folder": str(folder), "options": [*self.options, "--resume"], "first": first})
+
+    def wait(self, number: int) -> int:
+        """The exit status of a process, negative for a signal."""
+        return self._ask({"wait": number})
+
+    def run(self, folder: Path, first: str = "") -> int:
+        """Start, and wait."""
+        return self.wait(self.start(folder, first))
+
+    def _ask(self, order: dict) -> int:
+        print(json.dumps(order), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def close(self) -> None:
+        self.server.communicate()
+
+
+def end_state(folder: Path) -> dict[str, str]:
+    """Hash of every file that a run leaves, but for the clock."""
+    found, other = {}, (".lock", "environment.json")
+    for path in sorted(p for p in folder.glob("*/r/**/*") if p.is_file() and p.name not in other):
+        content = path.read_bytes()
+        if path.name == "phases.json":
+            phases = {name: {key: value for key, value in about.items() if key not in ("seconds", "environment")}
+                      for name, about in json.loads(content).items()}
+            content = json.dumps(phases).encode()
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module", params=[0, pytest.param(2, marks=pytest.mark.stress)], ids=["", "workers"])
+def peace(request, tmp_path_factory):
+    """What starts runs, what an undisturbed one leaves, and the seconds it takes."""
+    root = tmp_path_factory.mktemp("peace")
+    trainer = Trainer(write_data(root / "data"), num_workers=request.param)
+    trainer.run(root / "imports", "raise SystemExit(0)")
+    began = time.monotonic()
+    assert trainer.run(root / "whole") == 0, (root / "whole" / "log.txt").read_text()
+    yield trainer, end_state(root / "whole"), time.monotonic() - began
+    trainer.close()
+
+
+def finish(trainer: Trainer, folder: Path, whole: dict[str, str]) -> None:
+    """Let the run end in peace, and compare."""
+    assert trainer.run(folder) == 0, (folder / "log.txt").read_text()
+    assert end_state(folder) == whole
+
+
+def test_an_undisturbed_run_leaves_what_it_should(peace):
+    _, whole, _ = peace
+    assert {name.split("/")[0] for name in whole} == {"checkpoints", "runs"}
+    assert not [name for name in whole if "last_" in name or name.endswith(".tmp")]
+    assert len(whole) == 4 + 14
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 10))])
+def test_sigkill_at_random_moments(peace, tmp_path, seed):
+    trainer, whole, seconds = peace
+    chance, killed = random.Random(seed), 0
+    for _ in range(40):
+        number = trainer.start(tmp_path / "a")
+        time.sleep(chance.uniform(0.1, 0.5) * seconds)
+        os.kill(number, signal.SIGKILL)
+        killed += trainer.wait(number) == -signal.SIGKILL
+        if killed >= 8 or (tmp_path / "a" / "runs" / "r" / "summary.json").exists():
+            break
+    assert killed >= 2
+    finish(trainer, tmp_path / "a", whole)
+    print(f"survived {killed} SIGKILLs")
+
+
+@pytest.mark.parametrize("how", MID_WRITE)
+@pytest.mark.parametrize("calls", [(5, 12, 3, 25), *(pytest.param(range(n, 60, 10), marks=pytest.mark.stress)
+                                                     for n in range(10))])
+def test_sigkill_in_the_middle_of_writing(peace, tmp_path, how, calls):
+    trainer, whole, _ = peace
+    ended = [trainer.run(tmp_path / "a", MID_WRITE[how] % count) for count in calls]
+    assert ended[0] == -signal.SIGKILL
+    assert set(ended) <= {-signal.SIGKILL, 0}
+    finish(trainer, tmp_path / "a", whole)
+    print(f"survived {ended.count(-signal.SIGKILL)} SIGKILLs")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 6))])
+def test_being_told_to_stop(peace, tmp_path, number, seed):
+    trainer, whole, seconds = peace
+    chance, codes, stopped = random.Random(seed), [], []
+    for _ in range(3):
+        process = trainer.start(tmp_path / "a")
+        time.sleep(chance.uniform(0.15, 0.45) * seconds)
+        os.kill(process, number)
+        codes.append(trainer.wait(process))
+        log = (tmp_path / "a" / "log.txt").read_text()
+        if codes[-1] == 0:
+            break
+        assert "Traceback" not in log
+        assert log.splitlines()[-1] == "stopped; what was finished is kept"
+        states = list((tmp_path / "a" / "checkpoints" / "r").glob("last_*.pt"))
+        stopped += [path.stat().st_mtime_ns for path in states]
+    assert codes[0] == (143 if number == signal.SIGTERM else 130)
+    assert set(codes) <= {codes[0], 0}
+    finish(trainer, tmp_path / "a", whole)
+
+
+@pytest.mark.parametrize("limit", [90, 170, 350])
+def test_files_that_cannot_grow(peace, tmp_path, limit):
+    """As on a disk that is full: a write fails. `limit` [KiB] lets some files through and others not."""
+    trainer, whole, _ = peace
+    code = trainer.run(tmp_path / "a", "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+                       f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit * 1024},) * 2)")
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert code == 2, log
+    assert re.fullmatch(r"error: .*: File too large; check path, rights, space", log.splitlines()[-1])
+    assert not list((tmp_path / "a").glob("*/r/.*.tmp"))
+    finish(trainer, tmp_path / "a", whole)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("size", [200, 500, 800, 1200, 1600])
+def test_full_disks(peace, tmp_path, size):
+    """A small file system of `size` KiB, which is made larger once it was full."""
+    trainer, whole, _ = peace
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        assert trainer.run(disk / "a") == 2
+        log = (disk / "a" / "log.txt").read_text()
+        assert not log or "No space left on device" in log.splitlines()[-1]
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        finish(trainer, disk / "a", whole)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_damaged_state_costs_an_epoch_not_the_run(peace, tmp_path):
+    trainer, whole, _ = peace
+    assert trainer.run(tmp_path / "a", MID_WRITE["written, not named"] % 30) == -signal.SIGKILL
+    (state,) = (tmp_path / "a" / "checkpoints" / "r").glob("last_*[a-z].pt")
+    state.write_bytes(state.read_bytes()[:-1000])
+    finish(trainer, tmp_path / "a", whole)
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert "cannot be resumed from (wrong checksum); going on from before it" in log
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(peace, tmp_path):
+    trainer, whole, _ = peace
+    first = trainer.start(tmp_path / "a")
+    while not (tmp_path / "a" / "runs" / "r" / "config.json").exists():
+        time.sleep(0.01)
+    os.kill(first, signal.SIGSTOP)
+    (tmp_path / "a" / "log.txt").rename(tmp_path / "a" / "first.txt")
+    assert trainer.run(tmp_path / "a") == 2
+    error = rf"error: runs/r: process {first} on \S+ works on this run; wait for it, or choose another --run\n$"
+    assert re.search(error, (tmp_path / "a" / "log.txt").read_text())
+    beside = trainer.start(tmp_path / "b")                          # in a folder of its own
+    os.kill(first, signal.SIGCONT)
+    assert [trainer.wait(first), trainer.wait(beside)] == [0, 0], (tmp_path / "a" / "first.txt").read_text()
+    assert end_state(tmp_path / "a") == end_state(tmp_path / "b") == whole
