@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import Dataset
 
 from slices import (
-    IMAGE_SUFFIXES, MASK_SUFFIXES, PARTS, ROI, Slice, crop_roi, cut_window, list_files, make_split, pair_files,
-    parse_roi, percentile_window, read_image, read_mask, split_problems,
+    IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, crop_roi, cut_window, list_files, parse_roi, percentile_window,
+    read_image, read_mask,
 )
+from splits import PARTS, make_split, pair_files, split_problems
 from utils import InputError, read_json, run_command_line
 from views import build_geometry, build_intensity, make_views
 

@@ -27,7 +27,8 @@ import pandas as pd
 import tifffile
 from tqdm import tqdm
 
-from slices import ROI, split_by_blocks
+from slices import ROI
+from splits import split_by_blocks
 from utils import PROGRESS_SECONDS, InputError, run_command_line, write_atomically, write_json
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI

@@ -17,7 +17,8 @@ from skimage.filters import gaussian, threshold_otsu
 from tqdm import tqdm
 
 import particles
-from slices import MASK_SUFFIXES, Slice, center_patch, list_files, pair_files, read_mask
+from slices import MASK_SUFFIXES, Slice, center_patch, list_files, read_mask
+from splits import pair_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
 from utils import (

@@ -5,10 +5,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -50,6 +50,10 @@ def drawn(count: int, batch_size: int, seed: list[int], number: int) -> list[int
     return [index for index, _ in itertools.islice(Draws(count, seed, number * batch_size), batch_size)]
 
 
+class WorkerDied(InputError):
+    """A process that makes views is gone: killed for memory, by a crash, or because the whole job was told to stop."""
+
+
 class Watched(Dataset):
     """`Views` that say what they are at, so that a process that dies over a slice tells which; errors name the file.
 
@@ -68,29 +72,14 @@ class Watched(Dataset):
             raise InputError(f"{self.views.slices[key[0]].path}: no views can be made of it "
                              f"({type(error).__name__}: {' '.join(str(error).split())})") from error
 
-    def place(self, process: int) -> Path | None:
-        """The file that a worker was at; None where it is not one of these."""
-        pairs = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2)}
-        return self.views.slices[pairs[process]].path if process in pairs else None
-
-
-_watched: list[Watched] = []  # those in use
-
-
-@contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """`InputError` with the file that a worker was at when it died, which otherwise ends in an error without it."""
-    try:
-        yield
-    except RuntimeError as error:
+    def death(self, error: RuntimeError) -> WorkerDied | None:
+        """What to say where `error` tells of dead workers."""
         text = " ".join(str(error).split())
         numbers = re.findall(r"pid(?:\(s\))? ([\d, ]+)", text) if text.startswith("DataLoader worker") else []
-        places = [place for number in ",".join(numbers).split(",") if number.strip() for watched in _watched
-                  if (place := watched.place(int(number)))]
-        if not places:
-            raise
-        raise InputError(f"{places[0]}: a process died while it made views of this slice ({text[:150]}); look at the "
-                         "slice, free memory, or take --num-workers 0") from None
+        at = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2)}
+        dead = [at[int(number)] for number in ",".join(numbers).split(",") if number.strip() and int(number) in at]
+        return WorkerDied(f"{self.views.slices[dead[0]].path}: a process died while it made views of this slice "
+                          f"({text[:150]}); look at the slice, free memory, or take --num-workers 0") if dead else None
 
 
 def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
@@ -100,23 +89,37 @@ def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, 
 
     Raises
     ------
+    WorkerDied
+        Within seconds of the death, naming the slice.
     InputError
-        Where no views can be made of a slice. A worker's death is a `RuntimeError` that may come up anywhere: see
-        `naming_dead_workers`.
+        Where no views can be made of a slice.
     """
     draws = Draws(len(views.slices), seed, start * batch_size, batch_size, rank, size)
     context = "fork" if num_workers and sys.platform == "linux" else None  # forked workers share the slices
     pin, watched = torch.device(device).type == "cuda", Watched(views, num_workers)
-    _watched.append(watched)
     try:
-        for batch in DataLoader(watched, batch_size // size, sampler=draws, num_workers=num_workers, pin_memory=pin,
-                                multiprocessing_context=context, worker_init_fn=_start_worker):
+        with no_new_handler():
+            loaded = iter(DataLoader(watched, batch_size // size, sampler=draws, num_workers=num_workers,
+                                     pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker))
+        for batch in loaded:
             yield {name: to_float(name, tensor.to(device, non_blocking=pin)) for name, tensor in batch.items()}
     except InputError as error:  # of a worker: it comes with the worker's traceback
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
+    except RuntimeError as error:
+        raise watched.death(error) or error from None
+
+
+@contextmanager
+def no_new_handler() -> Iterator[None]:
+    """Keep torch from raising the death of a worker wherever the program just is, such as inside a lock, which then
+    stays locked for good; it also looks for the dead, every five seconds, when it waits for a batch.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # else every worker starts as many threads as there are cores
-    for number in (signal.SIGINT, signal.SIGTERM):  # which reach the whole group: the parent decides when to stop
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the first one decides when to stop

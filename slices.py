@@ -1,6 +1,11 @@
-"""From files to arrays: read slices and masks, window, binarise, pair, split. Imports nothing of training."""
+"""From files to arrays: read slices and masks, window, binarise. Imports nothing of training."""
 
+import logging
+import math
 import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +14,14 @@ import numpy as np
 import tifffile
 from skimage.filters import threshold_otsu
 
-from utils import InputError, read_json
+from utils import InputError
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".png", ".npy")
+LARGEST = 2**30  # pixels of a slice; OpenCV reads no more
+INFLATION = 1100  # bytes that a compressed byte can become; deflate: 1032
+SMALL = 2**28  # bytes that are taken without a look at the file's size
 ROI = (370, 1138, 200, 968)  # first row, end row, first column, end column of the unlabelled scans [px]
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,35 +54,95 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
 def read_array(path: Path) -> np.ndarray:
     """One 2-D array from `.tif`, `.png` or `.npy`, in the type that the file has.
 
+    Values are as stored: a palette or an inverting look-up table is not applied.
+
     Raises
     ------
     InputError
-        When the file is missing, damaged, or holds more than one channel or page.
+        When the file is missing, damaged, holds more than one channel or page, or claims to be larger than it can be.
     """
     path = Path(path)
+    read = {".npy": _read_npy, ".png": _read_png}.get(path.suffix.lower(), _read_tiff)
     try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
-        elif path.suffix.lower() == ".png":
-            array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-            if array is None:
-                raise ValueError("not a PNG image")
-        else:
-            with tifffile.TiffFile(path) as file:
-                if len(file.series) > 1:
-                    raise ValueError(f"{len(file.series)} images in one file, expected one slice")
-                array = file.asarray()
+        with complaints() as found:
+            array = read(path)
+        if found:
+            raise ValueError(found[0])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        if error.errno is None:                                 # of a parser, not of the system
+            raise _unreadable(path, error) from None
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check its rights") from None
     except Exception as error:  # noqa: BLE001 - the parsers raise a dozen types on damaged files (struct, zlib, key, value …)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({reason}); damaged or truncated? export it again") from None
+        raise _unreadable(path, error) from None
     shape = array.shape
     array = array.reshape([n for n in shape if n != 1] if array.ndim > 2 else shape)
     if array.ndim != 2 or array.size == 0:
         raise InputError(f"{path}: has shape {shape}, expected one grey slice (rows, columns); "
                          "save one channel and one page per file")
     return array
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return InputError(f"{path}: cannot be read ({reason}); damaged or truncated? export it again")
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    return np.array(np.load(path, mmap_mode="r", allow_pickle=False))   # mapped: a short file is an error, not memory
+
+
+def _read_png(path: Path) -> np.ndarray:
+    stored = path.read_bytes()
+    if stored[:8] != b"\x89PNG\r\n\x1a\n" or stored[12:16] != b"IHDR":
+        raise ValueError("not a PNG image")
+    width, height, depth, colours = struct.unpack(">IIBB", stored[16:26])
+    refuse_bombs((height, width, {2: 3, 4: 2, 6: 4}.get(colours, 1)), max(1, depth // 8), len(stored))
+    if not stored.rstrip(b"\0").endswith(b"IEND\xaeB`\x82"):            # else what is missing would come out black
+        raise ValueError("its end is missing")
+    array = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ValueError("not a PNG image")
+    return array
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        if len(file.series) != 1:
+            raise ValueError(f"{len(file.series)} images in one file, expected one slice")
+        (series,) = file.series
+        refuse_bombs(series.shape, series.dtype.itemsize, path.stat().st_size)
+        return file.asarray()
+
+
+def refuse_bombs(shape: tuple[int, ...], itemsize: int, stored: int) -> None:
+    """`ValueError`, before any memory is taken, for an image that is too large, or larger than a file of `stored` bytes
+    can hold however well it is compressed.
+    """
+    size = math.prod(shape) * itemsize
+    if math.prod(shape[-2:]) > LARGEST or (size > SMALL and size > INFLATION * stored):
+        raise ValueError(f"it claims to hold {' × '.join(map(str, shape))} pixels, {size / 1e9:.3g} GB, in a file of "
+                         f"{stored} bytes")
+
+
+@contextmanager
+def complaints() -> Iterator[list[str]]:
+    """What tifffile logs as errors, or makes up for missing data, instead of raising, while this is open."""
+    found, handler, logger = [], logging.Handler(logging.WARNING), logging.getLogger("tifffile")
+
+    def note(record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR or "zeroed" in record.getMessage():
+            found.append(record.getMessage())
+    handler.emit = note
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -226,124 +293,3 @@ def cut_window(array: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
 def center_patch(array: np.ndarray, size: int) -> np.ndarray:
     """(size, size) from the middle of (H, W); a smaller array is mirrored at its edges."""
     return cut_window(array, (array.shape[0] - size) // 2, (array.shape[1] - size) // 2, size)
-
-
-# --- pairing --------------------------------------------------------------------------------------------------
-
-def last_number(name: str) -> int | None:
-    """The last number in a name: 7 for `image_v2_07`, `mask_007_inv` and `image_v2_mask_07`."""
-    numbers = re.findall(r"\d+", name)
-    return int(numbers[-1]) if numbers else None
-
-
-def pair_files(images: list[Path], masks: list[Path]) -> tuple[dict[Path, Path], list[str]]:
-    """Find the mask of each image: the same stem, else the same last number.
-
-    Returns
-    -------
-    pairs : dict of Path to Path
-    problems : list of str
-        One line for each image or mask without a partner or with several.
-    """
-    pairs: dict[Path, Path] = {}
-    problems: list[str] = []
-    fitting: list[Path] = []  # masks of images for which several fit
-    for image in images:
-        found = [m for m in masks if m.stem == image.stem]
-        if not found and last_number(image.stem) is not None:
-            found = [m for m in masks if last_number(m.stem) == last_number(image.stem)]
-        if len(found) == 1:
-            pairs[image] = found[0]
-        elif found:
-            fitting += found
-            problems.append(f"{image}: {len(found)} masks fit ({', '.join(m.name for m in found)}); keep one")
-        else:
-            problems.append(f"{image}: no mask with this stem or last number; add it, or move the image away")
-    for mask in masks:
-        users = [i.name for i, m in pairs.items() if m == mask]
-        if len(users) > 1:
-            problems.append(f"{mask}: fits {len(users)} images ({', '.join(users)}); name masks like their images")
-        elif not users and mask not in fitting:
-            problems.append(f"{mask}: no image with this stem or last number; add it, or remove the mask")
-    return pairs, problems
-
-
-# --- splitting ------------------------------------------------------------------------------------------------
-
-def split_by_blocks(stems: list[str], n_val: int, n_test: int, fold: int = 0) -> dict[str, list[str]]:
-    """Contiguous blocks of the natural order: test is block number `fold`, val the end farther from it.
-
-    Neighbouring slices of a volume are near-copies; only whole blocks measure generalisation.
-    """
-    if n_val + n_test >= len(stems):
-        raise InputError(f"{n_val} validation and {n_test} test slices leave none of {len(stems)} to learn from; "
-                         "lower --val-fraction or --test-fraction")
-    first = fold * n_test
-    if first + n_test > len(stems):
-        raise InputError(f"fold {fold} of {n_test} slices goes beyond the {len(stems)} labelled; "
-                         f"folds 0 to {len(stems) // max(1, n_test) - 1} exist")
-    rest = stems[:first] + stems[first + n_test:]
-    val_at_end = first <= len(stems) - (first + n_test)
-    val = rest[len(rest) - n_val:] if val_at_end else rest[:n_val]
-    return {"train": [s for s in rest if s not in val], "val": val, "test": stems[first:first + n_test]}
-
-
-def split_at_random(stems: list[str], n_val: int, n_test: int, seed: int) -> dict[str, list[str]]:
-    """Each slice into one part by chance; the order inside a part stays natural."""
-    order = np.random.default_rng(seed).permutation(len(stems))
-    chosen = {"test": order[:n_test], "val": order[n_test:n_test + n_val], "train": order[n_test + n_val:]}
-    return {part: [stems[i] for i in sorted(chosen[part])] for part in PARTS}
-
-
-def split_problems(split: dict, stems: list[str], unlabelled: list[str]) -> list[str]:
-    """What is wrong with a split, one line each: unknown parts or stems, a stem twice, tests among unlabelled."""
-    problems = [f"{part}: not a part of a split; parts are {', '.join(PARTS)}" for part in split if part not in PARTS]
-    parts = {}
-    for part in PARTS:
-        parts[part] = split.get(part, [])
-        if not isinstance(parts[part], list) or not all(isinstance(s, str) for s in parts[part]):
-            problems.append(f"{part}: expected a list of stems")
-            parts[part] = []
-    for stem in sorted({s for names in parts.values() for s in names}, key=natural_key):
-        places = [part for part in PARTS for s in parts[part] if s == stem]
-        if len(places) > 1:
-            problems.append(f"{stem}: stands in {' and '.join(places)}; keep it in one part")
-        if stem not in stems:
-            problems.append(f"{stem}: in {places[0]}, but no labelled slice has this stem")
-        if stem in unlabelled and {"val", "test"} & set(places):
-            problems.append(f"{stem}: a {places[0]} slice that is also among the unlabelled; remove it there")
-    if not parts["train"]:
-        problems.append("train: holds no slice; nothing to learn from")
-    return problems
-
-
-def make_split(root: Path, stems: list[str], how: str, val_fraction: float, test_fraction: float, fold: int,
-               seed: int, unlabelled: list[str]) -> dict[str, list[str]]:
-    """Split labelled stems into train, val and test.
-
-    Parameters
-    ----------
-    how : str
-        `random`, `blocks`, the path of a JSON file, or `auto`: `splits/split.json` of the data set where it
-        exists, else `random`.
-
-    Raises
-    ------
-    InputError
-        With the first thing that `split_problems` finds.
-    """
-    default = root / "splits" / "split.json"
-    n_val, n_test = round(val_fraction * len(stems)), round(test_fraction * len(stems))
-    if fold and how != "blocks":
-        raise InputError(f"--fold {fold}: has a meaning only with --split blocks")
-    if how == "blocks":
-        split, source = split_by_blocks(stems, n_val, n_test, fold), "split by blocks"
-    elif how == "random" or (how == "auto" and not default.exists()):
-        split, source = split_at_random(stems, n_val, n_test, seed), "random split"
-    else:
-        source = default if how == "auto" else Path(how)
-        split = read_json(source)
-    problems = split_problems(split, stems, unlabelled)
-    if problems:
-        raise InputError(f"{source}: {problems[0]}")
-    return {part: sorted(split.get(part, []), key=natural_key) for part in PARTS}

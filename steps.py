@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from config import Config
+from loaders import WorkerDied
 from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
 from model_unet import UNet, ema_update
 from utils import autocast
@@ -83,13 +84,20 @@ def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: 
     weights = [p for p in student.parameters() if p.requires_grad]
     alpha = config.weight_average if unlabelled is None else config.ema_alpha
     losses = [] if losses is None else losses
+    first = numbers.start - len(losses)                                             # step of the epoch
     for number in numbers:
+        try:
+            batch, other = next(labelled), next(unlabelled) if unlabelled else None
+        except WorkerDied:
+            if stop():                                                              # it was told to stop too
+                break
+            raise
         entropy = [config.seed, *b"step", number, *[rank] * (rank > 0)]
         seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed >> 1))
         with autocast(weights[0].device, config.precision):
-            supervised, consistency = step_losses(config, student, next(labelled), average if unlabelled else None,
-                                                  next(unlabelled) if unlabelled else None, generator)
+            supervised, consistency = step_losses(config, student, batch, average if unlabelled else None, other,
+                                                  generator)
         optimizer.zero_grad(set_to_none=True)
         (supervised + lam * consistency).backward()
         norm = get_total_norm([p.grad for p in weights if p.grad is not None])
@@ -103,11 +111,13 @@ def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: 
             scheduler.step()
         if stop():
             break
+    if not losses:
+        return None
     found = torch.stack(losses).cpu().double()                                      # (steps, 3)
     finite = found.isfinite().all(1)
     if not finite.all() and (config.nonfinite == "stop" or not finite.any()):
-        raise NotFinite(number + 1 - len(losses) + int(finite.logical_not().nonzero()[0]))
-    if number + 1 < numbers.stop:
+        raise NotFinite(first + int(finite.logical_not().nonzero()[0]))
+    if first + len(losses) < numbers.stop:
         return None
     loss_sup, loss_consistency, _ = found[finite].mean(0).tolist()
     row = {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})

@@ -21,7 +21,7 @@ from config import (
 )
 from datasets import Data, Views, describe_data, load_data, used_files
 from evaluate import evaluate_models, validate
-from loaders import drawn, make_loader, naming_dead_workers
+from loaders import drawn, make_loader
 from losses import cosine_ramp_up
 from model_unet import UNet, freeze
 from progress import Progress, finished_phases, state_path
@@ -95,7 +95,7 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
                         {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler})
     progress.restore(device, team.leads, team.wait)
     network, stopped = team.wrap(student), False
-    with held_back() as came, naming_dead_workers():
+    with held_back() as came:
         labelled, unlabelled = data_of_phase(config, data, phase, progress.step, device, team, ssl)
         bar = tqdm(range(progress.step // steps, epochs), phase, epochs, initial=progress.step // steps, unit="epoch",
                    mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,

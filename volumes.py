@@ -4,13 +4,12 @@ A volume is a list of slices, whatever axes are stacked: z, time, or both. Only 
 """
 
 import hashlib
-import logging
 import math
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +17,12 @@ import numpy as np
 import tifffile
 import zarr
 
-from slices import IMAGE_SUFFIXES, list_files, read_array
+from slices import IMAGE_SUFFIXES, LARGEST, complaints, list_files, read_array, refuse_bombs
 from utils import InputError
 
 SLAB_BYTES = 2**28  # of the slices that share a chunk
+CHUNK_BYTES = 2**32  # of a chunk, at most: it is decoded as a whole
+MOST_SLICES = 2**24
 STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF does not name
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")  # of which a zarr array or group has one
 UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "micrometer": "um", "nanometer": "nm",
@@ -108,6 +109,7 @@ def _open_tiff(path: Path) -> Volume:
         if series.axes.endswith("YX") and math.prod(series.shape[:-2]) == 1:
             return Volume(path, "slice", "YX", series.shape[-2:], [str(path)], lambda _: read_array(path),
                           *_tiff_metadata(file))
+        refuse_bombs(series.shape, series.dtype.itemsize, path.stat().st_size if not series.is_multifile else 2**62)
         kind = "imagej" if file.is_imagej else "ome" if file.is_ome else "tiff"
         shape, axes = _stacked(path, series.axes, series.shape)
         array = zarr.open(series.aszarr(level=0), mode="r")
@@ -115,25 +117,6 @@ def _open_tiff(path: Path) -> Volume:
         volume = Volume(path, kind, axes, shape, _names(path, shape), read, *_tiff_metadata(file))
         weakref.finalize(read, opened.pop_all().close)          # the file stays open as long as slices can be read
         return volume
-
-
-@contextmanager
-def complaints() -> Iterator[list[str]]:
-    """What tifffile logs as errors, or makes up for missing data, instead of raising, while this is open."""
-    found, handler, logger = [], logging.Handler(logging.WARNING), logging.getLogger("tifffile")
-
-    def note(record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR or "zeroed" in record.getMessage():
-            found.append(record.getMessage())
-    handler.emit = note
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield found
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
 
 
 def _open_zarr(path: Path) -> Volume:
@@ -161,8 +144,21 @@ def _open_zarr(path: Path) -> Volume:
     if len(axes) != array.ndim:
         raise InputError(f"{path}: its metadata names {len(axes)} axes, the array has {array.ndim}")
     shape, kept = _stacked(path, axes, array.shape)
+    check_codecs(path, array)
     about = {"format": array.metadata.zarr_format, "ngff": image, "attributes": dict(node.attrs), "array": array}
     return Volume(path, "zarr", kept, shape, _names(path, shape), _reader(path, array, axes, shape), voxel, about)
+
+
+def check_codecs(path: Path, array: zarr.Array) -> None:
+    """`InputError` for chunks that decoding would execute (pickles) or that no memory holds."""
+    stated = array.metadata.to_dict()
+    if re.search(r"\bpickle\b", repr([stated.get(key) for key in ("codecs", "filters", "compressor")]).lower()):
+        raise InputError(f"{path}: its chunks are pickles, which may run code when they are read; store it again as "
+                         "numbers")
+    if array.dtype.kind not in "uifb":
+        raise InputError(f"{path}: holds {array.dtype} values, expected integers or floats")
+    if (size := math.prod(array.chunks) * array.dtype.itemsize) > CHUNK_BYTES:
+        raise InputError(f"{path}: has chunks of {size / 1e9:.3g} GB; store it again in smaller ones")
 
 
 def _dimension_names(array: zarr.Array) -> list[str]:
@@ -174,6 +170,9 @@ def _stacked(path: Path, axes: str, shape: tuple[int, ...]) -> tuple[tuple[int, 
     """Shape and axes without axes of length 1; `InputError` for channels and transposed images."""
     kept = [(axis, n) for axis, n in zip(axes, shape, strict=True) if n != 1 or axis in "YX"]
     names = "".join(axis for axis, _ in kept)
+    if math.prod(shape[-2:]) > LARGEST or math.prod(shape[:-2]) > MOST_SLICES:
+        raise InputError(f"{path}: claims to have the shape {shape}; slices have {LARGEST} pixels at most, and volumes "
+                         f"{MOST_SLICES} slices")
     if not all(shape) or not names.endswith("YX") or set(names[:-2]) - set(STACKED):
         raise InputError(f"{path}: has axes {axes} and shape {shape}; save one grey channel, stacked along depth or "
                          "time, rows and columns last")

@@ -29,7 +29,8 @@ from datasets import IMAGES, MASKS, UNLABELLED, Views, crop_corner  # noqa: E402
 from loaders import Draws, to_float  # noqa: E402
 from losses import bce_dice_loss, consistency_loss  # noqa: E402
 from model_unet import NormReLU, UNet, freeze  # noqa: E402
-from slices import crop_roi, cut_window, list_files, pair_files, percentile_window, read_image, read_mask  # noqa: E402
+from slices import crop_roi, cut_window, list_files, percentile_window, read_image, read_mask  # noqa: E402
+from splits import pair_files  # noqa: E402
 from stitching import windows_at_once  # noqa: E402
 from utils import autocast, choose_device, seed_everything  # noqa: E402
 from views import build_geometry, build_intensity, seed_apart  # noqa: E402

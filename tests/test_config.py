@@ -1,13 +1,14 @@
 """The settings of a run: their defaults, their limits, and that every one of them is used."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 import torch
 
 import train
-from config import CPU_PROFILE, PRESETS, Config, describe_profile, make_config, profile
+from config import CPU_PROFILE, PRESETS, Config, describe_profile, make_config, profile, stored_config
 from conftest import fingerprint, run, write_data
 from utils import InputError
 
@@ -28,6 +29,21 @@ def test_settings_are_frozen_and_unknown_ones_raise():
         Config().lr = 1.0
     with pytest.raises(TypeError, match="learning_rate"):
         Config(learning_rate=1.0)
+    with pytest.raises(InputError, match="batchsize: no such setting; batch_size?"):
+        make_config(batchsize=1)
+    with pytest.raises(InputError, match="xyz: no such setting; train.py --help lists them"):
+        make_config(xyz=1)
+
+
+def test_stored_settings(tmp_path):
+    path, config = tmp_path / "config.json", Config(lr=0.5, roi=None)
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    assert stored_config(path) == config
+    for content, message in (({"xyz": 1}, "config.json: got an unexpected keyword argument 'xyz'; of another version?"),
+                             ({"lr": -1}, "--lr: -1 is not possible")):
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=re.escape(message)):
+            stored_config(path)
 
 
 WRONG = {
@@ -47,7 +63,7 @@ WRONG = {
     "intensity_p": [1.1], "brightness": [-0.1], "contrast": [1.5], "gamma": [0.5], "noise": [2.0],
     "correlated_noise": [-0.1], "shading": ["a"], "cutout": [-1, 0.5], "schedule": ["linear"], "weight_average": [1.0],
     "selection": ["test"], "validate_every": [0], "consistency": ["kl"], "confidence": [1.5], "cutmix_p": [-0.5],
-    "precision": ["half"], "strong_views": [0, 5], "feature_dropout": [1.0],
+    "precision": ["half"], "nonfinite": ["ignore"], "strong_views": [0, 5], "feature_dropout": [1.0],
 }
 
 
@@ -87,7 +103,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
 
 def test_every_setting_matters(tiny):
     fields = {f.name for f in dataclasses.fields(Config)}
-    elsewhere = {"data", "run", "device", "num_workers", "intensity_p", "downsample",
+    elsewhere = {"data", "run", "device", "num_workers", "nonfinite", "intensity_p", "downsample",
                  "plateau_factor", "plateau_patience", "min_lr"}
     assert fields == {*CHANGES} | elsewhere                              # a new one belongs in CHANGES
     run(tiny)

@@ -3,7 +3,6 @@ import re
 import numpy as np
 import pytest
 import tifffile
-import torch
 
 import datasets
 import loaders
@@ -66,30 +65,7 @@ def test_a_test_slice_among_the_unlabelled_is_refused_by_its_pixels(data_folder)
         datasets.load_data(data_folder, "blocks", 0.25, 0.25, roi=ROI)
 
 
-# --- crops and loaders -----------------------------------------------------------------------------------------
-
-def epoch_of(num_workers: int, seed: int = 0, start: int = 0, batches: int = 4) -> torch.Tensor:
-    loader = loaders.make_loader(datasets.Views(labelled(), 32), 2, [seed], start, num_workers)
-    return torch.stack([torch.cat([batch["weak"], batch["strong"], batch["mask"]]) for batch, _ in
-                        zip(loader, range(batches), strict=False)])
-
-
-def test_epochs_differ_and_a_seed_gives_them_again_with_and_without_workers():
-    two = epoch_of(num_workers=2, batches=4)        # two passes over four slices, two slices a batch
-    assert not torch.equal(two[:2], two[2:])
-    assert len({tuple(view.flatten().tolist()) for view in two[:, :2].flatten(0, 1)}) == 8  # every weak view is new
-    assert torch.equal(two, epoch_of(num_workers=2))
-    assert torch.equal(two, epoch_of(num_workers=0))
-    assert not torch.equal(two, epoch_of(num_workers=2, seed=1))
-    assert torch.equal(two[2:], epoch_of(num_workers=0, start=2, batches=2))  # going on at batch 2
-
-
-def test_draws_pass_over_every_slice():
-    draws = iter(loaders.Draws(5, [0]))
-    passes = [[next(draws)[0] for _ in range(5)] for _ in range(4)]
-    assert all(sorted(p) == [0, 1, 2, 3, 4] for p in passes)
-    assert len({tuple(p) for p in passes}) > 1
-
+# --- crops -----------------------------------------------------------------------------------------
 
 def test_foreground_aware_crops_contain_foreground_and_fall_back_without_it():
     mask = np.zeros((300, 200), np.uint8)

@@ -11,8 +11,9 @@ from conftest import ROOT
 MAY_IMPORT = {
     "model_unet": set(), "losses": set(), "utils": set(), "views": set(), "team": {"utils"},
     "slices": {"utils"},
+    "splits": {"slices", "utils"},
     "config": {"model_unet", "slices", "utils"},
-    "datasets": {"slices", "utils", "views"},
+    "datasets": {"slices", "splits", "utils", "views"},
     "viz_slices": set(),
     "utils_viz": {"utils", "viz_slices"},
     "stitching": {"utils"},
@@ -23,18 +24,18 @@ MAY_IMPORT = {
     "blocks": {"utils", "volumes"},
     "sizes": {"uncertainty"},
     "particles": {"components", "sizes", "uncertainty", "utils", "viz_slices", "volumes"},
-    "evaluate": {"particles", "slices", "stitching", "uncertainty", "utils", "volumes"},
+    "evaluate": {"particles", "slices", "splits", "stitching", "uncertainty", "utils", "volumes"},
     "loaders": {"datasets", "utils"},
     "run_folder": {"utils"},
     "progress": {"config", "model_unet", "run_folder", "utils"},
-    "steps": {"config", "losses", "model_unet", "utils"},
+    "steps": {"config", "loaders", "losses", "model_unet", "utils"},
     "train": {"annotate", "config", "datasets", "evaluate", "loaders", "losses", "model_unet", "progress", "run_folder",
               "slices", "steps", "stitching", "team", "utils"},
     "predict": {"blocks", "model_unet", "outputs", "slices", "stitching", "team", "utils", "volumes"},
     "uncertainty": {"stitching"},
     "annotate": {"config", "datasets", "model_unet", "slices", "stitching", "uncertainty", "utils"},
     "view": {"slices", "utils", "viz_slices", "volumes"},
-    "demo_data": {"slices", "utils"},
+    "demo_data": {"slices", "splits", "utils"},
 }
 OPTIONAL = {"napari", "dask"}  # of `make view`
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
@@ -54,7 +55,8 @@ def test_modules_are_those_of_the_design():
     assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
         *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
-        "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "particles_command", "whole_volume"}
+        "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "particles_command", "whole_volume",
+        "survival", "wrong_input"}
     for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         assert len(path.read_text().splitlines()) <= 350, path
 

@@ -159,6 +159,91 @@ def test_what_is_not_a_number_stops_the_run(tiny, method, steps):
     assert not config.checkpoint(name).exists()
 
 
+def poison(monkeypatch, *bad: int) -> list[int]:
+    """These steps, over all phases, get a loss that is not a number."""
+    real, count = steps.step_losses, [0]
+
+    def losses(*arguments):
+        supervised, consistency = real(*arguments)
+        count[0] += 1
+        return supervised * (float("nan") if count[0] in bad else 1.0), consistency
+    monkeypatch.setattr(steps, "step_losses", losses)
+    return count
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_names_of_its_slices(tiny, monkeypatch, capsys):
+    data = train.prepare(tiny)
+    poison(monkeypatch, 4)                                              # of six steps in three epochs
+    with pytest.raises(InputError, match=r"not a number any more in step 4; .* are in runs/base/nonfinite\.json: look"):
+        train.train_supervised(tiny, data)
+    seen = json.loads((tiny.run_folder / "nonfinite.json").read_text())
+    assert list(seen) == ["supervised, step 4"]
+    assert len(seen["supervised, step 4"]["labelled"]) == 2
+    assert set(seen["supervised, step 4"]["labelled"]) <= {str(s.path) for s in data.train}
+    assert len((tiny.run_folder / "sup_metrics.csv").read_text().splitlines()) == 2     # the epoch before
+    assert not [p for p in Path("checkpoints/base").glob("best_*") if not load_checkpoint(p)]
+    monkeypatch.undo()
+    monkeypatch.chdir(tiny.run_folder.resolve().parent.parent)
+    train.train_supervised(tiny, data)                                  # from the epoch before, and it is no more
+
+
+def test_steps_can_be_skipped_and_are_counted(tiny, monkeypatch):
+    config = dataclasses.replace(tiny, nonfinite="skip", schedule="one_cycle")
+    data = train.prepare(config)
+    poison(monkeypatch, 3, 4 + 6 + 6)
+    train.train_supervised(config, data)
+    train.continue_supervised(config, data)
+    train.train_mean_teacher(config, data)
+    assert pd.read_csv(config.run_folder / "sup_metrics.csv")["skipped"].tolist() == [0, 1, 0]
+    assert pd.read_csv(config.run_folder / "ssl_metrics.csv")["skipped"].tolist() == [0, 1, 0]
+    seen = json.loads((config.run_folder / "nonfinite.json").read_text())
+    assert list(seen) == ["supervised, step 3", "mean_teacher, step 4"]
+    assert {Path(name).stem for name in seen["mean_teacher, step 4"]["unlabelled"]} <= {s.stem for s in data.unlabelled}
+    assert load_checkpoint(config.checkpoint("ssl_teacher"))
+    poison(monkeypatch, 1, 2)
+    other = dataclasses.replace(config, run="all")
+    with pytest.raises(InputError, match="not a number any more in step 1;"):          # nothing is left to learn from
+        train.train_supervised(other, train.prepare(other))
+
+
+def test_what_fits_is_said_when_memory_does_not_suffice(tiny, monkeypatch):
+    config, real = dataclasses.replace(tiny, batch_size=64), steps.step_losses
+
+    def losses(config, student, labelled, *rest):
+        if len(labelled["strong"]) > limits[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(config, student, labelled, *rest)
+    monkeypatch.setattr(steps, "step_losses", losses)
+    data, limits = train.prepare(config), []
+    for limit, words in ((37, "37 fits, in a new --run"), (0, "not even 1 fits: smaller --patch-size")):
+        limits.append(limit)
+        with pytest.raises(InputError, match=f"--batch-size 64: the device is out of memory; {words}"):
+            train.train_supervised(config, data)
+    assert not list(Path("checkpoints").glob("*/best_*"))
+
+
+def test_verify(tiny, data_folder, command):
+    run(dataclasses.replace(tiny, method="supervised", sup_epochs=1))
+    assert command("train", "--verify", "runs/base") == (
+        0, "runs/base: data, code, weights and versions are those of the run\n", "")
+    (data_folder / "labeled" / "Original_masks" / "s_mask_01.tif").write_bytes(b"other")
+    (data_folder / "unlabeled" / "scan_1.tif").unlink()
+    write_split(data_folder, train=["s_00"])
+    code, out, _ = command("train", "--verify", "runs/base")
+    assert code == 1
+    assert [line.rpartition("/")[2] for line in out.splitlines()] == [
+        "s_mask_01.tif: has changed", "scan_1.tif: is missing"]         # --split blocks reads no split file
+    code, _, err = command("train", "--verify", "runs/none")
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
+def test_another_device_is_said_to_give_other_last_digits(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(train, "choose_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(train, "open_folder", lambda *_: None)
+    train.prepare(tiny)
+    assert "meta: sums have no fixed order there" in capsys.readouterr().err
+
+
 def test_test_slices_decide_nothing(tiny):
     """Other test masks, other scores; the same curves, checkpoints and Otsu."""
     results = []

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,6 +138,29 @@ def test_signals_wait_for_the_work_in_hand(number):
         assert seen == [[number], *["term"] * (number == signal.SIGTERM)]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_interruption_that_a_library_makes_an_error_of_is_one_still(capsys):
+    def main():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:  # noqa: BLE001
+            raise InputError("a.tif: cannot be read") from None
+    with pytest.raises(SystemExit) as stop:
+        utils.run_command_line(main)
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "stopped; what was finished is kept\n"
+
+
+def test_an_interruption_that_a_library_swallowed_stops_at_the_next_occasion(capsys):
+    def main():
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        with utils.held_back() as came:
+            assert came == [signal.SIGINT]
+    with pytest.raises(SystemExit) as stop:
+        utils.run_command_line(main)
+    assert stop.value.code == 130
 
 
 def test_a_second_ctrl_c_does_not_wait():
