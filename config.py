@@ -12,7 +12,7 @@ import torch
 
 from model_unet import ENCODER_BLOCKS, STRIDE
 from slices import ROI, parse_roi
-from utils import InputError, read_json
+from utils import InputError, breaks_lines, read_json
 
 
 def option(default: object, text: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
@@ -22,6 +22,10 @@ def option(default: object, text: str, check: Callable[[Any], bool] = lambda val
 
 def _between(low: float, high: float = float("inf")) -> Callable[[Any], bool]:
     return lambda value: low <= value <= high
+
+
+def _is_name(text: str) -> bool:
+    return bool(text.strip(".")) and Path(text).name == text and not breaks_lines(text)
 
 
 def _one_of(*names: str) -> Callable[[Any], bool]:
@@ -36,12 +40,13 @@ class Config:
     """
 
     data: str = option("data/demo", "data folder")
-    run: str = option("demo", "name of runs/NAME and checkpoints/NAME", lambda v: v.strip(".") and Path(v).name == v)
+    run: str = option("demo", "name of runs/NAME and checkpoints/NAME", _is_name)
     method: str = option("mean_teacher", "supervised, mean_teacher, cutmix_mt, fixmatch, unimatch or best: sets the "
                          "fields of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
     seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0, 2**63 - 1))
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    num_workers: int = option(-1, "processes that make views; -1: 4 with CUDA, else none", _between(-1))
+    num_workers: int = option(-1, "processes that make views, up to 256; -1: 4 with CUDA, else none",
+                              _between(-1, 256))
     # data
     split: str = option("auto", "random, blocks, a JSON file, or auto: DATA/splits/split.json, else random")
     val_fraction: float = option(0.18, "labelled slices for choosing the checkpoint (4 of 22), 0 to 1", _between(0, 1))
@@ -56,7 +61,8 @@ class Config:
                                 lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
     mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", _one_of("auto", "dark", "bright"))
     # views: geometry of all, intensity of the strong one
-    patch_size: int = option(256, "side of patch and window [px], 32, 48, … times --downsample", _between(1))
+    patch_size: int = option(256, "side of patch and window [px], 32, 48, … times --downsample, up to 16384",
+                             _between(1, 2**14))
     foreground_crop: bool = option(True, "labelled crops contain foreground")
     flip_p: float = option(0.5, "probability of a horizontal flip", _between(0, 1))
     vertical_flip_p: float = option(0.2, "probability of a vertical flip", _between(0, 1))
@@ -64,7 +70,7 @@ class Config:
     rotation: float = option(10.0, "largest rotation, 0 to 45 [degrees]", _between(0, 45))
     zoom: float = option(1.0, "largest magnification, 1 to 2; the smallest is its inverse", _between(1, 2))
     blur_p: float = option(0.5, "probability that the strong view is blurred", _between(0, 1))
-    blur_limit: int = option(7, "largest blur kernel, odd, 3 or more [px]", lambda v: v >= 3 and v % 2 == 1)
+    blur_limit: int = option(7, "largest blur kernel, odd, 3 to 255 [px]", lambda v: 3 <= v <= 255 and v % 2 == 1)
     motion_blur: float = option(0.5, "share of motion blur among both kinds, 0 to 1", _between(0, 1))
     intensity_p: float = option(0.5, "probability of each of the following perturbations", _between(0, 1))
     brightness: float = option(0.0, "largest shift, as share of the grey range, 0 to 1", _between(0, 1))
@@ -75,7 +81,8 @@ class Config:
     shading: float = option(0.0, "largest σ of slow shading, likewise", _between(0, 1))
     cutout: int = option(0, "largest number of boxes that are blanked, 0 to 20", _between(0, 20))
     # model and optimisation
-    base_channels: int = option(64, "channels at full resolution, 1 or more; 64 is 31.45 M parameters", _between(1))
+    base_channels: int = option(64, "channels at full resolution, 1 to 1024; 64 is 31.45 M parameters",
+                                _between(1, 1024))
     downsample: int = option(1, "the network works on means of blocks of this side, 1 to 16 [px]: it sees "
                              "as many times further, and costs its square less", _between(1, 16))
     sup_epochs: int = option(200, "epochs of the supervised phase, 1 or more", _between(1))
@@ -85,7 +92,7 @@ class Config:
     precision: str = option("auto", "of convolutions in training: float32, bfloat16, or auto: bfloat16 with "
                             "CUDA, else float32",
                             _one_of("auto", "float32", "bfloat16"))
-    batch_size: int = option(4, "patches per step, labelled and unlabelled each, 1 or more", _between(1))
+    batch_size: int = option(4, "patches per step, labelled and unlabelled each, 1 to 4096", _between(1, 4096))
     lr: float = option(1e-3, "AdamW learning rate (one_cycle: its peak), above 0", lambda v: v > 0)
     weight_decay: float = option(1e-4, "AdamW weight decay, 0 or more", _between(0))
     schedule: str = option("plateau", "learning rate: plateau, cosine or one_cycle",

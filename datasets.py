@@ -4,7 +4,6 @@ A slice flows: file → float32 → ROI → percentile window → uint8 (kept in
 geometry → weak / strong view → tensor. `slices` does the part up to uint8.
 """
 
-import argparse
 import hashlib
 import itertools
 import math
@@ -20,7 +19,7 @@ from slices import (
     read_image, read_mask,
 )
 from splits import PARTS, make_split, pair_files, split_problems
-from utils import InputError, read_json, run_command_line
+from utils import InputError, Parser, read_json, run_command_line
 from views import build_geometry, build_intensity, make_views
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
@@ -152,7 +151,7 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
         except InputError as error:
             problems.append(str(error))
     pairs, unpaired = pair_files(images, masks)
-    partner = {mask: image for image, mask in pairs.items()}
+    partner, shares = {mask: image for image, mask in pairs.items()}, {}
     for path in masks:
         try:
             mask = read_mask(path, foreground, read_image(partner[path]) if partner.get(path) in shapes else None)
@@ -162,10 +161,17 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
         if mask.min() == mask.max():
             problems.append(f"{path}: mask is {'full' if mask.max() else 'empty'}; right if the slice really is so, "
                             "else paint it again")
+        shares[path] = float(mask.mean())
         image_shape = shapes.get(partner.get(path), mask.shape)
         if mask.shape != image_shape:
             problems.append(f"{path}: is {mask.shape[0]}×{mask.shape[1]} px, its image {partner[path].name} "
                             f"{image_shape[0]}×{image_shape[1]}; they must be of one size")
+    usual = np.median(list(shares.values())) if shares else 0.0
+    for path, share in shares.items():
+        if 0.5 < share < 1 and (usual < 0.5 or share > 0.8):
+            others = ", of most others less than half" if usual < 0.5 else ""
+            problems.append(f"{path}: {share:.0%} of the slice is foreground{others}; right if the material is so, "
+                            "else inverted: save it the other way round, or --mask-foreground dark")
     for same in contents.values():
         if len(same) > 1:
             problems.append(f"{same[0]}: same pixels as {', '.join(p.name for p in same[1:])}; keep one of them")
@@ -248,7 +254,7 @@ class Views(Dataset):
 
 def main() -> int:
     """`python datasets.py check DIR`: 0 when nothing is wrong, 1 with one line per problem, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Check a data folder; every problem is one line.")
+    parser = Parser(description="Check a data folder; every problem is one line.")
     parser.add_argument("command", choices=["check"])
     parser.add_argument("folder", type=Path, help="data/NAME")
     parser.add_argument("--roi", default=",".join(map(str, ROI)),

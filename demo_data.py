@@ -10,7 +10,6 @@ scale of linear attenuation in a real scan (about 2e-4 per voxel). `--volume` wr
 instead, its true mask and a table of its particles beside it.
 """
 
-import argparse
 import math
 import multiprocessing
 import os
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from slices import ROI
 from splits import split_by_blocks
-from utils import PROGRESS_SECONDS, InputError, run_command_line, write_atomically, write_json
+from utils import PROGRESS_SECONDS, InputError, Parser, run_command_line, write_atomically, write_json
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
@@ -312,7 +311,7 @@ def drawing_pool() -> ProcessPoolExecutor:
 
 def main() -> None:
     """Write the demo data and say where."""
-    parser = argparse.ArgumentParser(description="Write a synthetic nano-CT data set with known truth.")
+    parser = Parser(description="Write a synthetic nano-CT data set with known truth.")
     parser.add_argument("--output", type=Path, default=Path("data/demo"), help="new folder (%(default)s)")
     parser.add_argument("--volume", type=Path, help="write one volume to this .tif instead, its truth beside it")
     parser.add_argument("--slices", type=int, default=1000, help="of the volume (%(default)s)")

@@ -4,7 +4,6 @@
     python evaluate.py particles MASKS [MASKS …]            sizes and shapes: see `particles.py`
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from splits import pair_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
 from utils import (
-    PROGRESS_SECONDS, InputError, overlap_metrics, run_command_line, write_atomically, write_json, write_npz,
+    PROGRESS_SECONDS, InputError, Parser, overlap_metrics, run_command_line, write_atomically, write_json, write_npz,
 )
 from volumes import ZARR_FILES, map_reader, mask_reader, open_volume
 
@@ -278,7 +277,7 @@ def main() -> None:
     """A row per slice, then the means; or, with `particles`, what is measured there."""
     if sys.argv[1:2] == ["particles"]:
         return particles.main(sys.argv[2:])
-    parser = argparse.ArgumentParser(description="Score predicted masks against true ones, slice by slice.")
+    parser = Parser(description="Score predicted masks against true ones, slice by slice.")
     parser.add_argument("--pred", type=Path, required=True, help="folder of predicted masks (.tif, .png, .npy), or a "
                         "volume: .tif stack, zarr")
     parser.add_argument("--truth", type=Path, required=True, help="folder of true masks, paired by stem or last "

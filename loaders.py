@@ -45,6 +45,11 @@ class Draws(Sampler):
             yield int(order[position]), int(np.random.SeedSequence([*self.seed, 1, number]).generate_state(1)[0])
 
 
+def seed_of(seed: int, name: str) -> list[int]:
+    """What the order and the views of the batches called `name` depend on."""
+    return [seed, *name.encode()]
+
+
 def drawn(count: int, batch_size: int, seed: list[int], number: int) -> list[int]:
     """The slices in batch `number`."""
     return [index for index, _ in itertools.islice(Draws(count, seed, number * batch_size), batch_size)]

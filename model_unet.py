@@ -105,9 +105,12 @@ class UNet(nn.Module):
             When the weights are not those of this network.
         """
         try:
-            model = cls(len(weights["down1.0.weight"]), int(weights.get("downsample", 1)))
+            width, factor = len(weights["down1.0.weight"]), int(weights.get("downsample", 1))
+            if not (1 <= width <= 1024 and 1 <= factor <= 16):
+                raise KeyError(f"width {width}, downsample {factor}")
+            model = cls(width, factor)
             model.load_state_dict(weights)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"not the weights of this U-Net: {str(error).splitlines()[0]}") from None
         return model.eval()
 

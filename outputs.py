@@ -4,19 +4,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # Windows has none: there nothing keeps two calls from the same output
-    fcntl = None
-
 from blocks import LIMITS, MASK, Blocks, ThreeAxes
 from slices import IMAGE_SUFFIXES
-from utils import InputError, read_json, write_json
+from utils import InputError, lock, read_json, write_json
 from volumes import Volume, plain_name, stamp
 from write_volumes import write_like
 
@@ -126,19 +121,19 @@ def alone(part: Path, leads: bool = True) -> Iterator[None]:
         return
     if part.exists() and not part.is_dir():
         raise InputError(f"{part}: is in the way; {ELSE}")
+    made = [folder for folder in part.parents if not folder.exists()]
     part.mkdir(parents=True, exist_ok=True)
     with (part / "lock").open("w") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{part}: another process works on this output; wait for it, or choose another "
-                                 "--output") from None
+        if not lock(file):
+            raise InputError(f"{part}: another process works on this output; wait for it, or choose another --output")
         try:
             yield
         finally:
             if part.exists() and not held_in(part):
                 shutil.rmtree(part)
+                for folder in made:
+                    with suppress(OSError):                     # something is in it
+                        folder.rmdir()
 
 
 def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], identity: dict) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from components import find_components, split_touching
 from sizes import compare_sizes, invented, summarise_sizes
 from uncertainty import SMALLEST
-from utils import InputError, write_atomically, write_json
+from utils import InputError, Parser, write_atomically, write_json
 from viz_slices import draw_sizes
 from volumes import IN_UM, Volume, map_reader, mask_reader, open_volume, plain_name
 
@@ -247,7 +247,7 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of `main`; `InputError` for values that make no sense."""
-    parser = argparse.ArgumentParser(prog="evaluate.py particles", description="Sizes and shapes of particles.")
+    parser = Parser(prog="evaluate.py particles", description="Sizes and shapes of particles.")
     parser.add_argument("masks", type=Path, nargs="+", help="folder of .tif, stack or zarr; several are compared")
     parser.add_argument("--pixel-size", type=float, help="side of a pixel [µm] (default: what the masks say, else px)")
     parser.add_argument("--slice-distance", type=float, help="distance of slices [µm] (default: what the masks say, "

@@ -6,7 +6,6 @@ Slices are read, predicted and written a block at a time, so memory does not gro
 `OUT.part` until all are there; only then OUT appears. The same command goes on where an interrupted one stopped.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -26,14 +25,13 @@ from blocks import (
     ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead, check_cubes,
     cut_across, planes_of, total_deviation,
 )
+from config import Config
 from model_unet import UNet
 from outputs import alone, begin, finish, is_finished, part_of, targets
 from slices import apply_window, as_grey, crop_roi, grey_limits, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
-from utils import (
-    PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, run_command_line,
-)
+from utils import PROGRESS_SECONDS, InputError, Parser, choose_device, load_checkpoint, run_command_line
 from volumes import Volume, fingerprint, open_volume, stamp
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
@@ -72,9 +70,14 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: {error}; give a .safetensors file from checkpoints/") from None
     try:
-        return model, {name: about["config"][name] for name in SETTINGS}
+        stated = {name: about["config"][name] for name in SETTINGS}
     except (KeyError, TypeError):
         raise InputError(f"{path}: says not how it was trained; give a .safetensors file from checkpoints/") from None
+    try:
+        config = Config(**stated, downsample=model.factor)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; give a .safetensors file from checkpoints/") from None
+    return model, {name: stated[name] if isinstance(stated[name], list) else getattr(config, name) for name in SETTINGS}
 
 
 def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.ModuleList, dict]:
@@ -105,7 +108,7 @@ def read_grey(volume: Volume, i: int, options: Options, percentiles: tuple[float
     """Slice `i` in 8 bit: the grey values at `limits`, by default its own percentiles, become 0 and 255."""
     whole = as_grey(volume.read(i), volume.names[i])
     inside = crop_roi(whole, options.roi, volume.names[i])
-    low, high = limits or grey_limits(inside, percentiles)
+    low, high = limits or grey_limits(inside, percentiles, volume.names[i])
     if not high > low or inside.min() == inside.max():
         return Grey(whole.shape, None, None)
     return Grey(whole.shape, apply_window(inside, low, high), (low, high))
@@ -116,7 +119,7 @@ def volume_limits(volume: Volume, options: Options, percentiles: tuple[float, fl
     places = np.unique(np.linspace(0, len(volume) - 1, SAMPLED).round().astype(int))
     sampled = [crop_roi(as_grey(volume.read(i), volume.names[i]), options.roi, volume.names[i])[::2, ::2].ravel()
                for i in places]
-    limits = grey_limits(np.concatenate(sampled), percentiles)
+    limits = grey_limits(np.concatenate(sampled), percentiles, str(volume.path))
     if not limits[1] > limits[0]:
         raise InputError(f"{volume.path}: is constant in all of {len(places)} slices looked at; nothing to segment")
     return limits
@@ -251,7 +254,7 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
 
 def main() -> None:
     """Predict every slice of INPUT."""
-    parser = argparse.ArgumentParser(description="Segment a slice or a volume with trained checkpoints; masks are "
+    parser = Parser(description="Segment a slice or a volume with trained checkpoints; masks are "
                                      "uint8, 0 and 255, in the family of the input.")
     parser.add_argument("input", type=Path, help=".tif slice or stack, folder of slices, zarr array or OME-Zarr")
     parser.add_argument("--checkpoint", type=Path, required=True, nargs="+", help="checkpoints/NAME/best_….safetensors;"

@@ -8,9 +8,13 @@ from pathlib import Path
 import torch
 
 from config import Config
+from datasets import Data
+from loaders import drawn, seed_of
 from model_unet import UNet
 from run_folder import environment, forget_state, hashes, restore_state, save_state
-from utils import append_row, load_checkpoint, read_json, save_checkpoint, write_atomically, write_json
+from utils import (
+    InputError, append_row, load_checkpoint, read_json, save_checkpoint, write_atomically, write_json,
+)
 
 SAVE_SHARE = 0.02    # of the time that states may take: else not every epoch has its own
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is killed
@@ -124,3 +128,19 @@ def finished_phases(config: Config) -> dict:
     """What is known about the phases of a run that are finished, by name."""
     path = config.run_folder / "phases.json"
     return read_json(path) if path.exists() else {}
+
+
+def not_finite(config: Config, data: Data, phase: str, steps: list[int]) -> InputError:
+    """Write to `nonfinite.json` which slices were in the batches of these steps; the error that says so."""
+    path = config.run_folder / "nonfinite.json"
+    found = read_json(path) if path.exists() else {}
+    for step in steps:
+        parts = {"labelled": (data.train, phase)}
+        if phase == "mean_teacher":
+            parts["unlabelled"] = data.unlabelled, f"{phase} unlabelled"
+        found[f"{phase}, step {step + 1}"] = {
+            kind: [str(slices[i].path) for i in drawn(len(slices), config.batch_size, seed_of(config.seed, name), step)]
+            for kind, (slices, name) in parts.items()}
+    write_json(path, found)
+    return InputError(f"{phase}: loss, gradient or weights are not a number any more in step {steps[0] + 1}; the "
+                      f"slices it saw are in {path}: look at them, lower --lr, or --nonfinite skip")

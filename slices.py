@@ -14,12 +14,13 @@ import numpy as np
 import tifffile
 from skimage.filters import threshold_otsu
 
-from utils import InputError
+from utils import InputError, breaks_lines
 
 IMAGE_SUFFIXES = (".tif", ".tiff")
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".png", ".npy")
 LARGEST = 2**30  # pixels of a slice; OpenCV reads no more
 INFLATION = 1100  # bytes that a compressed byte can become; deflate: 1032
+FEW = 16  # grey values: a painted copy of a slice has more
 SMALL = 2**28  # bytes that are taken without a look at the file's size
 ROI = (370, 1138, 200, 968)  # first row, end row, first column, end column of the unlabelled scans [px]
 
@@ -41,8 +42,17 @@ class Slice:
 # --- reading --------------------------------------------------------------------------------------------------
 
 def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files with one of `suffixes` (any case), in natural order (2 before 10), hidden ones left out."""
+    """Files with one of `suffixes` (any case), in natural order (2 before 10), hidden ones left out.
+
+    Raises
+    ------
+    InputError
+        For a name with line breaks or bytes that are no text.
+    """
     files = [p for p in folder.glob("*") if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    for path in files:
+        if breaks_lines(path.name):
+            raise InputError(f"{path}: has line breaks or bytes that are no text in its name; rename it")
     return sorted((p for p in files if not p.is_dir()), key=lambda p: natural_key(p.name))
 
 
@@ -63,6 +73,7 @@ def read_array(path: Path) -> np.ndarray:
     """
     path = Path(path)
     read = {".npy": _read_npy, ".png": _read_png}.get(path.suffix.lower(), _read_tiff)
+    refuse_devices(path)
     try:
         with complaints() as found:
             array = read(path)
@@ -84,12 +95,21 @@ def read_array(path: Path) -> np.ndarray:
     return array
 
 
+def refuse_devices(path: Path) -> None:
+    """`InputError` for what is there but no file, such as a pipe, of which reading would never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file that can be read; remove it")
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return InputError(f"{path}: cannot be read ({reason}); damaged or truncated? export it again")
 
 
 def _read_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError("not an npy file")
     return np.array(np.load(path, mmap_mode="r", allow_pickle=False))   # mapped: a short file is an error, not memory
 
 
@@ -210,17 +230,25 @@ def percentile_window(image: np.ndarray, percentiles: tuple[float, float] = (1.0
     InputError
         When both percentiles are equal: a (nearly) constant image.
     """
-    low, high = grey_limits(image, percentiles)
+    low, high = grey_limits(image, percentiles, name)
     if not high > low:
         raise InputError(f"{name}: is constant ({low:g}) between percentiles {percentiles[0]:g} and "
                          f"{percentiles[1]:g}; nothing to segment, remove it")
     return apply_window(image, low, high)
 
 
-def grey_limits(image: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Grey values at two percentiles of the non-zero pixels; equal where there is nothing to see."""
+def grey_limits(image: np.ndarray, percentiles: tuple[float, float], name: str = "image") -> tuple[float, float]:
+    """Grey values at two percentiles of the non-zero pixels; equal where there is nothing to see.
+
+    Raises
+    ------
+    InputError
+        Where they are farther apart than the largest number.
+    """
     values = image[image != 0]
     low, high = np.percentile(values, percentiles) if values.size else (0.0, 0.0)
+    if not np.isfinite(float(high) - float(low)):
+        raise InputError(f"{name}: its grey values reach from {low:g} to {high:g}, too far to be scaled; damaged?")
     return float(low), float(high)
 
 
@@ -258,6 +286,10 @@ def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = N
         return ((array == 0) if foreground == "dark" else (array != 0)).astype(np.uint8)
     if len(values) == 1:
         raise InputError(f"{path}: every pixel is {values[0]:g}; an empty mask is all 0, a full one all 1 or 255")
+    if foreground == "auto" and len(values) < FEW:
+        shown = ", ".join(f"{value:g}" for value in values)
+        raise InputError(f"{path}: holds the values {shown}: neither a binary mask (0 and 255) nor a painted copy of "
+                         "the slice; save one class per mask, or set --mask-foreground dark or bright")
     inside = np.ones(array.shape, bool) if image is None or image.shape != array.shape else (array != 0) | (image != 0)
     values, counts = np.unique(array[inside], return_counts=True)
     threshold = threshold_otsu(array[inside])

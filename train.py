@@ -21,17 +21,17 @@ from config import (
 )
 from datasets import Data, Views, describe_data, load_data, used_files
 from evaluate import evaluate_models, validate
-from loaders import drawn, make_loader
+from loaders import make_loader, seed_of
 from losses import cosine_ramp_up
 from model_unet import UNet, freeze
-from progress import Progress, finished_phases, state_path
+from progress import Progress, finished_phases, not_finite, state_path
 from run_folder import differences, forget_state, open_run
 from slices import read_image
 from steps import NotFinite, largest_batch, make_optimizer, make_scheduler, train_epoch
 from stitching import predict_image
 from team import Team, join_team, leave_team
 from utils import (
-    PROGRESS_SECONDS, InputError, Terminated, choose_device, held_back, load_checkpoint, one_line, read_json,
+    PROGRESS_SECONDS, InputError, Parser, Terminated, choose_device, held_back, load_checkpoint, one_line, read_json,
     remove_leftovers, run_command_line, seed_everything, write_json, write_npz,
 )
 
@@ -157,22 +157,6 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
         progress.end_epoch(row)
 
 
-def not_finite(config: Config, data: Data, phase: str, steps: list[int]) -> InputError:
-    """Write to `nonfinite.json` which slices were in the batches of these steps; the error that says so."""
-    path = config.run_folder / "nonfinite.json"
-    found = read_json(path) if path.exists() else {}
-    for step in steps:
-        parts = {"labelled": (data.train, phase)}
-        if phase == "mean_teacher":
-            parts["unlabelled"] = data.unlabelled, f"{phase} unlabelled"
-        found[f"{phase}, step {step + 1}"] = {
-            kind: [str(slices[i].path) for i in drawn(len(slices), config.batch_size, seed_of(config, name), step)]
-            for kind, (slices, name) in parts.items()}
-    write_json(path, found)
-    return InputError(f"{phase}: loss, gradient or weights are not a number any more in step {steps[0] + 1}; the "
-                      f"slices it saw are in {path}: look at them, lower --lr, or --nonfinite skip")
-
-
 def out_of_memory(config: Config, student: UNet, teacher: UNet | None, team: Team) -> InputError:
     """The error that says what would fit; tried out, which takes some seconds."""
     share = dataclasses.replace(config, batch_size=max(2, config.batch_size // team.size))
@@ -196,7 +180,12 @@ def build_models(config: Config, device: torch.device, start: str | None, ssl: b
     """Network to train, from the checkpoint `start` or random weights, and its moving average where there is one."""
     student = UNet(config.base_channels, config.downsample).to(device)
     if start is not None:
-        student.load_state_dict(load_checkpoint(config.checkpoint(start))[0])
+        path = config.checkpoint(start)
+        try:
+            student.load_state_dict(load_checkpoint(path)[0])
+        except RuntimeError:
+            raise InputError(f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
+                             "was it put there by hand? choose another --run") from None
     average = copy.deepcopy(student).eval().requires_grad_(False) if ssl or config.weight_average else None
     if ssl:
         freeze(student, config.freeze)
@@ -214,12 +203,8 @@ def batches(config: Config, views: Views, name: str, start: int, device: torch.d
     those of other phases.
     """
     workers = config.num_workers if config.num_workers >= 0 else 4 if device.type == "cuda" else 0
-    return make_loader(views, config.batch_size, seed_of(config, name), start, workers, device, team.rank, team.size)
-
-
-def seed_of(config: Config, name: str) -> list[int]:
-    """Of the batches called `name`."""
-    return [config.seed, *name.encode()]
+    return make_loader(views, config.batch_size, seed_of(config.seed, name), start, workers, device, team.rank,
+                       team.size)
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
@@ -306,7 +291,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
 
 def main() -> int | None:
     """Train, evaluate, and say where the results are; or `--verify` a run."""
-    parser = argparse.ArgumentParser(description="Train a U-Net on few labelled slices, then also on the others.")
+    parser = Parser(description="Train a U-Net on few labelled slices, then also on the others.")
     parser.add_argument("--profile", default="auto", choices=["auto", "full", "cpu"],
                         help="full: the recipe; cpu: a small version; auto: full with CUDA, else cpu")
     parser.add_argument("--resume", action="store_true", help="go on with a run; finished phases are kept")

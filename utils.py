@@ -1,5 +1,6 @@
 """How a command ends, seeding, device, overlap metrics, files that are whole or not there, CSV logs, checkpoints."""
 
+import argparse
 import csv
 import ctypes
 import hashlib
@@ -9,10 +10,11 @@ import random
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
@@ -35,6 +37,14 @@ class InputError(ValueError):
 
 
 # --- how a command ends ---------------------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """Reads options; says in one line what is wrong with them."""
+
+    def error(self, message: str) -> NoReturn:
+        """`InputError` instead of the whole usage."""
+        raise InputError(f"{message}; python {self.prog} --help lists the options")
+
 
 class Terminated(BaseException):
     """SIGTERM came: what a batch system sends before it takes the machine away."""
@@ -93,7 +103,12 @@ def _end(number: int, _frame: object) -> None:
 
 def one_line(text: object) -> str:
     """`text` with whatever would break a line, or steer a terminal, written as an escape: names may hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+    return "".join(c.encode("unicode_escape", "surrogatepass").decode() if breaks_lines(c) else c for c in str(text))
+
+
+def breaks_lines(text: str) -> bool:
+    """Whether there are control characters, line breaks or bytes that are no text in it."""
+    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
 @contextmanager
@@ -269,7 +284,7 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 def read_json(path: Path) -> dict:
     """Content of a JSON file that holds an object; `InputError` when it is missing, not JSON, or not an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
     except (OSError, ValueError, RecursionError) as error:  # numbers of too many digits, nested too deeply
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):

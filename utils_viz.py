@@ -5,7 +5,6 @@
 draws every figure of a run again from what is stored in its folder.
 """
 
-import argparse
 import itertools
 import sys
 import zipfile
@@ -16,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils import InputError, read_json, run_command_line
+from utils import InputError, Parser, read_json, run_command_line
 from viz_slices import (
     BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views,
     draw_worst, new_figure, write_inside,
@@ -317,7 +316,7 @@ def results_table(run: Path, kind: str = "full") -> pd.DataFrame:
 
 def main() -> None:
     """Draw all figures of a run again."""
-    parser = argparse.ArgumentParser(description="Draw every figure of a run again from its folder.")
+    parser = Parser(description="Draw every figure of a run again from its folder.")
     parser.add_argument("run", type=Path, help="runs/NAME")
     arguments = parser.parse_args()
     if not arguments.run.is_dir():

@@ -4,7 +4,6 @@
     python view.py IMAGE [--mask MASK] [--uncertainty MAP]
 """
 
-import argparse
 import base64
 import io
 from pathlib import Path
@@ -15,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 
 from slices import apply_window, as_grey, grey_limits
-from utils import InputError, run_command_line
+from utils import InputError, Parser, run_command_line
 from viz_slices import draw_volume, tint
 from volumes import IN_UM, Volume, open_volume
 
@@ -135,7 +134,7 @@ def add_layers(viewer: "napari.Viewer", image: Volume, mask: Volume | None,  # n
 
 def main() -> None:
     """Open napari."""
-    parser = argparse.ArgumentParser(description="Look at a volume, its masks and its uncertainty in napari.")
+    parser = Parser(description="Look at a volume, its masks and its uncertainty in napari.")
     parser.add_argument("image", type=Path, help=".tif slice or stack, folder of slices, zarr array or OME-Zarr")
     parser.add_argument("--mask", type=Path, help="what predict.py wrote for it")
     parser.add_argument("--uncertainty", type=Path, help="what predict.py --uncertainty wrote for it")

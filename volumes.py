@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from slices import IMAGE_SUFFIXES, LARGEST, complaints, list_files, read_array, refuse_bombs
+from slices import IMAGE_SUFFIXES, LARGEST, complaints, list_files, read_array, refuse_bombs, refuse_devices
 from utils import InputError
 
 SLAB_BYTES = 2**28  # of the slices that share a chunk
@@ -79,6 +79,7 @@ def open_volume(path: Path) -> Volume:
         return _open_zarr(path) if stored else _open_folder(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path}: is not a .tif; give a .tif slice or stack, a folder of slices, or a zarr array")
+    refuse_devices(path)
     try:
         return _open_tiff(path)
     except InputError:

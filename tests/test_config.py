@@ -47,15 +47,17 @@ def test_stored_settings(tmp_path):
 
 
 WRONG = {
-    "run": ["", "a/b", "..", 3], "method": ["magic", ("best",), {}], "seed": [-1, 1.5, True, 2**64],
+    "run": ["", "a/b", "..", 3, "a\nb"], "method": ["magic", ("best",), {}], "seed": [-1, 1.5, True, 2**64],
     "val_fraction": [-0.1, 1.1, "a"],
-    "test_fraction": [2.0], "fold": [-1], "labels": [-1], "max_unlabelled": [-1], "num_workers": [-2],
+    "test_fraction": [2.0], "fold": [-1], "labels": [-1], "max_unlabelled": [-1], "num_workers": [-2, 999],
     "roi": [(1, 2, 3), (5, 1, 0, 2), "all", ("a", "b", "c", "d"), (8.0, 72, 8, 72)],
     "percentiles": [(99.0, 1.0), (1.0,), (0.0, 101.0), ("a", "b")],
-    "mask_foreground": ["grey"], "patch_size": [0, "a"], "downsample": [0, 17, 1.5], "zoom": [0.5, 3.0],
+    "mask_foreground": ["grey"], "patch_size": [0, "a", 2**40],
+    "downsample": [0, 17, 1.5], "zoom": [0.5, 3.0],
     "flip_p": [1.5], "vertical_flip_p": [-0.5],
-    "rotation": [-1.0, 60.0], "blur_p": [2.0], "blur_limit": [1, 4], "motion_blur": [1.5], "base_channels": [0],
-    "sup_epochs": [0], "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0],
+    "rotation": [-1.0, 60.0], "blur_p": [2.0], "blur_limit": [1, 4, 257], "motion_blur": [1.5],
+    "base_channels": [0, 2000],
+    "sup_epochs": [0], "ssl_epochs": [0], "steps_per_epoch": [-1], "batch_size": [0, 9999],
     "lr": [0.0, -1.0, float("nan"), float("inf"), 10**400],
     "weight_decay": [-1.0, float("inf")], "plateau_factor": [0.0, 1.0], "plateau_patience": [-1], "min_lr": [-1.0],
     "bce_weight": [1.1], "freeze": [("up1",)], "ema_alpha": [1.0, -0.1], "consistency_weight": [-1.0],

@@ -13,6 +13,7 @@ import zarr
 
 import outputs
 import predict
+import utils
 from conftest import ROOT, disc_slice
 from slices import Path
 from utils import write_json
@@ -178,7 +179,7 @@ def test_damaged_blocks(apply, stack, tmp_path, monkeypatch, content):
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
 
 
-@pytest.mark.skipif(outputs.fcntl is None, reason="no locks here")
+@pytest.mark.skipif(utils.fcntl is None, reason="no locks here")
 def test_a_second_call_on_the_same_output_is_refused(apply, stack, checkpoint, tmp_path):
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time, blocks, predict; blocks.BLOCK = 2; "
             "block = predict.predict_block; "
