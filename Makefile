@@ -2,6 +2,8 @@
 # make view IMAGE=FILE [MASK=FILE] [UNCERTAINTY=FILE]   set up with napari, and look at a volume
 # make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (seven minutes), the
 #                                                linter, JupyterLab, or refresh the committed notebook
+# make stress | audit                            set up, then kill and damage a great deal (half an hour), or look the pinned
+#                                                packages up in the list of known vulnerabilities (needs a network)
 SHELL := bash
 PYTHON ?= python3
 DATA ?= data/demo
@@ -13,7 +15,7 @@ found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 …")'
 NOTEBOOK := main_freezelayers.ipynb
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test bench view lint lab notebook lock clean
+.PHONY: run test stress bench view lint audit lab notebook lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -24,6 +26,9 @@ run: .venv/run
 test: .venv/test
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
+stress: .venv/test
+	$(BIN)/python -m pytest -m "stress or fuzz" --hypothesis-profile=stress -p no:cacheprovider
+
 bench: .venv/bench
 	$(BIN)/python benchmarks/speed.py
 
@@ -32,6 +37,9 @@ view: .venv/view
 
 lint: .venv/test
 	$(BIN)/ruff check .
+
+audit: .venv/audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r requirements.txt
 
 lab: .venv/run
 	$(BIN)/jupyter lab $(NOTEBOOK)
@@ -44,6 +52,7 @@ lock: $(UV)
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group bench -c requirements-dev.txt -o requirements-bench.txt
 	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group view -c requirements.txt -o requirements-view.txt
+	$(UV) pip compile -q --universal --generate-hashes --group audit -c requirements-bench.txt -o requirements-audit.txt
 
 .venv/run: requirements.txt | .venv/bin/python $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.txt
@@ -59,6 +68,10 @@ lock: $(UV)
 
 .venv/view: requirements-view.txt | .venv/bin/python $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-view.txt
+	touch $@
+
+.venv/audit: requirements-audit.txt | .venv/bin/python $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-audit.txt
 	touch $@
 
 .venv/bin/python: | $(UV)

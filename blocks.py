@@ -108,15 +108,20 @@ def cut_across(folder: Path, blocks: list[range], greys: Iterator[np.ndarray], s
         (folder / f"{name}.tmp").replace(path)
 
 
+def mapped(path: Path) -> np.ndarray:
+    """An array that stays on the disk."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 def planes_of(folder: Path, name: str) -> Volume:
     """The planes that `cut_across` wrote, as a volume."""
     path = folder / f"{name}.npy"
     try:
-        shape = np.load(path, mmap_mode="r").shape
+        shape = mapped(path).shape
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: is damaged ({error}); delete it and go on") from None
     return Volume(path, "planes", "ZYX", shape, [f"{path}, plane {i}" for i in range(shape[0])],
-                  lambda i: np.array(np.load(path, mmap_mode="r")[i]))
+                  lambda i: mapped(path)[i].copy())
 
 
 def total_deviation(probability: np.ndarray) -> np.ndarray:
@@ -173,7 +178,7 @@ class ThreeAxes:
         gathered = {each: {name: self.gather(each, name) for name in self.across} for each in needed}
         slices, limits = {each: self.along.slices(each) for each in needed}, self.along.slices(LIMITS)
         for block in self.along.all:
-            planes = {each: [np.array(np.load(path, mmap_mode="r")[:, block.start:block.stop]).transpose(BACK[name])
+            planes = {each: [mapped(path)[:, block.start:block.stop].copy().transpose(BACK[name])
                              for name, path in paths.items()] for each, paths in gathered.items()}
             for i in range(len(block)):
                 whole = {each: next(slices[each]) for each in needed}

@@ -19,7 +19,8 @@ from slices import (
     read_image, read_mask,
 )
 from splits import PARTS, make_split, pair_files, split_problems
-from utils import InputError, Parser, read_json, run_command_line
+from commands import Parser, run_command_line
+from utils import InputError, read_json
 from views import build_geometry, build_intensity, make_views
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"

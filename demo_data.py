@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from slices import ROI
 from splits import split_by_blocks
-from utils import PROGRESS_SECONDS, InputError, Parser, run_command_line, write_atomically, write_json
+from commands import Parser, run_command_line
+from utils import PROGRESS_SECONDS, InputError, alone, write_atomically, write_json
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
@@ -213,9 +214,14 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
         When `output` or the folder of the truth exists.
     """
     output = Path(output)
-    for target in (output, truth_folder_of(output)):
-        if target.exists():
-            raise InputError(f"{target}: exists already; choose another --output, or delete it first")
+    with alone(output.with_name(f".{output.name}.lock"), f"{output}: another process is writing it; wait for it"):
+        for target in (output, truth_folder_of(output)):
+            if target.exists():
+                raise InputError(f"{target}: exists already; choose another --output, or delete it first")
+        _write_demo(output, seed, scans, labelled)
+
+
+def _write_demo(output: Path, seed: int, scans: int, labelled: int) -> None:
     final = {output: output.with_name(f".{output.name}.part")}
     final[truth_folder_of(output)] = final[output].with_name(f".{output.name}_truth.part")
     folder, truth = final.values()

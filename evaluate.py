@@ -20,9 +20,8 @@ from slices import MASK_SUFFIXES, Slice, center_patch, list_files, read_mask
 from splits import pair_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
-from utils import (
-    PROGRESS_SECONDS, InputError, Parser, overlap_metrics, run_command_line, write_atomically, write_json, write_npz,
-)
+from commands import Parser, run_command_line
+from utils import PROGRESS_SECONDS, InputError, overlap_metrics, write_atomically, write_json, write_npz
 from volumes import ZARR_FILES, map_reader, mask_reader, open_volume
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle

@@ -149,6 +149,8 @@ def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], 
             write_like(folder / path.relative_to(target.parent), volume, results.slices(kind),
                        np.uint8 if kind == MASK else np.float16, identity)
         write_json(folder / about.relative_to(target.parent), json.loads(json.dumps(record)))
+        if hasattr(os, "sync"):
+            os.sync()                                           # on the disk, before anything says that it is whole
         write_json(part / "whole", {})                          # from here on things are only moved
     whole = [target] if volume.kind == "folder" else [*[found[kind] for kind in found if kind != MASK], about, target]
     for path in whole:                                          # the masks last: where they are, all is

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from components import find_components, split_touching
 from sizes import compare_sizes, invented, summarise_sizes
 from uncertainty import SMALLEST
-from utils import InputError, Parser, write_atomically, write_json
+from commands import Parser
+from utils import InputError, write_atomically, write_json
 from viz_slices import draw_sizes
 from volumes import IN_UM, Volume, map_reader, mask_reader, open_volume, plain_name
 

@@ -31,7 +31,8 @@ from outputs import alone, begin, finish, is_finished, part_of, targets
 from slices import apply_window, as_grey, crop_roi, grey_limits, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
-from utils import PROGRESS_SECONDS, InputError, Parser, choose_device, load_checkpoint, run_command_line
+from commands import Parser, run_command_line
+from utils import PROGRESS_SECONDS, InputError, choose_device, load_checkpoint
 from volumes import Volume, fingerprint, open_volume, stamp
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need

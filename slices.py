@@ -292,7 +292,7 @@ def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = N
                          "the slice; save one class per mask, or set --mask-foreground dark or bright")
     inside = np.ones(array.shape, bool) if image is None or image.shape != array.shape else (array != 0) | (image != 0)
     values, counts = np.unique(array[inside], return_counts=True)
-    threshold = threshold_otsu(array[inside])
+    threshold = _otsu(array[inside], path)
     dark, n_dark, total = values <= threshold, int(counts[values <= threshold].sum()), int(counts.sum())
     if foreground == "auto":
         paint_dark = counts[dark].max() / n_dark > 0.5 and n_dark < total / 2
@@ -302,6 +302,23 @@ def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = N
                              f"{threshold:g} is foreground; set --mask-foreground dark or bright")
         foreground = "dark" if paint_dark else "bright"
     return (inside & ((array <= threshold) == (foreground == "dark"))).astype(np.uint8)
+
+
+def _otsu(values: np.ndarray, path: Path) -> float:
+    """Otsu's threshold; `InputError` where values reach too far, or lie too close, for its arithmetic."""
+    low, high = float(values.min()), float(values.max())
+    scale = 1.0 if 1e-12 < high - low < 1e12 else high - low
+    if values.dtype == np.float16 or (values.dtype.kind in "ui" and high - low > 65535):
+        values = values.astype(np.float64)                      # of integers, every one would be a bin of its own
+    try:
+        if not 1e-300 < scale < np.inf:
+            raise ValueError("of no use")
+        if scale == 1.0:
+            return threshold_otsu(values)
+        return threshold_otsu((values - np.float64(low)) / scale) * scale + low
+    except ValueError:
+        raise InputError(f"{path}: its grey values, from {low:g} to {high:g}, cannot be split by a threshold; damaged?"
+                         ) from None
 
 
 # --- windows of an array --------------------------------------------------------------------------------------

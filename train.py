@@ -30,9 +30,10 @@ from slices import read_image
 from steps import NotFinite, largest_batch, make_optimizer, make_scheduler, train_epoch
 from stitching import predict_image
 from team import Team, join_team, leave_team
+from commands import Parser, Terminated, held_back, run_command_line
 from utils import (
-    PROGRESS_SECONDS, InputError, Parser, Terminated, choose_device, held_back, load_checkpoint, one_line, read_json,
-    remove_leftovers, run_command_line, seed_everything, write_json, write_npz,
+    PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, one_line, read_json, remove_leftovers,
+    seed_everything, write_json, write_npz,
 )
 
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}

@@ -1,20 +1,17 @@
-"""How a command ends, seeding, device, overlap metrics, files that are whole or not there, CSV logs, checkpoints."""
+"""Seeding, device, overlap metrics, files that are whole or not there, CSV logs and checkpoints."""
 
-import argparse
 import csv
 import ctypes
 import hashlib
 import json
 import os
 import random
-import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
@@ -36,71 +33,6 @@ class InputError(ValueError):
     """Something the user gave cannot be used. One line: which file or setting, what was found, the cure."""
 
 
-# --- how a command ends ---------------------------------------------------------------------------------------
-
-class Parser(argparse.ArgumentParser):
-    """Reads options; says in one line what is wrong with them."""
-
-    def error(self, message: str) -> NoReturn:
-        """`InputError` instead of the whole usage."""
-        raise InputError(f"{message}; python {self.prog} --help lists the options")
-
-
-class Terminated(BaseException):
-    """SIGTERM came: what a batch system sends before it takes the machine away."""
-
-
-_came: list[int] = []  # signals that were to end the command
-
-
-def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit: its status; 2 with one line for what the user can mend; 130 for Ctrl-C, 143 for SIGTERM."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that knows no arrows or dashes is no reason to stop
-    _came.clear()
-    before = _handle(_end)
-    try:
-        status = main() or 0
-    except BaseException as error:
-        status, line = _ending(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-    raise SystemExit(status)
-
-
-def _ending(error: BaseException) -> tuple[int, str | None]:
-    """Exit status and line for what ended a command; no line where only a traceback helps."""
-    if _came or isinstance(error, KeyboardInterrupt | Terminated):      # libraries make other errors of an interruption
-        ended = 143 if signal.SIGTERM in _came or isinstance(error, Terminated) else 130
-        return ended, "stopped; what was finished is kept"
-    if isinstance(error, InputError):
-        return 2, f"error: {one_line(error)}"
-    if isinstance(error, OSError):
-        name, why = one_line(error.filename or ""), one_line(error.strerror or error)
-        return 2, f"error: {name}: {why}; check path, rights, space"
-    if isinstance(error, torch.OutOfMemoryError):
-        return 2, "error: the device is out of memory; free it of other work, or take --device cpu"
-    if isinstance(error, MemoryError):
-        return 2, f"error: out of memory ({one_line(error) or 'no more is there'}); smaller slices, or a larger machine"
-    return 1, None
-
-
-def _handle(handler: Callable) -> dict[int, Callable | int | None]:
-    """Let `handler` get Ctrl-C and SIGTERM; the handlers before. Only the main thread may, and gets signals."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-def _end(number: int, _frame: object) -> None:
-    _came.append(number)
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-
 def one_line(text: object) -> str:
     """`text` with whatever would break a line, or steer a terminal, written as an escape: names may hold anything."""
     return "".join(c.encode("unicode_escape", "surrogatepass").decode() if breaks_lines(c) else c for c in str(text))
@@ -109,29 +41,6 @@ def one_line(text: object) -> str:
 def breaks_lines(text: str) -> bool:
     """Whether there are control characters, line breaks or bytes that are no text in it."""
     return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
-
-
-@contextmanager
-def held_back() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM only add their number to this list while it is open, so that work in hand can be finished.
-
-    They act at its end. A second Ctrl-C acts at once. One that came before, and that a library swallowed, is in the
-    list from the start. Outside the main thread nothing is held back.
-    """
-    came = list(_came)
-
-    def note(number: int, _frame: object) -> None:
-        came.append(number)
-        if came.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
-    before = _handle(note)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-    if came:
-        signal.raise_signal(came[0])
 
 
 # --- seeding and device ---------------------------------------------------------------------------------------
@@ -241,6 +150,19 @@ def to_disk(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+@contextmanager
+def alone(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file while this is open; `InputError` that says `refusal` where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if not lock(file):
+            raise InputError(refusal)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

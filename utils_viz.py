@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils import InputError, Parser, read_json, run_command_line
+from commands import Parser, run_command_line
+from utils import InputError, read_json
 from viz_slices import (
     BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views,
     draw_worst, new_figure, write_inside,

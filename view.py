@@ -14,7 +14,8 @@ import matplotlib as mpl
 import numpy as np
 
 from slices import apply_window, as_grey, grey_limits
-from utils import InputError, Parser, run_command_line
+from commands import Parser, run_command_line
+from utils import InputError
 from viz_slices import draw_volume, tint
 from volumes import IN_UM, Volume, open_volume
 

@@ -32,9 +32,8 @@ from slices import Slice, crop_roi, read_mask  # noqa: E402
 from stitching import predict_image  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
 from annotate import rank_unlabelled  # noqa: E402
-from utils import (  # noqa: E402
-    InputError, choose_device, load_checkpoint, run_command_line, write_atomically, write_json,
-)
+from commands import run_command_line  # noqa: E402
+from utils import InputError, choose_device, load_checkpoint, write_atomically, write_json  # noqa: E402
 from utils_viz import read_table  # noqa: E402
 
 RESULTS = Path("runs/annotation/annotation.csv")

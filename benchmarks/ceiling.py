@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 from datasets import IMAGES, MASKS, load_slice  # noqa: E402 - after the path
 from slices import MASK_SUFFIXES, Slice, list_files  # noqa: E402
 from splits import last_number, pair_files  # noqa: E402
-from utils import InputError, overlap_metrics, read_json, run_command_line, write_atomically  # noqa: E402
+from commands import run_command_line  # noqa: E402
+from utils import InputError, overlap_metrics, read_json, write_atomically  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
 from viz_slices import lost_particles  # noqa: E402
 

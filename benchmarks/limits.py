@@ -28,7 +28,8 @@ from config import Config  # noqa: E402 - after the path
 from model_unet import UNet, freeze  # noqa: E402
 from steps import step_losses  # noqa: E402
 from stitching import window_starts  # noqa: E402
-from utils import choose_device, run_command_line  # noqa: E402
+from commands import run_command_line  # noqa: E402
+from utils import choose_device  # noqa: E402
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 ADAMW_BYTES = 28  # per weight, float32: reads weight, gradient and both moments, writes weight and both moments

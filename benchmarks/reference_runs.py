@@ -19,7 +19,8 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import InputError, run_command_line  # noqa: E402 - after the path
+from commands import run_command_line  # noqa: E402
+from utils import InputError  # noqa: E402
 
 TEACHER = "best_ssl_teacher.safetensors"
 

@@ -23,7 +23,8 @@ from benchmarks.speed import (  # noqa: E402 - after the path
 )
 from config import Config  # noqa: E402
 from run_folder import environment  # noqa: E402
-from utils import InputError, choose_device, run_command_line, write_json  # noqa: E402
+from commands import run_command_line  # noqa: E402
+from utils import InputError, choose_device, write_json  # noqa: E402
 from viz_slices import new_figure  # noqa: E402
 
 

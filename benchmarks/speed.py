@@ -39,7 +39,8 @@ from benchmarks.limits import (  # noqa: E402 - after the path
 from config import Config  # noqa: E402
 from demo_data import write_demo  # noqa: E402
 from run_folder import environment  # noqa: E402
-from utils import InputError, choose_device, run_command_line, write_json  # noqa: E402
+from commands import run_command_line  # noqa: E402
+from utils import InputError, choose_device, write_json  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SLICES = 8  # labelled, and as many unlabelled

@@ -41,9 +41,8 @@ from train import (  # noqa: E402
     LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher, train_supervised,
 )
 from run_folder import environment  # noqa: E402
-from utils import (  # noqa: E402
-    InputError, choose_device, read_json, run_command_line, write_atomically, write_json,
-)
+from commands import run_command_line  # noqa: E402
+from utils import InputError, choose_device, read_json, write_atomically, write_json  # noqa: E402
 from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",

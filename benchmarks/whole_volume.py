@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from blocks import BLOCK  # noqa: E402 - after the path
 from particles import SMALLEST  # noqa: E402
 from run_folder import environment  # noqa: E402
-from utils import choose_device, read_json, run_command_line, write_atomically, write_json  # noqa: E402
+from commands import run_command_line  # noqa: E402
+from utils import choose_device, read_json, write_atomically, write_json  # noqa: E402
 from viz_slices import draw_sizes  # noqa: E402
 
 RUN = Path("runs/reference_volume")

@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import cv2
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,6 +29,7 @@ from model_unet import NormReLU, UNet
 from slices import Slice, percentile_window
 from utils import load_checkpoint, save_checkpoint
 
+hypothesis.settings.register_profile("stress", max_examples=20_000)  # of `make stress`
 ROOT = Path(__file__).resolve().parent.parent
 SCALE = 1e-4  # physical grey values, as real tomograms have them
 
@@ -88,7 +90,7 @@ def command(monkeypatch, capsys):
     """Call `python MODULE.py ARGUMENTS…` in this process: (exit status, standard output, standard error)."""
     def call(module: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{module}.py", *map(str, arguments)])
-        code = importlib.import_module("utils").run_command_line
+        code = importlib.import_module("commands").run_command_line
         with pytest.raises(SystemExit) as stop:
             code(importlib.import_module(module).main)
         captured = capsys.readouterr()

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import commands
 import loaders
 import progress
 import train
-import utils
 from conftest import labelled
 from datasets import Views
 from utils import InputError
@@ -111,11 +111,11 @@ def test_a_job_that_is_told_to_stop_as_a_whole_stops_in_order(tiny, often, monke
                 worker.join()
             os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(progress, "append_row", told)
-    before = signal.signal(signal.SIGTERM, utils._end)
+    before = signal.signal(signal.SIGTERM, commands._end)
     try:
-        with pytest.raises(utils.Terminated):
+        with pytest.raises(commands.Terminated):
             train.train_supervised(config, data)
     finally:
         signal.signal(signal.SIGTERM, before)
-        utils._came.clear()
+        commands._came.clear()
     assert list(Path("checkpoints/base").glob("last_supervised.pt"))

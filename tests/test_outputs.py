@@ -135,6 +135,27 @@ def test_interrupted_between_the_moves(apply, tmp_path, grey, monkeypatch, moves
         p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*")}
 
 
+def test_a_machine_that_is_taken_away(apply, stack, tmp_path, monkeypatch):
+    """SIGTERM ends the call in order; the next one goes on."""
+    assert apply(stack, "--output", tmp_path / "whole.tif")[0] == 0
+    block, done = predict.predict_block, []
+
+    def told(*arguments):
+        if len(done) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        done.append(1)
+        return block(*arguments)
+    monkeypatch.setattr(predict, "predict_block", told)
+    code, err = apply(stack, "--output", tmp_path / "m.tif")
+    assert (code, err.splitlines()[-1]) == (143, "stopped; what was finished is kept")
+    assert not (tmp_path / "m.tif").exists()
+    monkeypatch.setattr(predict, "predict_block", lambda *a: done.append(1) or block(*a))
+    done.clear()
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
+    assert len(done) < 5                                                # of the five blocks, those that were left
+    assert (tmp_path / "m.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
 def test_a_mistake_leaves_nothing_in_the_way(apply, stack, tmp_path):
     for options in (["--roi", "0,100,0,100"], ["--roi", "0,40,0,500"]):
         assert apply(stack, "--output", tmp_path / "m.tif", *options)[0] == 2

@@ -10,12 +10,12 @@ from conftest import ROOT
 
 MAY_IMPORT = {
     "model_unet": set(), "losses": set(), "utils": set(), "views": set(), "team": {"utils"},
-    "slices": {"utils"},
+    "commands": {"utils"}, "slices": {"utils"},
     "splits": {"slices", "utils"},
     "config": {"model_unet", "slices", "utils"},
-    "datasets": {"slices", "splits", "utils", "views"},
+    "datasets": {"commands", "slices", "splits", "utils", "views"},
     "viz_slices": set(),
-    "utils_viz": {"utils", "viz_slices"},
+    "utils_viz": {"commands", "utils", "viz_slices"},
     "stitching": {"utils"},
     "volumes": {"slices", "utils"},
     "write_volumes": {"volumes"},
@@ -23,19 +23,20 @@ MAY_IMPORT = {
     "components": set(),
     "blocks": {"utils", "volumes"},
     "sizes": {"uncertainty"},
-    "particles": {"components", "sizes", "uncertainty", "utils", "viz_slices", "volumes"},
-    "evaluate": {"particles", "slices", "splits", "stitching", "uncertainty", "utils", "volumes"},
+    "particles": {"commands", "components", "sizes", "uncertainty", "utils", "viz_slices", "volumes"},
+    "evaluate": {"commands", "particles", "slices", "splits", "stitching", "uncertainty", "utils", "volumes"},
     "loaders": {"datasets", "utils"},
     "run_folder": {"utils"},
     "progress": {"config", "datasets", "loaders", "model_unet", "run_folder", "utils"},
     "steps": {"config", "loaders", "losses", "model_unet", "utils"},
-    "train": {"annotate", "config", "datasets", "evaluate", "loaders", "losses", "model_unet", "progress", "run_folder",
-              "slices", "steps", "stitching", "team", "utils"},
-    "predict": {"blocks", "config", "model_unet", "outputs", "slices", "stitching", "team", "utils", "volumes"},
+    "train": {"annotate", "commands", "config", "datasets", "evaluate", "loaders", "losses", "model_unet", "progress",
+              "run_folder", "slices", "steps", "stitching", "team", "utils"},
+    "predict": {"blocks", "commands", "config", "model_unet", "outputs", "slices", "stitching", "team", "utils",
+                "volumes"},
     "uncertainty": {"stitching"},
     "annotate": {"config", "datasets", "model_unet", "slices", "stitching", "uncertainty", "utils"},
-    "view": {"slices", "utils", "viz_slices", "volumes"},
-    "demo_data": {"slices", "splits", "utils"},
+    "view": {"commands", "slices", "utils", "viz_slices", "volumes"},
+    "demo_data": {"commands", "slices", "splits", "utils"},
 }
 OPTIONAL = {"napari", "dask"}  # of `make view`
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
@@ -56,7 +57,7 @@ def test_modules_are_those_of_the_design():
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
         *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
         "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "particles_command", "whole_volume",
-        "survival", "wrong_input"}
+        "survival", "wrong_input", "offline"}
     for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         assert len(path.read_text().splitlines()) <= 350, path
 
@@ -108,10 +109,12 @@ def test_pins_cover_the_project_with_hashes_and_without_addresses():
     assert all(bench[name] == pin for name, pin in dev.items())
     beside = [r for r in project()["dependency-groups"]["bench"] if isinstance(r, str)]
     assert {re.match(r"[\w-]+", r)[0] for r in beside} <= set(bench)
+    assert all(pin == bench[name] for name, pin in pinned("requirements-audit.txt").items() if name in bench)
     view = pinned("requirements-view.txt")
     assert all(view[name] == pin for name, pin in run.items())
     assert "napari" in view
-    for file in ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt", "requirements-view.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt", "requirements-view.txt",
+                 "requirements-audit.txt"):
         text = (ROOT / file).read_text()
         assert "://" not in text
         entries = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]

@@ -48,8 +48,8 @@ def test_another_machine_is_named_when_a_run_goes_on(tmp_path, capsys):
 # --- who works in it ------------------------------------------------------------------------------------------
 
 OTHER = """
-import sys, pathlib, run_folder, utils
-utils.run_command_line(lambda: run_folder.take(pathlib.Path(sys.argv[1])))
+import sys, pathlib, run_folder, commands
+commands.run_command_line(lambda: run_folder.take(pathlib.Path(sys.argv[1])))
 """
 
 

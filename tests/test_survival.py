@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, TINY, as_options, write_data
 
 SERVER = """
-import json, os, sys, torch, train, utils
+import commands, json, os, sys, torch, train, utils
 import torch._dynamo                        # which an optimizer imports
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -35,7 +35,7 @@ for line in sys.stdin:
         sys.argv = ["train.py", *order["options"]]
         try:
             exec(order["first"])
-            utils.run_command_line(train.main)
+            commands.run_command_line(train.main)
         except SystemExit as stop:
             sys.stderr.flush()
             os._exit(stop.code)

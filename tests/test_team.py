@@ -24,7 +24,7 @@ from utils import InputError, load_checkpoint
 def launch(script: str, *arguments: object, cwd: Path, first: str = "") -> subprocess.Popen:
     """`python SCRIPT.py ARGUMENTS…` in two processes; `first` is run before in each."""
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); {first}\n"
-            f"import {script}, utils; utils.run_command_line({script}.main)")
+            f"import {script}, commands; commands.run_command_line({script}.main)")
     (cwd / "launched.py").write_text(code)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",

@@ -1,10 +1,7 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,73 +125,8 @@ def test_only_one_process_holds_a_lock(tmp_path):
     assert subprocess.run(run, cwd=ROOT).returncode == 7
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_wait_for_the_work_in_hand(number):
-    seen, before = [], signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
-    try:
-        with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext(), utils.held_back() as came:
-            os.kill(os.getpid(), number)
-            seen.append(list(came))
-        assert seen == [[number], *["term"] * (number == signal.SIGTERM)]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_an_interruption_that_a_library_makes_an_error_of_is_one_still(capsys):
-    def main():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except BaseException:  # noqa: BLE001
-            raise InputError("a.tif: cannot be read") from None
-    with pytest.raises(SystemExit) as stop:
-        utils.run_command_line(main)
-    assert stop.value.code == 143
-    assert capsys.readouterr().err == "stopped; what was finished is kept\n"
-
-
-def test_an_interruption_that_a_library_swallowed_stops_at_the_next_occasion(capsys):
-    def main():
-        with suppress(BaseException):
-            signal.raise_signal(signal.SIGINT)
-        with utils.held_back() as came:
-            assert came == [signal.SIGINT]
-    with pytest.raises(SystemExit) as stop:
-        utils.run_command_line(main)
-    assert stop.value.code == 130
-
-
-def test_a_second_ctrl_c_does_not_wait():
-    def twice():
-        with utils.held_back():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("went on")
-    with pytest.raises(KeyboardInterrupt):
-        twice()
-
-
 def test_names_cannot_break_a_line():
     assert utils.one_line("a\nb\x1b[2J\udcff ü→") == r"a\nb\x1b[2J\udcff ü→"
-
-
-@pytest.mark.parametrize(("result", "status", "text"), [
-    (None, 0, ""), (1, 1, ""),
-    (torch.OutOfMemoryError(), 2, "error: the device is out of memory; free it of other work, or take --device cpu\n"),
-    (MemoryError("5 GB"), 2, "error: out of memory (5 GB); smaller slices, or a larger machine\n"),
-    (PermissionError(13, "Not permitted", "/out"), 2, "error: /out: Not permitted; check path, rights, space\n"),
-    (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
-    (InputError("a\nb.tif: is bad"), 2, "error: a\\nb.tif: is bad\n"),
-    (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n"),
-    (utils.Terminated(), 143, "stopped; what was finished is kept\n")])
-def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, text):
-    def main():
-        if isinstance(result, BaseException):
-            raise result
-        return result
-    with pytest.raises(SystemExit) as stop:
-        utils.run_command_line(main)
-    assert stop.value.code == status
-    assert capsys.readouterr().err == text
 
 
 @pytest.mark.parametrize(("device", "precision", "enabled"), [

@@ -381,6 +381,7 @@ def test_notebook_functions_raise_one_line(data_folder, workplace, checkpoint):
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(st.sampled_from([c for c, (_, said, _) in IMAGES.items() if said is None and c != "long and narrow"]
                        + [c for c, (_, _, said, _) in MASKS.items() if said is None]),
@@ -405,6 +406,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path, case, changes, kept):
             assert found.size
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(st.binary(max_size=300), st.sampled_from([".tif", ".png", ".npy"]), st.sampled_from([
     b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0", b"\x89PNG\r\n\x1a\n",
@@ -422,6 +424,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(st.dictionaries(st.sampled_from(["train", "val", "test", "x"]), JSON | st.lists(st.sampled_from("abc"))))
 def test_any_split_is_taken_or_refused(tmp_path, content):
@@ -437,6 +440,7 @@ def test_any_split_is_taken_or_refused(tmp_path, content):
         assert content["train"]
 
 
+@pytest.mark.fuzz
 @FUZZ
 @given(st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=6), max_size=5, unique=True),
        st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=6), max_size=5, unique=True))

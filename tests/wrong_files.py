@@ -172,6 +172,7 @@ def npz(path: Path) -> None:
 
 INVERTED, THREE = np.where(TRUTH == 1, 0, 255).astype(np.uint8), TRUTH * 255
 THREE[:9] = 128
+SHARES = GREY.astype(np.float64) / GREY.max()
 MASKS = {  # case: (suffix, writer, what training says, what datasets.py check says); None: it is read, and right
     "of another size": (".png", png(TRUTH[:50] * 255), "is 50×64 px, its image", "is 50×64 px, its image"),
     "soft": (".tif", tiff(np.float32(cv2.GaussianBlur(TRUTH * 1.0, (9, 9), 0))),
@@ -199,6 +200,12 @@ MASKS = {  # case: (suffix, writer, what training says, what datasets.py check s
     "colour PNG": (".png", png(np.dstack([TRUTH * 255] * 3)), "one grey slice", "one grey slice"),
     "a TIFF called .png": (".png", tiff(), "not a PNG image", "not a PNG image"),
     "RGB TIFF": (".tif", tiff(np.dstack([TRUTH * 255] * 3), photometric="rgb"), "one grey slice", "one grey slice"),
+    # the next four were found by fuzzing
+    "painted, too far apart": (".tif", tiff(np.where(TRUTH == 1, -1.5e308, SHARES * 1.5e308)),
+                               "cannot be split by a threshold", "cannot be split by a threshold"),
+    "painted, wide integers": (".tif", tiff(np.where(TRUTH == 1, 0, SHARES * 1e18).astype(np.int64)), None, None),
+    "painted, half floats": (".tif", tiff(np.where(TRUTH == 1, -6e4, SHARES * 6e4).astype(np.float16)), None, None),
+    "painted, tiny": (".npy", npy(np.where(TRUTH == 1, 0, SHARES * 1e-200)), None, None),
     "0 and 1": (".png", png(TRUTH), None, None),
     "booleans": (".npy", npy(TRUTH == 1), None, None),
     "1-bit TIFF": (".tif", tiff(TRUTH == 1), None, None),

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import progress
+from config import Config
+from model_unet import UNet
+from progress import Progress
+from utils import load_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def phase(workplace):
+    """A phase that has just begun: (progress, model)."""
+    Path("runs/r").mkdir(parents=True)
+    model = UNet(2)
+    return Progress(Config(run="r"), "supervised", Path("runs/r/log.csv"), {"student": model}), model
+
+
+def again(model: UNet) -> Progress:
+    """What another process finds."""
+    found = Progress(Config(run="r"), "supervised", Path("runs/r/log.csv"), {"student": model})
+    found.restore(CPU, True, lambda: None)
+    return found
+
+
+def test_everything_comes_back(phase):
+    first, model = phase
+    first.end_epoch({"epoch": 1, "loss_sup": 0.5, "val_dice": 0.25})
+    first.keep_best({"supervised": model}, {"supervised": {"dice": 0.25}}, 1, True)
+    first.step, first.rate, first.losses = 7, 0.125, [torch.tensor([1.0, 2.0, 3.0])]
+    first.save()
+    with Path("runs/r/log.csv").open("a") as log:
+        log.write("2,0.4")                                  # a row that the state does not know of, and half of it
+    other = UNet(2)
+    found = again(other)
+    assert (found.step, found.rate, found.best) == (7, 0.125, {"supervised": {"val_dice": 0.25, "epoch": 1}})
+    assert torch.equal(torch.stack(found.losses), torch.stack(first.losses))
+    assert Path("runs/r/log.csv").read_text() == "epoch,loss_sup,val_dice\n1,0.5,0.25\n"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert first.seconds > 0.0
+    assert found.seconds > 0.0
+    assert first.shown == "loss 0.500, Dice 0.250"
+
+
+def test_a_log_without_a_state_is_begun_again(phase):
+    Path("runs/r/log.csv").write_text("epoch\n1\n")
+    found = again(UNet(2))
+    assert (found.step, found.losses, found.best) == (0, [], {})
+    assert not Path("runs/r/log.csv").exists()
+
+
+def test_the_better_weights_are_kept_and_without_validation_the_last(phase):
+    first, model = phase
+    for epoch, dice in enumerate((0.3, 0.5, 0.4), 1):
+        torch.nn.init.constant_(model.head.bias, epoch)
+        first.keep_best({"a": model, "b": model}, {"a": {"dice": dice}, "b": {"dice": -dice}}, epoch, True)
+        first.keep_best({"c": model}, {"c": {"dice": None}}, epoch, False)
+    first.finish(CPU, {"steps": 3})
+    for name, epoch in (("a", 2), ("b", 1), ("c", 3)):
+        weights, about = load_checkpoint(Path(f"checkpoints/r/best_{name}.safetensors"))
+        assert weights["head.bias"].item() == about["epoch"] == epoch
+    stored = json.loads(Path("runs/r/phases.json").read_text())["supervised"]
+    assert stored["best"]["a"] == {"val_dice": 0.5, "epoch": 2}
+    assert set(stored["weights"]) == {f"best_{name}.safetensors" for name in "abc"}
+    assert stored["steps"] == 3
+
+
+@pytest.mark.parametrize(("took", "ago", "saves"), [
+    (0.0, 0.01, True), (0.1, 4.0, False), (0.1, 6.0, True), (10.0, 59.0, False), (10.0, 61.0, True)])
+def test_states_cost_their_share_of_the_time_and_at_most_a_minute_is_lost(phase, monkeypatch, took, ago, saves):
+    first, _ = phase
+    first._took, first._saved = took, progress.time.perf_counter() - ago
+    saved = []
+    monkeypatch.setattr(first, "save", lambda: saved.append(1))
+    first.save_if_due()
+    assert bool(saved) == saves
