@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from config import Config
+from config import FREE, Config
 from datasets import Data
 from loaders import drawn, seed_of
 from model_unet import UNet
@@ -112,10 +112,11 @@ class Progress:
         forget_state(self.state)
 
     def _write_best(self) -> None:
+        settings = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in FREE}
         while self._kept:
             name, weights = next(iter(self._kept.items()))
             save_checkpoint(self.config.checkpoint(name), weights,
-                            {"name": name, **self.best[name], "config": dataclasses.asdict(self.config)})
+                            {"name": name, **self.best[name], "config": settings})
             del self._kept[name]
 
 

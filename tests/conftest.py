@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -183,3 +184,34 @@ def checkpoint(tmp_path) -> Path:
     config = Config(base_channels=2, patch_size=32, percentiles=(2.0, 98.0), threshold=0.5)
     save_checkpoint(path, UNet(2).state_dict(), {"config": dataclasses.asdict(config)})
     return path
+
+
+# --- wrong input ---------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def refused(command, workplace, monkeypatch):
+    """A command line must end with one line that says `what`, and leave nothing behind."""
+    def check(what: str, module: str, *arguments: object, about: str = "") -> None:
+        before = {p for p in workplace.rglob("*") if not p.is_dir()}
+        code, _, err = command(module, *arguments)
+        lines = [line for line in re.split(r"[\r\n]+", err) if line.strip() and not re.search(r"\d%\|", line)]
+        assert code == 2, err
+        assert len(lines) == 1, err
+        assert lines[0].strip().startswith(f"error: {about}"), err
+        assert re.search(what, lines[0]), err
+        left = {p for p in workplace.rglob("*") if not p.is_dir()} - before
+        assert not [p for p in left if p.name != ".lock"]
+        assert not (workplace / "attacked").exists()
+    return check
+
+
+@pytest.fixture
+def fine(command, monkeypatch):
+    """A command line must succeed; training itself is left out."""
+    monkeypatch.setattr(train, "run", lambda config, *_: train.read_slices(config) and None)
+
+    def check(module: str, *arguments: object) -> str:
+        code, out, err = command(module, *arguments)
+        assert code == 0, err
+        return out
+    return check

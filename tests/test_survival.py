@@ -130,6 +130,15 @@ def test_an_undisturbed_run_leaves_what_it_should(peace):
     assert len(whole) == 4 + 14
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(peace, tmp_path, workers):
+    trainer, whole, _ = peace
+    assert trainer.run(tmp_path / "a", f"sys.argv.append('--num-workers={workers}')") == 0
+    found = end_state(tmp_path / "a")
+    found.pop("runs/r/config.json")                         # says how many
+    assert found == {name: digest for name, digest in whole.items() if name != "runs/r/config.json"}
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 10))])
 def test_sigkill_at_random_moments(peace, tmp_path, seed):
     trainer, whole, seconds = peace
