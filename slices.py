@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -47,9 +48,13 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
     Raises
     ------
     InputError
-        For a name with line breaks or bytes that are no text.
+        For a name with line breaks or bytes that are no text, and for what is there but no folder.
     """
-    files = [p for p in folder.glob("*") if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    if not os.path.lexists(folder):
+        return []
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder (a file, or a link that leads nowhere); remove it, or mend the link")
+    files = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
     for path in files:
         if breaks_lines(path.name):
             raise InputError(f"{path}: has line breaks or bytes that are no text in its name; rename it")

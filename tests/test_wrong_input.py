@@ -172,6 +172,26 @@ def test_rights(refused, data_folder, workplace, checkpoint, monkeypatch):
     refused("Permission denied", "predict", path.parent, "--checkpoint", checkpoint, "--output", "out")
 
 
+@pytest.mark.parametrize("make", [lambda p: p.symlink_to(p.name), lambda p: p.symlink_to("gone"), lambda p: p.touch()])
+def test_folders_that_are_none(refused, data_folder, make):
+    """An empty list would do without the unlabelled, silently."""
+    folder = data_folder / datasets.UNLABELLED
+    shutil.rmtree(folder)
+    make(folder)
+    refused("is no folder", "train", *as_options({**OPTIONS, "data": data_folder}), about=str(folder))
+    refused("is no folder", "datasets", "check", data_folder, about=str(folder))
+
+
+def test_folders_that_may_not_be_listed(refused, data_folder, monkeypatch):
+    def locked(path):
+        if path.name == "unlabeled":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", locked)            # a superuser may list anything
+    refused("Permission denied", "train", *as_options({**OPTIONS, "data": data_folder}))
+
+
 def test_outputs_that_cannot_be_written(refused, data_folder, workplace, checkpoint):
     (workplace / "file").write_text("mine")
     scan = data_folder / datasets.IMAGES / "s_03.tif"
