@@ -16,6 +16,7 @@ import torch
 from config import Config
 from conftest import ROOT, TINY, as_options, disc_slice, labelled
 from loaders import Draws, make_loader
+from progress import Progress
 from team import Team, join_team
 from train import make_dataset
 from utils import InputError, load_checkpoint
@@ -113,7 +114,7 @@ def test_a_batch_that_cannot_be_shared_is_an_error(data_folder, workplace):
 
 def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workplace, command):
     settings = as_options({**TINY, "data": data_folder, "method": "supervised", "batch_size": 4, "run": "r",
-                           "sup_epochs": 400})
+                           "sup_epochs": 150})
     slow = ("import progress, os, time; progress.SAVE_SECONDS = 0.0; print('process', os.environ['RANK'], os.getpid(), "
             "flush=True)")
     with launch("train", *settings, cwd=workplace, first=slow) as process:
@@ -133,10 +134,30 @@ def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workpla
     assert process.returncode != 0
     assert "SIGKILL" in out
     done = len(log.read_text().splitlines()) - 1
-    assert 4 < done < 400
+    assert 4 < done < 150
     shorter = [option for option in settings if not option.startswith("--sup-epochs")]
-    assert command("train", *shorter, f"--sup-epochs={400}", "--resume")[0] == 0
-    assert len(log.read_text().splitlines()) == 401
+    assert command("train", *shorter, "--sup-epochs=150", "--resume")[0] == 0
+    assert len(log.read_text().splitlines()) == 151
+
+
+def test_a_team_that_is_told_to_stop_saves_and_goes_on(data_folder, workplace, command):
+    settings = as_options({**TINY, "data": data_folder, "method": "supervised", "batch_size": 4, "run": "r",
+                           "sup_epochs": 150})
+    log = workplace / "runs" / "r" / "sup_metrics.csv"
+    with launch("train", *settings, cwd=workplace, first="import progress; progress.Progress.save_if_due = "
+                "lambda self: None") as process:
+        for _ in range(4000):
+            if log.exists() and len(log.read_text().splitlines()) > 5:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)                     # to the launcher, which passes it on
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode != 0, out
+    done = len(log.read_text().splitlines()) - 1
+    assert 4 < done < 150
+    state = Progress(Config(run="r"), "supervised", workplace / "log.csv", {})
+    state.restore(torch.device("cpu"), True, lambda: None)
+    assert state.step == 2 * done
 
 
 @pytest.mark.parametrize("more", [(), ("--three-axes",)])
