@@ -29,7 +29,7 @@ def test_settings_are_frozen_and_unknown_ones_raise():
         Config().lr = 1.0
     with pytest.raises(TypeError, match="learning_rate"):
         Config(learning_rate=1.0)
-    with pytest.raises(InputError, match="batchsize: no such setting; batch_size?"):
+    with pytest.raises(InputError, match=r"batchsize: no such setting; batch_size\?"):
         make_config(batchsize=1)
     with pytest.raises(InputError, match="xyz: no such setting; train.py --help lists them"):
         make_config(xyz=1)
