@@ -31,7 +31,7 @@ def test_settings_are_frozen_and_unknown_ones_raise():
         Config(learning_rate=1.0)
     with pytest.raises(InputError, match=r"batchsize: no such setting; batch_size\?"):
         make_config(batchsize=1)
-    with pytest.raises(InputError, match="xyz: no such setting; train.py --help lists them"):
+    with pytest.raises(InputError, match=r"xyz: no such setting; train\.py --help lists them"):
         make_config(xyz=1)
 
 

@@ -63,7 +63,7 @@ def test_unlabelled_scans(refused, fine, data_folder, case):
 @pytest.mark.parametrize("inside", [False, True], ids=["", "in a folder"])
 @pytest.mark.parametrize("case", IMAGES)
 def test_predicted_slices(refused, fine, workplace, checkpoint, case, inside):
-    write, said_of_slices, said = IMAGES[case]
+    write, _, said = IMAGES[case]
     folder = workplace / "scans"
     folder.mkdir()
     write(folder / "b.tif")

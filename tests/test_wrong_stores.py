@@ -73,7 +73,7 @@ def test_a_supervised_model_of_another_width(refused, tiny):
     data = train.prepare(tiny)
     train.train_supervised(tiny, data)
     save_checkpoint(tiny.checkpoint("supervised"), UNet(3).state_dict(), stored())
-    with pytest.raises(InputError, match="best_supervised.safetensors: is not of width 2"):
+    with pytest.raises(InputError, match=r"best_supervised\.safetensors: is not of width 2"):
         train.continue_supervised(tiny, data)
 
 
