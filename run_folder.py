@@ -51,6 +51,12 @@ def take(folder: Path) -> None:
     remove_leftovers(folder)
 
 
+def release(folder: Path) -> None:
+    """Let others work in a run folder again: for a process that makes many runs."""
+    if held := _held.pop((os.getpid(), folder.resolve() / ".lock"), None):
+        os.close(held)
+
+
 def _signature(process: int) -> str:
     return f"process {process} on {socket.gethostname()}"
 

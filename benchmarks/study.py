@@ -40,7 +40,7 @@ from slices import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
     LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher, train_supervised,
 )
-from run_folder import environment  # noqa: E402
+from run_folder import environment, release  # noqa: E402
 from commands import run_command_line  # noqa: E402
 from utils import InputError, choose_device, read_json, write_atomically, write_json  # noqa: E402
 from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
@@ -152,13 +152,16 @@ def run_one(config: Config, donors: list[Config]) -> None:
     """A run from its data to its tables, or what is left of it."""
     if (config.run_folder / "summary.json").exists():
         return
-    data = prepare(config, resume=True)
-    adopt(config, donors)
-    train_supervised(config, data)
-    continue_supervised(config, data)
-    if config.method != "supervised":
-        train_mean_teacher(config, data)
-    evaluate_run(config, data)
+    try:
+        data = prepare(config, resume=True)
+        adopt(config, donors)
+        train_supervised(config, data)
+        continue_supervised(config, data)
+        if config.method != "supervised":
+            train_mean_teacher(config, data)
+        evaluate_run(config, data)
+    finally:
+        release(config.run_folder)  # else a long study would run out of open files
 
 
 def forest_scores(data: Data, seed: int, pixels: int = 20_000) -> pd.DataFrame:

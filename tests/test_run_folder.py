@@ -68,8 +68,13 @@ def test_the_second_process_is_refused_until_the_first_has_ended(tmp_path):
     run_folder.take(tmp_path)
     run_folder.take(tmp_path)                                   # as a notebook does that prepares its run again
     assert not (tmp_path / ".state.pt.77.tmp").exists()         # what the killed one left
-    found = subprocess.run([sys.executable, "-c", OTHER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    other = [sys.executable, "-c", OTHER, str(tmp_path)]
+    found = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr                  # a child of the one that holds it, which waits for it
+    between = f"import subprocess, sys; sys.exit(subprocess.run({other!r}).returncode)"
+    assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 2
+    run_folder.release(tmp_path)
+    assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def test_a_folder_that_was_deleted_can_be_taken_anew(tmp_path):
