@@ -8,6 +8,9 @@ draws every figure of a run again from what is stored in its folder.
 import itertools
 import sys
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -249,8 +252,33 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); remove it") from None
+
+
+def draw_stored(stored: dict[str, np.ndarray]) -> dict[str, Figure]:
+    """The figures of predicted test slices, by name, from the arrays of `predictions.npz`."""
+    figures, seen = {}, []
+    methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
+    for i, stem in enumerate(stored["stems"]):
+        image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
+        maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
+        figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, stem)
+        last = methods[-1]
+        figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, str(stem), last)
+        seen.append((dice_of(maps[last] >= threshold, truth), (str(stem), image, truth, maps[last])))
+    if seen:
+        figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
+    return figures
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """`InputError` that names `path` for what fails because other things stand there than a run writes."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: holds other things than a run writes ({error}); evaluate the run again") from None
 
 
 def draw_run(run: Path) -> dict[str, Figure]:
@@ -264,34 +292,27 @@ def draw_run(run: Path) -> dict[str, Figure]:
     run = Path(run)
     figures = {}
     if (run / "samples.npz").exists():
-        samples = read_npz(run / "samples.npz")
-        figures["slice"] = draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"])
-        figures["views"] = draw_views(samples)
-    if logs := read_logs(run):
-        figures["curves"] = draw_curves(logs)
-    names = {"centre patches": "test_patches.csv", "full images": "test_full.csv"}
-    tables = {title: read_table(run / file, "method", "stem", "dice")
-              for title, file in names.items() if (run / file).exists()}
-    if tables:
-        figures["paired"] = draw_paired(tables)
-    curves = {"calibration.csv": ("method", "predicted", "observed", "pixels"),
-              "thresholds.csv": ("method", "threshold", "dice")}
-    if all((run / name).exists() for name in curves):
-        summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
-        figures["calibration"] = draw_calibration(*(read_table(run / name, *columns) for name, columns in
-                                                    curves.items()), summary.get("threshold", 0.5))
+        with blaming(run / "samples.npz"):
+            samples = read_npz(run / "samples.npz")
+            figures["slice"] = draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"])
+            figures["views"] = draw_views(samples)
+    with blaming(run):
+        if logs := read_logs(run):
+            figures["curves"] = draw_curves(logs)
+        names = {"centre patches": "test_patches.csv", "full images": "test_full.csv"}
+        tables = {title: read_table(run / file, "method", "stem", "dice")
+                  for title, file in names.items() if (run / file).exists()}
+        if tables:
+            figures["paired"] = draw_paired(tables)
+        curves = {"calibration.csv": ("method", "predicted", "observed", "pixels"),
+                  "thresholds.csv": ("method", "threshold", "dice")}
+        if all((run / name).exists() for name in curves):
+            summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+            figures["calibration"] = draw_calibration(*(read_table(run / name, *columns) for name, columns in
+                                                        curves.items()), summary.get("threshold", 0.5))
     if (run / "predictions.npz").exists():
-        stored = read_npz(run / "predictions.npz")
-        methods, threshold, seen = [str(m) for m in stored["methods"]], float(stored["threshold"]), []
-        for i, stem in enumerate(stored["stems"]):
-            image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
-            maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
-            figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, stem)
-            last = methods[-1]
-            figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, str(stem), last)
-            seen.append((dice_of(maps[last] >= threshold, truth), (str(stem), image, truth, maps[last])))
-        if seen:
-            figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
+        with blaming(run / "predictions.npz"):
+            figures |= draw_stored(read_npz(run / "predictions.npz"))
     if not figures:
         raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
     (run / "figures").mkdir(exist_ok=True)

@@ -156,3 +156,16 @@ def test_ablation_bars_show_gain_interval_and_score():
     assert [t.get_text() for t in left.get_yticklabels()] == ["cm"]
     assert left.patches[0].get_width() == pytest.approx(-0.03)
     assert left.get_xlabel().endswith("that of mt")
+
+
+@pytest.mark.parametrize(("name", "write", "said"), [
+    ("samples.npz", lambda p: np.savez(p, a=np.zeros(3)), r"samples\.npz: holds other things"),
+    ("predictions.npz", lambda p: np.savez(p, a=np.zeros(3)), r"predictions\.npz: holds other things"),
+    ("predictions.npz", lambda p: p.write_bytes(b"PK\x03\x04" + bytes(60)), r"predictions\.npz: cannot be read"),
+    ("test_full.csv", lambda p: p.write_text("method,stem,dice\n1,2,3\n"), "holds other things"),
+    ("test_full.csv", lambda p: p.write_text("method,stem\na,b\n"), r"test_full\.csv: has no column dice"),
+    ("sup_metrics.csv", lambda p: p.write_bytes(b""), r"sup_metrics\.csv: cannot be read")])
+def test_what_no_run_wrote_is_named(tmp_path, name, write, said):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=said):
+        utils_viz.draw_run(tmp_path)
