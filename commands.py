@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import torch
@@ -40,6 +40,8 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         status, line = _ending(error)
         if line is None:
             raise
+        with suppress(OSError):
+            sys.stdout.flush()  # a bar's end comes before this line, where both go to one file
         print(line, file=sys.stderr)
     finally:
         for number, handler in before.items():

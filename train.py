@@ -96,11 +96,11 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
                         {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler})
     progress.restore(device, team.leads, team.wait)
     network, stopped = team.wrap(student), False
-    with held_back() as came:
+    with held_back() as came, tqdm(
+            range(progress.step // steps, epochs), phase, epochs, initial=progress.step // steps, unit="epoch",
+            mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
+            disable=not team.leads) as bar:
         labelled, unlabelled = data_of_phase(config, data, phase, progress.step, device, team, ssl)
-        bar = tqdm(range(progress.step // steps, epochs), phase, epochs, initial=progress.step // steps, unit="epoch",
-                   mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
-                   disable=not team.leads)
         for epoch in bar:
             lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
             if not progress.losses:

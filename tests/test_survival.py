@@ -37,7 +37,7 @@ for line in sys.stdin:
             exec(order["first"])
             commands.run_command_line(train.main)
         except SystemExit as stop:
-            sys.stderr.flush()
+            sys.stdout.flush()
             os._exit(stop.code)
         except BaseException:
             import traceback
