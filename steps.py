@@ -148,6 +148,8 @@ def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -
         return False
     finally:
         student.zero_grad(set_to_none=True)
+        if patch.is_cuda:
+            torch.cuda.empty_cache()
     return True
 
 
