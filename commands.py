@@ -1,6 +1,7 @@
 """How a command line begins and ends: options, one line for errors, what signals do."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from utils import InputError, one_line
+from utils import InputError, is_out_of_memory, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +31,7 @@ _came: list[int] = []  # signals that were to end the command
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run `main` and exit: its status; 2 with one line for what the user can mend; 130 for Ctrl-C, 143 for SIGTERM."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
         stream.reconfigure(errors="replace")  # a terminal that knows no arrows or dashes is no reason to stop
     _came.clear()
     before = _handle(_end)
@@ -40,9 +41,10 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         status, line = _ending(error)
         if line is None:
             raise
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
             sys.stdout.flush()  # a bar's end comes before this line, where both go to one file
-        print(line, file=sys.stderr)
+        if line:
+            print(line, file=sys.stderr)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
@@ -56,13 +58,19 @@ def _ending(error: BaseException) -> tuple[int, str | None]:
         return ended, "stopped; what was finished is kept"
     if isinstance(error, InputError):
         return 2, f"error: {one_line(error)}"
+    if isinstance(error, BrokenPipeError) and error.filename is None:   # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141, ""
+    if isinstance(error, ConnectionError):
+        return 2, f"error: another process of this job is gone ({one_line(error)}); see what it said"
     if isinstance(error, OSError):
         name, why = one_line(error.filename or ""), one_line(error.strerror or error)
         return 2, f"error: {name}: {why}; check path, rights, space"
     if isinstance(error, torch.OutOfMemoryError):
         return 2, "error: the device is out of memory; free it of other work, or take --device cpu"
-    if isinstance(error, MemoryError):
-        return 2, f"error: out of memory ({one_line(error) or 'no more is there'}); smaller slices, or a larger machine"
+    if is_out_of_memory(error):
+        why = one_line(error)[:200] or "no more is there"
+        return 2, f"error: out of memory ({why}); smaller slices or windows, or a larger machine"
     return 1, None
 
 
@@ -97,5 +105,5 @@ def held_back() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-    if came:
-        signal.raise_signal(came[0])
+        if came:
+            signal.raise_signal(came[0])            # whatever else has happened

@@ -32,6 +32,9 @@ def _one_of(*names: str) -> Callable[[Any], bool]:
     return set(names).__contains__
 
 
+MANY = 10**7  # of what is counted, at most
+
+
 @dataclass(frozen=True)
 class Config:
     """Every setting. The defaults are the recipe; an unknown field or a value out of range is an error.
@@ -51,9 +54,10 @@ class Config:
     split: str = option("auto", "random, blocks, a JSON file, or auto: DATA/splits/split.json, else random")
     val_fraction: float = option(0.18, "labelled slices for choosing the checkpoint (4 of 22), 0 to 1", _between(0, 1))
     test_fraction: float = option(0.18, "labelled slices that are only reported on (4 of 22), 0 to 1", _between(0, 1))
-    fold: int = option(0, "which block is the test set, with --split blocks, from 0", _between(0))
-    labels: int = option(0, "training slices that keep their label; 0: all, the others become unlabelled", _between(0))
-    max_unlabelled: int = option(0, "unlabelled scans to read; 0: all", _between(0))
+    fold: int = option(0, "which block is the test set, with --split blocks, from 0", _between(0, MANY))
+    labels: int = option(0, "training slices that keep their label; 0: all, the others become unlabelled",
+                         _between(0, MANY))
+    max_unlabelled: int = option(0, "unlabelled scans to read; 0: all", _between(0, MANY))
     roi: tuple | None = option(ROI, "row,end row,column,end column of the unlabelled scans [px], or none",
                                lambda v: v is None or (len(v) == 4 and all(type(n) is int for n in v)
                                                    and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
@@ -85,10 +89,11 @@ class Config:
                                 _between(1, 1024))
     downsample: int = option(1, "the network works on means of blocks of this side, 1 to 16 [px]: it sees "
                              "as many times further, and costs its square less", _between(1, 16))
-    sup_epochs: int = option(200, "epochs of the supervised phase, 1 or more", _between(1))
+    sup_epochs: int = option(200, "epochs of the supervised phase, 1 or more", _between(1, MANY))
     ssl_epochs: int = option(150, "epochs of the semi-supervised phase and of its supervised control, 1 or more",
-                             _between(1))
-    steps_per_epoch: int = option(0, "optimiser steps an epoch; 0: one pass over the labelled slices", _between(0))
+                             _between(1, MANY))
+    steps_per_epoch: int = option(0, "optimiser steps an epoch; 0: one pass over the labelled slices",
+                                  _between(0, MANY))
     precision: str = option("auto", "of convolutions in training: float32, bfloat16, or auto: bfloat16 with "
                             "CUDA, else float32",
                             _one_of("auto", "float32", "bfloat16"))
@@ -98,14 +103,15 @@ class Config:
     schedule: str = option("plateau", "learning rate: plateau, cosine or one_cycle",
                            _one_of("plateau", "cosine", "one_cycle"))
     plateau_factor: float = option(0.5, "plateau: factor when validation Dice stalls, 0 to 1", lambda v: 0 < v < 1)
-    plateau_patience: int = option(10, "plateau: validations without a better Dice before that, 0 or more", _between(0))
+    plateau_patience: int = option(10, "plateau: validations without a better Dice before that, 0 or more",
+                                   _between(0, MANY))
     min_lr: float = option(1e-6, "smallest learning rate, 0 or more", _between(0))
     bce_weight: float = option(0.5, "weight of BCE, 0 to 1; the rest is soft Dice", _between(0, 1))
     weight_average: float = option(0.0, "supervised phases: share of itself that a moving average of the weights "
                                    "keeps each step; it is then what counts; 0: none", lambda v: 0 <= v < 1)
     selection: str = option("patches", "what the checkpoint is chosen on: centre patches or full images",
                             _one_of("patches", "full"))
-    validate_every: int = option(1, "epochs between two validations, 1 or more", _between(1))
+    validate_every: int = option(1, "epochs between two validations, 1 or more", _between(1, MANY))
     nonfinite: str = option("stop", "what a loss or gradient does that is not a number: stop the run, or skip the "
                             "step, which is counted, and costs time with CUDA", _one_of("stop", "skip"))
     # semi-supervision
@@ -116,7 +122,7 @@ class Config:
                               lambda v: 0 <= v < 1)
     consistency: str = option("mse", "consistency loss: mse, bce or bce_dice", _one_of("mse", "bce", "bce_dice"))
     consistency_weight: float = option(1.0, "largest weight of the consistency loss, 0 or more", _between(0))
-    ramp_epochs: int = option(10, "epochs over which that weight rises from 0, 0 or more", _between(0))
+    ramp_epochs: int = option(10, "epochs over which that weight rises from 0, 0 or more", _between(0, MANY))
     confidence: float = option(0.0, "teacher's certainty from which a pixel counts, 0 to 1; 0.5 or less: all",
                                _between(0, 1))
     hard_labels: bool = option(False, "the teacher's decision is the target, not its probability")

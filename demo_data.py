@@ -211,9 +211,11 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
     Raises
     ------
     InputError
-        When `output` or the folder of the truth exists.
+        When `output` or the folder of the truth exists, or `output` is no name.
     """
     output = Path(output)
+    if not output.name.strip("."):
+        raise InputError(f"--output {output}: is no name of a new folder; such as data/demo")
     with alone(output.with_name(f".{output.name}.lock"), f"{output}: another process is writing it; wait for it"):
         for target in (output, truth_folder_of(output)):
             if target.exists():
@@ -328,8 +330,9 @@ def main() -> None:
     if arguments.seed < 0 or arguments.scans < 0:
         raise InputError("--seed and --scans: must be 0 or more")
     if arguments.volume is not None:
-        if arguments.slices < 1 or arguments.size < 16 or arguments.volume.suffix.lower() not in (".tif", ".tiff"):
-            raise InputError("--volume: expected the name of a .tif, --slices 1 or more and --size 16 or more")
+        named = arguments.volume.suffix.lower() in (".tif", ".tiff")
+        if not named or arguments.slices < 1 or not 16 <= arguments.size <= 2**14:
+            raise InputError("--volume: expected the name of a .tif, --slices 1 or more and --size 16 to 16384")
         write_volume(arguments.volume, arguments.seed, arguments.slices, arguments.size)
         print(f"{arguments.volume}: {arguments.slices} slices of {arguments.size}²; "
               "true mask and particles: _truth.tif and _particles.csv beside it")

@@ -288,8 +288,8 @@ def main() -> None:
     parser.add_argument("--mask-foreground", default="auto", choices=["auto", "dark", "bright"],
                         help="which side of a true mask's threshold is foreground (%(default)s)")
     given = parser.parse_args()
-    if given.pixel_size is not None and not given.pixel_size > 0:
-        raise InputError(f"--pixel-size {given.pixel_size:g}: must be above 0 µm")
+    if given.pixel_size is not None and not 0 < given.pixel_size < 1e9:
+        raise InputError(f"--pixel-size {given.pixel_size:g}: must be above 0 and below 10⁹ µm")
     if given.output and given.output.is_dir():
         raise InputError(f"{given.output}: is a folder; --output names a .csv file")
     of_files = given.pred.is_dir() and not any((given.pred / name).exists() for name in ZARR_FILES)

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets import Views
+from run_folder import leave_to_parent
 from utils import InputError
 
 
@@ -127,4 +128,5 @@ def no_new_handler() -> Iterator[None]:
 
 def _start_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # else every worker starts as many threads as there are cores
+    leave_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the first one decides when to stop

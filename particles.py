@@ -8,6 +8,7 @@ memory holds a slab, or the box of one component, never the volume.
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -264,13 +265,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder of tables and figure (default: MASKS_particles)")
     given = parser.parse_args(arguments)
     for name in ("pixel_size", "slice_distance", "neck", "smallest", "max_uncertainty"):
-        if (value := getattr(given, name)) is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} {value:g}: must be above 0 and finite")
+        if (value := getattr(given, name)) is not None and not 0 < value < 1e9:
+            raise InputError(f"--{name.replace('_', '-')} {value:g}: must be above 0 and below 10⁹")
     if (given.uncertainty or given.truth) and len(given.masks) > 1:
         raise InputError("--uncertainty, --truth: belong to one of MASKS; measure them one by one")
     if given.max_uncertainty is not None and not given.uncertainty:
         raise InputError("--max-uncertainty: needs the map that predict.py --uncertainty wrote; give --uncertainty MAP")
-    given.masks = [path.absolute() if path.name in ("", "..") else path for path in given.masks]
+    given.masks = [Path(os.path.abspath(path)) if path.name in ("", "..") else path for path in given.masks]
+    if not all(path.name for path in given.masks):
+        raise InputError("MASKS /: is no folder of masks; name one")
     given.output = given.output or given.masks[0].with_name(f"{plain_name(given.masks[0])}_particles")
     if given.output.exists() and not given.output.is_dir():
         raise InputError(f"{given.output}: is a file; --output names a folder")

@@ -11,7 +11,7 @@ from config import FREE, Config
 from datasets import Data
 from loaders import drawn, seed_of
 from model_unet import UNet
-from run_folder import environment, forget_state, hashes, restore_state, save_state
+from run_folder import environment, forget_state, hashes, read_phases, restore_state, save_state
 from utils import (
     InputError, append_row, load_checkpoint, read_json, save_checkpoint, write_atomically, write_json,
 )
@@ -89,6 +89,12 @@ class Progress:
         if time.perf_counter() - self._saved > min(SAVE_SECONDS, self._took / SAVE_SHARE):
             self.save()
 
+    def within_epoch(self, first: int) -> None:
+        """After a step of an epoch that began with step `first`: save once a minute, if all is still a number."""
+        if time.perf_counter() - self._saved > SAVE_SECONDS and torch.stack(self.losses).isfinite().all():
+            self.step = first + len(self.losses)
+            self.save()
+
     def save(self) -> None:
         """Write the best weights, then the state."""
         began = time.perf_counter()
@@ -106,7 +112,7 @@ class Progress:
         self._write_best()
         path = self.config.run_folder / "phases.json"
         weights = {f"best_{name}.safetensors": self.config.checkpoint(name) for name in self.best}
-        write_json(path, {**finished_phases(self.config), self.phase: {
+        write_json(path, {**read_phases(self.config.run_folder), self.phase: {
             **about, "seconds": round(self.seconds, 1), "best": self.best, "weights": hashes(weights),
             "environment": environment(device)}})
         forget_state(self.state)
@@ -123,12 +129,6 @@ class Progress:
 def state_path(config: Config, phase: str) -> Path:
     """Where the last state of a phase is kept while it runs."""
     return config.checkpoint("any").with_name(f"last_{phase}.pt")
-
-
-def finished_phases(config: Config) -> dict:
-    """What is known about the phases of a run that are finished, by name."""
-    path = config.run_folder / "phases.json"
-    return read_json(path) if path.exists() else {}
 
 
 def not_finite(config: Config, data: Data, phase: str, steps: list[int]) -> InputError:

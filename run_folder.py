@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,9 +38,13 @@ def take(folder: Path) -> None:
     held = _held.get((os.getpid(), path))
     if held and path.exists() and os.path.samestat(os.fstat(held), path.stat()):
         return
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    if not lock(file):
-        holder = one_line(os.read(file, 200).decode(errors="replace"))
+    file, tries = os.open(path, os.O_RDWR | os.O_CREAT), 100
+    while not lock(file):
+        holder = one_line(os.pread(file, 200, 0).decode(errors="replace"))
+        tries -= 1
+        if tries and holder.endswith(f" on {socket.gethostname()}") and not _lives(holder):
+            time.sleep(0.1)                                     # killed: its children are about to notice
+            continue
         os.close(file)
         if holder == _signature(os.getppid()):
             return
@@ -57,8 +62,24 @@ def release(folder: Path) -> None:
         os.close(held)
 
 
+def leave_to_parent() -> None:
+    """Close what a forked child has of its parent's locks, so that they end with the parent."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
 def _signature(process: int) -> str:
     return f"process {process} on {socket.gethostname()}"
+
+
+def _lives(signature: str) -> bool:
+    try:
+        os.kill(int(signature.split()[1]), 0)
+    except (ProcessLookupError, ValueError, IndexError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 # --- how the run was made -------------------------------------------------------------------------------------
@@ -129,7 +150,7 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
         if changed:
             raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
         about = folder / "environment.json"
-        for line in moved(read_json(about), environment(device)) if about.exists() else ():
+        for line in moved(read_about(about), environment(device)) if about.exists() else ():
             print(f"{folder}: {line}: the last digits will not be those of an uninterrupted run", file=sys.stderr)
     else:
         about = environment(device) | {"code": hashes(code_files()), "data": hashes(data or {})}
@@ -139,6 +160,15 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
 
 # --- whether that is still so ---------------------------------------------------------------------------------
 
+def read_about(path: Path) -> dict:
+    """Content of `environment.json`; `InputError` where parts of it are of another kind than a run writes."""
+    content = read_json(path)
+    for name in ("packages", "code", "data"):
+        if not isinstance(content.get(name, {}), dict):
+            raise InputError(f"{path}: {name} is no object {{…}}; damaged? take it from a copy of the run")
+    return content
+
+
 def moved(stored: dict, now: dict) -> list[str]:
     """What differs between two `environment`s that can change the last digits of a result, one line each."""
     lines = [f"{name} was {stored[name]}, is {now[name]}" for name in ("device", "cpu_threads", "python")
@@ -146,6 +176,17 @@ def moved(stored: dict, now: dict) -> list[str]:
     before, after = stored.get("packages", {}), now["packages"]
     return lines + [f"{name} was {before[name]}, is {after.get(name)}" for name in before
                     if before[name] != after.get(name)]
+
+
+def read_phases(folder: Path) -> dict:
+    """What is known about the finished phases of a run, by name; `InputError` where it is not what a run writes."""
+    path = folder / "phases.json"
+    phases = read_json(path) if path.exists() else {}
+    for name, about in phases.items():
+        if not (isinstance(about, dict) and isinstance(about.get("best"), dict)
+                and isinstance(about.get("weights", {}), dict)):
+            raise InputError(f"{path}: {name} is not what a run writes; damaged? take it from a copy of the run")
+    return phases
 
 
 def differences(folder: Path, device: torch.device, data: dict[str, Path], weights: dict[str, Path]) -> list[str]:
@@ -161,13 +202,12 @@ def differences(folder: Path, device: torch.device, data: dict[str, Path], weigh
     InputError
         When the run kept no hashes.
     """
-    stored = read_json(folder / "environment.json")
+    stored = read_about(folder / "environment.json")
     if "data" not in stored or "code" not in stored:
         raise InputError(f"{folder}: kept no hashes of its data and code; it was made by an earlier version")
-    phases = folder / "phases.json"
-    kept = {name: digest for phase in (read_json(phases) if phases.exists() else {}).values()
-            for name, digest in phase.get("weights", {}).items()}
-    lines = []
+    lines, kept = [], {name: digest for phase in read_phases(folder).values()
+                       for name, digest in phase.get("weights", {}).items()}
+    weights = {name: path for name, path in weights.items() if name in kept}       # others are of unfinished phases
     for before, files in ((stored["data"], data), (stored["code"], code_files()), (kept, weights)):
         now = hashes({name: path for name, path in files.items() if path.is_file()})
         for name in sorted({*before, *now}):

@@ -20,7 +20,7 @@ from utils import InputError, breaks_lines
 IMAGE_SUFFIXES = (".tif", ".tiff")
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".png", ".npy")
 LARGEST = 2**30  # pixels of a slice; OpenCV reads no more
-INFLATION = 1100  # bytes that a compressed byte can become; deflate: 1032
+INFLATION = 100_000  # bytes that a compressed byte can become: bits of a mask in CCITT G4, zstd or LZMA
 FEW = 16  # grey values: a painted copy of a slice has more
 SMALL = 2**28  # bytes that are taken without a look at the file's size
 ROI = (370, 1138, 200, 968)  # first row, end row, first column, end column of the unlabelled scans [px]
@@ -124,7 +124,7 @@ def _read_png(path: Path) -> np.ndarray:
         raise ValueError("not a PNG image")
     width, height, depth, colours = struct.unpack(">IIBB", stored[16:26])
     refuse_bombs((height, width, {2: 3, 4: 2, 6: 4}.get(colours, 1)), max(1, depth // 8), len(stored))
-    if not stored.rstrip(b"\0").endswith(b"IEND\xaeB`\x82"):            # else what is missing would come out black
+    if b"IEND\xaeB`\x82" not in stored:                                 # else what is missing would come out black
         raise ValueError("its end is missing")
     array = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
@@ -291,7 +291,7 @@ def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = N
         return ((array == 0) if foreground == "dark" else (array != 0)).astype(np.uint8)
     if len(values) == 1:
         raise InputError(f"{path}: every pixel is {values[0]:g}; an empty mask is all 0, a full one all 1 or 255")
-    if foreground == "auto" and len(values) < FEW:
+    if foreground == "auto" and 2 < len(values) < FEW:
         shown = ", ".join(f"{value:g}" for value in values)
         raise InputError(f"{path}: holds the values {shown}: neither a binary mask (0 and 255) nor a painted copy of "
                          "the slice; save one class per mask, or set --mask-foreground dark or bright")

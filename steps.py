@@ -13,7 +13,7 @@ from config import Config
 from loaders import WorkerDied
 from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
 from model_unet import UNet, ema_update
-from utils import autocast
+from utils import autocast, is_out_of_memory
 
 
 class NotFinite(ArithmeticError):
@@ -121,14 +121,14 @@ def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: 
         return None
     loss_sup, loss_consistency, _ = found[finite].mean(0).tolist()
     row = {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})
-    return row | ({"skipped": len(found) - int(finite.sum())} if config.nonfinite == "skip" else {})
+    return row | {"skipped": len(found) - int(finite.sum())}
 
 
 # --- what fits ------------------------------------------------------------------------------------------------
 
-def largest_batch(config: Config, student: UNet, teacher: UNet | None) -> int:
-    """The largest batch, below that of `config`, of which a step fits into the memory of the device; 0 for none."""
-    fits, fails = 0, config.batch_size
+def largest_batch(config: Config, student: UNet, teacher: UNet | None, fails: int) -> int:
+    """The largest batch, below one that `fails`, of which a step fits into the memory of the device; 0 for none."""
+    fits = 0
     while fails - fits > 1:
         middle = (fits + fails) // 2
         fits, fails = (middle, fails) if step_fits(config, student, teacher, middle) else (fits, middle)
@@ -144,7 +144,9 @@ def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -
         with autocast(patch.device, config.precision):
             losses = step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
         sum(losses).backward()
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         student.zero_grad(set_to_none=True)

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from annotate import rank_unlabelled, without_label
+from commands import Parser, Terminated, held_back, run_command_line
 from config import (
     FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile, stored_config,
 )
@@ -24,16 +25,15 @@ from evaluate import evaluate_models, validate
 from loaders import make_loader, seed_of
 from losses import cosine_ramp_up
 from model_unet import UNet, freeze
-from progress import Progress, finished_phases, not_finite, state_path
-from run_folder import differences, forget_state, open_run
+from progress import Progress, not_finite, state_path
+from run_folder import differences, forget_state, open_run, read_phases
 from slices import read_image
 from steps import NotFinite, largest_batch, make_optimizer, make_scheduler, train_epoch
 from stitching import predict_image
 from team import Team, join_team, leave_team
-from commands import Parser, Terminated, held_back, run_command_line
 from utils import (
-    PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, one_line, read_json, remove_leftovers,
-    seed_everything, write_json, write_npz,
+    PROGRESS_SECONDS, InputError, choose_device, is_out_of_memory, load_checkpoint, one_line, read_json,
+    remove_leftovers, seed_everything, write_json, write_npz,
 )
 
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
@@ -76,10 +76,10 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     """Train one phase to its end, from its last saved state where there is one; a finished phase is left alone.
 
     Best weights are chosen by validation Dice (without validation slices: the last epoch's). They are written, and a
-    state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows. Ctrl-C and SIGTERM
-    wait for the step in hand, in a team for the epoch, and for the state.
+    state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows; in a long one every
+    `SAVE_SECONDS`. Ctrl-C and SIGTERM wait for the step in hand and for the state.
     """
-    if phase in (done_before := finished_phases(config)):
+    if phase in (done_before := read_phases(config.run_folder)):
         for name in done_before[phase]["best"]:
             load_checkpoint(config.checkpoint(name))  # an error here is better than a table without this method
         print(f"{phase}: finished before, kept", file=sys.stderr)
@@ -105,19 +105,24 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
             if not progress.losses:
                 progress.rate = optimizer.param_groups[0]["lr"]
+            row, short = None, False
             try:
                 row = train_epoch(
                     config, network, average, optimizer, scheduler, range(progress.step, (epoch + 1) * steps), labelled,
-                    unlabelled, lam, start is None, team.rank, progress.losses, lambda: bool(came) and team.size == 1)
+                    unlabelled, lam, start is None, team.rank, progress.losses,
+                    lambda first=epoch * steps: team.leads and (progress.within_epoch(first) or bool(came)))
             except NotFinite as error:
                 raise not_finite(config, data, phase, [error.number]) from None
-            except torch.OutOfMemoryError:
-                raise out_of_memory(config, student, average if ssl else None, team) from None
+            except (RuntimeError, MemoryError) as error:
+                if not (short := is_out_of_memory(error)) and not (came and team.leads):    # else others are gone too
+                    raise
+            if short:                                                               # here what the step held is free
+                raise out_of_memory(config, student, average if ssl else None, team)
             progress.step = epoch * steps + len(progress.losses)
             if row is not None:
                 end_epoch(config, data, team, models, scheduler, progress, epoch, epochs, team.mean(row))
                 bar.set_postfix_str(progress.shown, refresh=False)
-            if stopped := team.tell(bool(came)):
+            if stopped := row is None or team.tell(bool(came)):
                 break
             if team.leads:
                 progress.save_if_due()
@@ -127,8 +132,9 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             progress.finish(device, {
                 "epochs": epochs, "steps": epochs * steps, "label": LABELS[config.method] if ssl else phase,
                 "processes": team.size, "parameters": sum(p.numel() for p in student.parameters())})
-        team.wait()
-        if stopped and not came:                                                    # the first of the team was told to
+        if not stopped:
+            team.wait()
+        elif not came:                                                              # the first of the team was told to
             raise Terminated
 
 
@@ -138,8 +144,8 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
     due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
     if due and not all(t.isfinite().all() for model in models.values() for t in model.state_dict().values()):
         raise not_finite(config, data, progress.phase, [progress.step - 1])
-    skipped = {"skipped": row.pop("skipped")} if "skipped" in row else {}
-    if any(skipped.values()):
+    skipped = int(row.pop("skipped"))
+    if skipped:
         bad = [i for i, found in enumerate(progress.losses, epoch * len(progress.losses)) if not found.isfinite().all()]
         not_finite(config, data, progress.phase, bad)
     progress.losses.clear()
@@ -149,7 +155,7 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
     current = scores[next(iter(models))]
     row = {"epoch": epoch + 1, **row} | {f"val_{k}": value for k, value in current.items()} | {
         f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()}
-    row |= {"lr": progress.rate, **skipped}
+    row |= {"lr": progress.rate, "skipped": skipped}
     if due:
         if data.val and config.schedule == "plateau":
             scheduler.step(current["dice"])
@@ -160,11 +166,11 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
 
 def out_of_memory(config: Config, student: UNet, teacher: UNet | None, team: Team) -> InputError:
     """The error that says what would fit; tried out, which takes some seconds."""
-    share = dataclasses.replace(config, batch_size=max(2, config.batch_size // team.size))
-    fits = team.size * largest_batch(share, student, teacher)
-    return InputError(f"--batch-size {config.batch_size}: the device is out of memory; " + (
-        f"{fits} fits" if fits else "not even 1 fits: smaller --patch-size or --base-channels, larger --downsample")
-        + ", in a new --run")
+    least = team.size * (2 if config.cutmix_p else 1)
+    fits = team.size * largest_batch(config, student, teacher, config.batch_size // team.size)
+    return InputError(f"--batch-size {config.batch_size}: out of memory; " + (
+        f"{fits} fits" if fits >= least else f"not even {least} fits: smaller --patch-size or --base-channels, larger "
+        "--downsample") + ", in a new --run")
 
 
 def data_of_phase(config: Config, data: Data, phase: str, start: int, device: torch.device, team: Team,
@@ -283,7 +289,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
     if not data.test:
         print("no test slice: nothing can be said about accuracy; label more slices", file=sys.stderr)
     device = choose_device(config.device)
-    trained = [name for phase in read_json(config.run_folder / "phases.json").values() for name in phase["best"]]
+    trained = [name for phase in read_phases(config.run_folder).values() for name in phase["best"]]
     models = {method: UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device)
               for method, name in method_names(config.method).items() if name in trained}
     return evaluate_models(models, data.test, data.train, config.run_folder, CONTROL, device, config.patch_size,
@@ -303,6 +309,8 @@ def main() -> int | None:
                             help=f"{f.metadata['help']} (default: {f.default})")
     given = vars(parser.parse_args())
     if folder := given.pop("verify"):
+        if extra := [name for name, value in given.items() if value not in (False, "auto")]:
+            raise InputError(f"--{extra[0].replace('_', '-')}: has no meaning with --verify")
         return verify(folder)
     changes, resume = profile(given.pop("profile"), choose_device(given.get("device", "auto"))), given.pop("resume")
     config = make_config(**changes | {name: parse_value(name, text) for name, text in given.items()})

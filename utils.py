@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -138,7 +139,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         to_disk(temporary)
         os.replace(temporary, path)
         if os.name == "posix":  # elsewhere folders cannot be opened
-            to_disk(path.parent)
+            folder_to_disk(path.parent)
+    except OSError as error:
+        if error.errno and not error.filename:  # of a write that failed the system does not say which
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -154,15 +159,27 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def alone(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file while this is open; `InputError` that says `refusal` where another process holds it."""
+    """Hold a lock file, which stays, while this is open; `InputError` that says `refusal` where another one does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if not lock(file):
             raise InputError(refusal)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        yield
+
+
+def folder_to_disk(path: Path) -> None:
+    """As `to_disk`, where the file system knows how: some network file systems do not."""
+    try:
+        to_disk(path)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -172,14 +189,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def lock(file: IO | int) -> bool:
-    """Let this process alone hold a file, open for writing, until it is closed; False where another one holds it.
+    """Let this process hold an open file until it is closed; False where another one holds it.
 
-    The system frees it, whatever ends the process. A forked child holds nothing of its parent's.
+    The system frees it, whatever ends the process, but only when forked children have closed the file too.
     """
     try:
         if fcntl:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX leaves open which
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     except OSError:  # a file system without locks: nothing can be known there
         return True

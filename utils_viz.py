@@ -1,8 +1,6 @@
 """Plots of tables, and all figures of a run. Nothing here trains or reads a model.
 
-    python utils_viz.py runs/NAME
-
-draws every figure of a run again from what is stored in its folder.
+    python utils_viz.py runs/NAME           draws every figure of a run again from what is stored in its folder
 """
 
 import itertools
@@ -262,11 +260,11 @@ def draw_stored(stored: dict[str, np.ndarray]) -> dict[str, Figure]:
     methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
     for i, stem in enumerate(stored["stems"]):
         image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
+        name, last = str(stem).replace("$", r"\$"), methods[-1]                 # no formula
         maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
-        figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, stem)
-        last = methods[-1]
-        figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, str(stem), last)
-        seen.append((dice_of(maps[last] >= threshold, truth), (str(stem), image, truth, maps[last])))
+        figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, name)
+        figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, name, last)
+        seen.append((dice_of(maps[last] >= threshold, truth), (name, image, truth, maps[last])))
     if seen:
         figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
     return figures
@@ -277,7 +275,9 @@ def blaming(path: Path) -> Iterator[None]:
     """`InputError` that names `path` for what fails because other things stand there than a run writes."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: holds other things than a run writes ({error}); evaluate the run again") from None
 
 
@@ -291,9 +291,9 @@ def draw_run(run: Path) -> dict[str, Figure]:
     """
     run = Path(run)
     figures = {}
-    if (run / "samples.npz").exists():
-        with blaming(run / "samples.npz"):
-            samples = read_npz(run / "samples.npz")
+    if (path := run / "samples.npz").exists():
+        with blaming(path):
+            samples = read_npz(path)
             figures["slice"] = draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"])
             figures["views"] = draw_views(samples)
     with blaming(run):
@@ -310,9 +310,9 @@ def draw_run(run: Path) -> dict[str, Figure]:
             summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
             figures["calibration"] = draw_calibration(*(read_table(run / name, *columns) for name, columns in
                                                         curves.items()), summary.get("threshold", 0.5))
-    if (run / "predictions.npz").exists():
-        with blaming(run / "predictions.npz"):
-            figures |= draw_stored(read_npz(run / "predictions.npz"))
+    if (path := run / "predictions.npz").exists():
+        with blaming(path):
+            figures |= draw_stored(read_npz(path))
     if not figures:
         raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
     (run / "figures").mkdir(exist_ok=True)

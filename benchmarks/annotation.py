@@ -10,7 +10,6 @@ JSON file beside it that their column `settings` names; what is there is not run
 scans stay.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from slices import Slice, crop_roi, read_mask  # noqa: E402
 from stitching import predict_image  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
 from annotate import rank_unlabelled  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, choose_device, load_checkpoint, write_atomically, write_json  # noqa: E402
 from utils_viz import read_table  # noqa: E402
 
@@ -113,7 +112,7 @@ def interval_of(gains: pd.Series) -> str:
 
 def main() -> None:
     """All seeds, then the mean Dice by how the slice was chosen, and each choice against random for each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=3, help="repetitions (%(default)s)")
     parser.add_argument("--random", type=int, default=4, help="slices chosen at random, per seed (%(default)s)")
     parser.add_argument("--held-out", type=int, default=10, help="scans to score on (%(default)s)")

@@ -9,7 +9,6 @@ with the annotation have learnt one reading of the images, and more training of 
 neighbouring annotations differ stands below for the slices of the runs' data folder.
 """
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from datasets import IMAGES, MASKS, load_slice  # noqa: E402 - after the path
 from slices import MASK_SUFFIXES, Slice, list_files  # noqa: E402
 from splits import last_number, pair_files  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, overlap_metrics, read_json, write_atomically  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
 from viz_slices import lost_particles  # noqa: E402
@@ -90,7 +89,7 @@ def neighbours(slices: list[Slice]) -> pd.DataFrame:
 
 def main() -> None:
     """Print the tables; write the rows where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="runs/NAME")
     parser.add_argument("--output", type=Path, help="write the rows of all runs to this CSV file")
     arguments = parser.parse_args()

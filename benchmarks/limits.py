@@ -10,7 +10,6 @@ Williams, Waterman & Patterson, 2009, doi:10.1145/1498765.1498785); nothing that
 can be faster.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from config import Config  # noqa: E402 - after the path
 from model_unet import UNet, freeze  # noqa: E402
 from steps import step_losses  # noqa: E402
 from stitching import window_starts  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import choose_device  # noqa: E402
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
@@ -157,7 +156,7 @@ def measure_ceilings(device: torch.device) -> Ceilings:
 
 def main() -> None:
     """Print work, ceilings and floors."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
     parser.add_argument("--base-channels", type=int, default=64, help="width of the network (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="labelled and unlabelled patches each (%(default)s)")

@@ -7,7 +7,6 @@ Each method is a run of its own, through the command lines that users have: trai
 A table of all runs is printed at the end, and written to runs/reference_table.csv.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError  # noqa: E402
 
 TEACHER = "best_ssl_teacher.safetensors"
@@ -51,7 +50,7 @@ def run_once(data: Path, run: str, method: str, options: list[str]) -> pd.DataFr
 
 def main() -> None:
     """Run what was asked for and print mean scores by method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--real", type=Path, help="data folder with real slices; each fold is one run")
     parser.add_argument("--methods", default="mean_teacher,best", help="presets, by comma (%(default)s)")
     parser.add_argument("--folds", type=int, default=3, help="contiguous blocks of the real slices (%(default)s)")

@@ -7,7 +7,6 @@ them for the first. Full-image test Dice of supervised model and teacher go to `
 difference between two rows of one seed is rounding that training has amplified; what it means, the seeds say.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.speed import RESULTS, process_context  # noqa: E402 - after the path
 from config import CPU_PROFILE, Config, make_config, parse_settings  # noqa: E402
 from demo_data import write_demo  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, choose_device, write_atomically  # noqa: E402
 
 AS_IT_IS, PLAIN = "as it is", "without all of them"
@@ -51,7 +50,7 @@ def scores(config: Config, left_out: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Train all of it and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="data folder (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of the runs with all and with none (%(default)s)")
     given, options = parser.parse_known_args()

@@ -5,7 +5,6 @@
 Each point is a process of its own. Written to `benchmarks/results/DEVICE_scaling.json` and drawn beside it as `.png`.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from benchmarks.speed import (  # noqa: E402 - after the path
 )
 from config import Config  # noqa: E402
 from run_folder import environment  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, choose_device, write_json  # noqa: E402
 from viz_slices import new_figure  # noqa: E402
 
@@ -78,7 +77,7 @@ def draw_scaling(table: pd.DataFrame, title: str) -> Figure:
 def main() -> None:
     """Measure every point, write the table and the figure."""
     from benchmarks.contenders import SCALES
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--calls", type=int, default=3, help="timed calls of each point (%(default)s)")
     parser.add_argument("--axes", default=",".join(SCALES), help="which ones, by comma (%(default)s)")

@@ -39,7 +39,7 @@ from benchmarks.limits import (  # noqa: E402 - after the path
 from config import Config  # noqa: E402
 from demo_data import write_demo  # noqa: E402
 from run_folder import environment  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, choose_device, write_json  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -215,7 +215,7 @@ def demo_settings(given: argparse.Namespace, folder: Path) -> Config:
 def main() -> None:
     """Run the races and print the table."""
     from benchmarks.contenders import RACES, ablations, work_of
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each race (%(default)s)")
     parser.add_argument("--races", default=",".join(RACES), help="which ones, by comma (%(default)s)")

@@ -12,7 +12,6 @@ its rows in that file is not run again, even where its run folder is gone. `--pa
 several GPUs or cores can share a study; `--summary` then gathers their rows. It needs no data folder.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -41,7 +40,7 @@ from train import (  # noqa: E402
     LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher, train_supervised,
 )
 from run_folder import environment, release  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, choose_device, read_json, write_atomically, write_json  # noqa: E402
 from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
 
@@ -281,7 +280,7 @@ def stored_content(study: dict, folder: Path) -> str:
 
 def main() -> None:
     """Run what is not finished, then write rows, summary and figures; a run that fails does not keep others back."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("study", type=Path, help="JSON file that says what to run")
     parser.add_argument("--summary", action="store_true", help="run nothing, only sum up the rows that are there")
     parser.add_argument("--part", help="K/N: run the K-th of N parts; several run side by side, then --summary")

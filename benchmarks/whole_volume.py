@@ -7,7 +7,6 @@ continued, and compares the bytes; predicts along three axes; scores all of it a
 the predicted masks. Tables, `sizes.png`, and `reference.json` with seconds and peak memory go to runs/reference_volume.
 """
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -25,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from blocks import BLOCK  # noqa: E402 - after the path
 from particles import SMALLEST  # noqa: E402
 from run_folder import environment  # noqa: E402
-from commands import run_command_line  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
 from utils import choose_device, read_json, write_atomically, write_json  # noqa: E402
 from viz_slices import draw_sizes  # noqa: E402
 
@@ -112,7 +111,7 @@ def scores_of(log: Path) -> dict[str, object]:
 
 def main() -> None:
     """Do all of it, and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="as for predict.py")
     parser.add_argument("--volume", type=Path, default=Path("data/volume.tif"), help="made where missing (%(default)s)")
     parser.add_argument("--slices", type=int, default=1000, help="of the volume that is made (%(default)s)")

@@ -1,18 +1,21 @@
 import os
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext, suppress
 
 import pytest
 import torch
 
 import commands
+from conftest import ROOT
 from utils import InputError
 
 
 @pytest.mark.parametrize(("result", "status", "text"), [
     (None, 0, ""), (1, 1, ""),
     (torch.OutOfMemoryError(), 2, "error: the device is out of memory; free it of other work, or take --device cpu\n"),
-    (MemoryError("5 GB"), 2, "error: out of memory (5 GB); smaller slices, or a larger machine\n"),
+    (MemoryError("5 GB"), 2, "error: out of memory (5 GB); smaller slices or windows, or a larger machine\n"),
     (PermissionError(13, "Not permitted", "/out"), 2, "error: /out: Not permitted; check path, rights, space\n"),
     (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
     (InputError("a\nb.tif: is bad"), 2, "error: a\\nb.tif: is bad\n"),
@@ -89,6 +92,28 @@ def test_wrong_options_are_one_line(capsys):
 def test_what_only_a_traceback_explains_gets_one():
     with pytest.raises(ZeroDivisionError):
         commands.run_command_line(lambda: 1 // 0)
+
+
+def test_a_signal_counts_though_the_work_failed(capsys):
+    def main():
+        with commands.held_back():
+            signal.raise_signal(signal.SIGTERM)
+            raise InputError("a.tif: is bad")
+    with pytest.raises(SystemExit) as stop:
+        commands.run_command_line(main)
+    assert (stop.value.code, capsys.readouterr().err) == (143, "stopped; what was finished is kept\n")
+
+
+@pytest.mark.parametrize(("shell", "status", "err"), [
+    ("| true", "0", ""), (">&-", "0", ""), ("> /dev/full", "2", "check path, rights, space")])
+def test_where_the_output_goes(tmp_path, shell, status, err):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import commands; commands.run_command_line("
+    code += "lambda: [print('line', flush=True) for _ in range(9999)] and None)"
+    found = subprocess.run(["bash", "-c", f'"$0" -W ignore -c "$1" {shell}; echo $? >&2', sys.executable, code],
+                           capture_output=True, text=True, cwd=tmp_path)
+    lines = found.stderr.splitlines()
+    assert "Traceback" not in found.stderr
+    assert (lines[-1], err in found.stderr, len(lines)) == (status, True, 1 + bool(err))
 
 
 def test_handlers_are_as_before():

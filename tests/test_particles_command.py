@@ -126,7 +126,7 @@ def test_masks_without_particles(command, tmp_path):
     (["early.tif", "--max-uncertainty", "0.4"], "--max-uncertainty: needs the map"),
     (["early.tif", "plain.tif"], "one of MASKS has a pixel size and another has none; give --pixel-size"),
     (["early.tif", "--max-uncertainty", "nan", "--uncertainty", "early.tif"], "--max-uncertainty nan: must be above 0"),
-    (["early.tif", "--pixel-size", "inf"], "--pixel-size inf: must be above 0 and finite"),
+    (["early.tif", "--pixel-size", "inf"], "--pixel-size inf: must be above 0 and below 10⁹"),
     (["plain.tif", "--slice-distance", "0.5"], "plain.tif: says no pixel size; --slice-distance needs --pixel-size"),
     (["early.tif", "one.tif"], "one of MASKS is a slice and another a volume"),
     (["early.tif", "--output", "plain.tif"], "plain.tif: is a file; --output names a folder"),

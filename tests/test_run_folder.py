@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -77,6 +78,29 @@ def test_the_second_process_is_refused_until_the_first_has_ended(tmp_path):
     assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 
+def test_a_lock_outlives_reading_the_folder(tmp_path):
+    """Another open and close of the file, as a copy or an archive of the folder makes, must not free it."""
+    run_folder.take(tmp_path)
+    (tmp_path / ".lock").read_bytes()
+    other = [sys.executable, "-c", OTHER, str(tmp_path)]
+    between = f"import subprocess, sys; sys.exit(subprocess.run({other!r}).returncode)"
+    assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 2
+
+
+def test_children_let_go_of_what_they_inherit(tmp_path):
+    """A worker that outlives a killed parent by seconds must not keep the run from going on."""
+    code = ("import os, sys, time, pathlib, run_folder; run_folder.take(pathlib.Path(sys.argv[1]))\n"
+            "if os.fork() == 0:\n run_folder.leave_to_parent()\n print('there', flush=True)\n time.sleep(60)\n"
+            "time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, start_new_session=True) as parent:
+        assert parent.stdout.readline() == "there\n"
+        parent.kill()
+        parent.wait()
+        run_folder.take(tmp_path)
+        os.killpg(parent.pid, signal.SIGKILL)
+
+
 def test_a_folder_that_was_deleted_can_be_taken_anew(tmp_path):
     run_folder.take(tmp_path / "a")
     (tmp_path / "a" / ".lock").unlink()
@@ -92,12 +116,14 @@ def test_differences(tmp_path):
         path.write_text("as it was")
     folder = tmp_path / "run"
     run_folder.open_run(folder, {}, CPU, resume=False, data={n: p for n, p in data.items() if n != "d.tif"})
-    (folder / "phases.json").write_text(json.dumps({"supervised": {"weights": run_folder.hashes(weights)}}))
+    (folder / "phases.json").write_text(json.dumps(
+        {"supervised": {"best": {}, "weights": run_folder.hashes(weights)}}))
     assert run_folder.differences(folder, CPU, {n: p for n, p in data.items() if n != "d.tif"}, weights) == []
     data["a.tif"].write_text("other")
     data["d.tif"].write_text("more")
     data["b.tif"].unlink()
     weights["w"].write_text("other")
+    weights["unfinished"] = data["d.tif"]                       # of a phase that has no hash yet
     assert run_folder.differences(folder, CPU, data, weights) == [
         f"{tmp_path}/a.tif: has changed", f"{tmp_path}/b.tif: is missing", f"{tmp_path}/d.tif: is new",
         f"{tmp_path}/w: has changed"]

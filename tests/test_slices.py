@@ -139,6 +139,16 @@ def test_label_images_and_clipped_slices_are_no_painted_copies(tmp_path):
     np.testing.assert_array_equal(slices.read_mask(tmp_path / "labels.tif", "bright") <= (labels > 0), True)
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+def test_masks_that_compress_well_are_no_bombs(tmp_path, compression):
+    """289 million pixels in some ten thousand bytes."""
+    mask = np.zeros((17_000, 17_000), np.uint8)
+    mask[100:900, 100:900] = 1
+    tifffile.imwrite(tmp_path / "a.tif", mask, compression=compression, photometric="minisblack")
+    assert mask.size > 1200 * (tmp_path / "a.tif").stat().st_size
+    assert slices.read_array(tmp_path / "a.tif").sum() == 800 * 800
+
+
 def test_large_integers_keep_their_differences(tmp_path):
     array = (2**31 + np.arange(100, dtype=np.uint32)).reshape(10, 10)
     tifffile.imwrite(tmp_path / "a.tif", array)

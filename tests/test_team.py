@@ -140,24 +140,26 @@ def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workpla
     assert len(log.read_text().splitlines()) == 151
 
 
-def test_a_team_that_is_told_to_stop_saves_and_goes_on(data_folder, workplace, command):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_team_that_is_told_to_stop_saves_in_the_middle_of_an_epoch(data_folder, workplace, workers):
+    """The launcher signals every process of the job, those that make views as well, and does not wait for long."""
     settings = as_options({**TINY, "data": data_folder, "method": "supervised", "batch_size": 4, "run": "r",
-                           "sup_epochs": 150})
-    log = workplace / "runs" / "r" / "sup_metrics.csv"
-    with launch("train", *settings, cwd=workplace, first="import progress; progress.Progress.save_if_due = "
-                "lambda self: None") as process:
-        for _ in range(4000):
-            if log.exists() and len(log.read_text().splitlines()) > 5:
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)                     # to the launcher, which passes it on
+                           "steps_per_epoch": 100_000, "num_workers": workers})
+    told = ("import steps; real, count = steps.step_losses, []\n"
+            "def counted(*a):\n count.append(1)\n len(count) == 20 and print('twenty steps', flush=True)\n"
+            " return real(*a)\nsteps.step_losses = counted")
+    with launch("train", *settings, cwd=workplace, first=told) as process:
+        while "twenty steps" not in (line := process.stdout.readline()):
+            assert line, "ended before"
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
         out = process.communicate(timeout=120)[0]
     assert process.returncode != 0, out
-    done = len(log.read_text().splitlines()) - 1
-    assert 4 < done < 150
+    assert time.monotonic() - began < 25                        # after thirty seconds it would be killed
+    assert "look at the slice" not in out
     state = Progress(Config(run="r"), "supervised", workplace / "log.csv", {})
     state.restore(torch.device("cpu"), True, lambda: None)
-    assert state.step == 2 * done
+    assert 20 <= state.step == len(state.losses) < 100_000
 
 
 @pytest.mark.parametrize("more", [(), ("--three-axes",)])

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -67,6 +69,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         utils.write_atomically(path, fail)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_write_that_fails_names_its_file_and_folders_need_not_be_flushed(tmp_path, monkeypatch):
+    def fails(number):
+        def flush(file):
+            if os.path.isdir(f"/dev/fd/{file}") == (number == errno.EINVAL):
+                raise OSError(number, os.strerror(number))
+        return flush
+    monkeypatch.setattr(utils.os, "fsync", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left") as error:
+        utils.write_json(tmp_path / "a.json", {})
+    assert error.value.filename == str(tmp_path / "a.json")
+    monkeypatch.setattr(utils.os, "fsync", fails(errno.EINVAL))         # of a folder, on some network file systems
+    utils.write_json(tmp_path / "a.json", {})
+    assert utils.read_json(tmp_path / "a.json") == {}
 
 
 def test_csv_log(tmp_path):

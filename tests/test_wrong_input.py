@@ -234,7 +234,7 @@ def test_a_split_from_an_editor_that_marks_its_files(fine, data_folder):
     (["--run=a\nb"], "--run: 'a.+nb' is not possible"), (["--patch-size=1000000000000"], "--patch-size"),
     (["--profile=huge"], "--profile: invalid choice"), (["--data"], "--data: expected one argument"),
     (["--data=\0"], "no .tif slice|null|embedded"), (["--verify"], "--verify: expected one argument"),
-    (["--verify", "nowhere"], "nowhere/config.json: cannot be read"),
+    (["--verify", "nowhere"], "has no meaning with --verify"),
     (["--base-channels=1000000"], "--base-channels")])
 def test_settings(refused, data_folder, options, said):
     refused(said, "train", *as_options({**OPTIONS, "data": data_folder}), *options)
