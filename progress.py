@@ -45,6 +45,10 @@ class Progress:
         self._began = self._saved = time.perf_counter()
         self._took = 0.0
 
+    def epoch(self, steps: int) -> int:
+        """The epoch in hand, of so many `steps` each; all of its steps may be done, and its row not written."""
+        return (self.step - len(self.losses)) // steps
+
     @property
     def seconds(self) -> float:
         """Spent in this phase, by earlier processes too."""

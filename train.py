@@ -97,7 +97,7 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     progress.restore(device, team.leads, team.wait)
     network, stopped = team.wrap(student), False
     with held_back() as came, tqdm(
-            range(progress.step // steps, epochs), phase, epochs, initial=progress.step // steps, unit="epoch",
+            range(progress.epoch(steps), epochs), phase, epochs, initial=progress.epoch(steps), unit="epoch",
             mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
             disable=not team.leads) as bar:
         labelled, unlabelled = data_of_phase(config, data, phase, progress.step, device, team, ssl)

@@ -60,6 +60,10 @@ MID_WRITE = {  # what a process does that dies at a bad moment; % is the number 
                          f"def dies(a, b):\n real(a, b)\n left[0] -= 1\n left[0] < 0 and {KILL}\n"
                          "os.replace = dies",
 }
+OFTEN = "import progress\nprogress.SAVE_SECONDS = -1.0\n"                # a state after every step
+AFTER_SAVING = f"{OFTEN}real, left = progress.save_state, [%d]\n" \
+               f"def dies(*a):\n real(*a)\n left[0] -= 1\n left[0] < 0 and {KILL}\n" \
+               "progress.save_state = dies"
 
 
 class Trainer:
@@ -144,7 +148,7 @@ def test_sigkill_at_random_moments(peace, tmp_path, seed):
     trainer, whole, seconds = peace
     chance, killed = random.Random(seed), 0
     for _ in range(40):
-        number = trainer.start(tmp_path / "a")
+        number = trainer.start(tmp_path / "a", OFTEN * (seed % 2))
         time.sleep(chance.uniform(0.1, 0.5) * seconds)
         os.kill(number, signal.SIGKILL)
         killed += trainer.wait(number) == -signal.SIGKILL
@@ -165,6 +169,16 @@ def test_sigkill_in_the_middle_of_writing(peace, tmp_path, how, calls):
     assert set(ended) <= {-signal.SIGKILL, 0}
     finish(trainer, tmp_path / "a", whole)
     print(f"survived {ended.count(-signal.SIGKILL)} SIGKILLs")
+
+
+@pytest.mark.parametrize("calls", [[2, 6, 4, 0, 3], *(pytest.param([n] * 8, marks=pytest.mark.stress)
+                                                      for n in range(8))])
+def test_sigkill_after_a_state_of_the_middle_of_an_epoch(peace, tmp_path, calls):
+    """Which may be that of an epoch whose steps are done, and nothing else."""
+    trainer, whole, _ = peace
+    assert [trainer.run(tmp_path / "a", AFTER_SAVING % count) for count in calls] == [-signal.SIGKILL] * len(calls)
+    finish(trainer, tmp_path / "a", whole)
+    print(f"survived {len(calls)} SIGKILLs")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
