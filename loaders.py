@@ -1,11 +1,12 @@
 """Batches of views: which slices, in which order, made by which processes, and what is said when one of these dies."""
 
 import itertools
+import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray
@@ -78,14 +79,20 @@ class Watched(Dataset):
             raise InputError(f"{self.views.slices[key[0]].path}: no views can be made of it "
                              f"({type(error).__name__}: {' '.join(str(error).split())})") from error
 
-    def death(self, error: RuntimeError) -> WorkerDied | None:
-        """What to say where `error` tells of dead workers."""
-        text = " ".join(str(error).split())
-        numbers = re.findall(r"pid(?:\(s\))? ([\d, ]+)", text) if text.startswith("DataLoader worker") else []
-        at = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2)}
-        dead = [at[int(number)] for number in ",".join(numbers).split(",") if number.strip() and int(number) in at]
-        return WorkerDied(f"{self.views.slices[dead[0]].path}: a process died while it made views of this slice "
-                          f"({text[:150]}); look at the slice, free memory, or take --num-workers 0") if dead else None
+    def death(self, error: Exception) -> WorkerDied | None:
+        """What to say where `error` comes of dead workers: torch saw one, or a pipe to it broke, which is seen first.
+        """
+        at = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2) if self.at[i]}
+        of_worker = isinstance(error, OSError | EOFError) or str(error).startswith("DataLoader worker")
+        for _ in range(50 * bool(at and of_worker)):
+            alive = {process.pid for process in multiprocessing.active_children()}
+            if dead := [index for number, index in at.items() if number not in alive]:
+                why = " ".join(str(error).split())[:150]
+                path = self.views.slices[dead[0]].path
+                return WorkerDied(f"{path}: a process died while it made views of this slice ({why}); look at the "
+                                  "slice, free memory, or take --num-workers 0")
+            time.sleep(0.1)
+        return None
 
 
 def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
@@ -111,7 +118,7 @@ def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, 
             yield {name: to_float(name, tensor.to(device, non_blocking=pin)) for name, tensor in batch.items()}
     except InputError as error:  # of a worker: it comes with the worker's traceback
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         raise watched.death(error) or error from None
 
 

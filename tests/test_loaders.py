@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -95,10 +96,26 @@ def test_a_dead_worker_names_its_slice(often):
         use()
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(),
+                                   FileNotFoundError(2, "No such file or directory")])
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_broken_pipe_tells_of_a_death_that_is_not_seen_yet(error):
+    """A worker that dies in the act of handing over a batch."""
+    watched = loaders.Watched(Views(labelled(), 32), 2)
+    workers = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(wait,)) for wait in (60, 0.3)]
+    for i, worker in enumerate(workers):
+        worker.start()
+        watched.at[2 * i:2 * i + 2] = worker.pid, i + 1
+    assert re.match(r"s2\.tif: a process died while it made views of this slice \(", str(watched.death(error)))
+    workers[0].kill()
+    workers[0].join()
+
+
 def test_other_errors_stay_what_they_are():
     watched = loaders.Watched(Views(labelled(), 32), 2)
-    for text in ("mat1 and mat2", "DataLoader worker (pid 1) is killed by signal: Killed."):   # none of ours
-        assert watched.death(RuntimeError(text)) is None
+    assert watched.death(EOFError()) is None                # no worker has begun
+    watched.at[0] = 1
+    assert watched.death(RuntimeError("mat1 and mat2")) is None
 
 
 def test_a_job_that_is_told_to_stop_as_a_whole_stops_in_order(tiny, often, monkeypatch):
