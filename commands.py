@@ -41,8 +41,11 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         status, line = _ending(error)
         if line is None:
             raise
-        with suppress(OSError, AttributeError):
-            sys.stdout.flush()  # a bar's end comes before this line, where both go to one file
+        try:
+            with suppress(AttributeError):  # of a closed one
+                sys.stdout.flush()  # a bar's end comes before this line, where both go to one file
+        except OSError:
+            _forget_output()  # else it fails again at the exit, with another status
         if line:
             print(line, file=sys.stderr)
     finally:
@@ -59,7 +62,7 @@ def _ending(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, InputError):
         return 2, f"error: {one_line(error)}"
     if isinstance(error, BrokenPipeError) and error.filename is None:   # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_output()
         return 141, ""
     if isinstance(error, ConnectionError):
         return 2, f"error: another process of this job is gone ({one_line(error)}); see what it said"
@@ -72,6 +75,11 @@ def _ending(error: BaseException) -> tuple[int, str | None]:
         why = one_line(error)[:200] or "no more is there"
         return 2, f"error: out of memory ({why}); smaller slices or windows, or a larger machine"
     return 1, None
+
+
+def _forget_output() -> None:
+    """What standard output still holds, or gets, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _handle(handler: Callable) -> dict[int, Callable | int | None]:
