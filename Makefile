@@ -21,7 +21,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 run: .venv/run
 	mkdir -p "runs/$(RUN)"
 	$(BIN)/papermill $(NOTEBOOK) "runs/$(RUN)/notebook.ipynb" -r DATA "$(DATA)" -r RUN "$(RUN)" --log-output --no-progress-bar
-	@echo "notebook: runs/$(RUN)/notebook.ipynb   figures: runs/$(RUN)/figures   weights: checkpoints/$(RUN)"
+	@echo "notebook: runs/$(RUN)/notebook.ipynb   reports: runs/$(RUN)/report.html runs/$(RUN)_best/report.html   weights: checkpoints/$(RUN)"
 
 test: .venv/test
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered

@@ -135,6 +135,8 @@ class Config:
     # evaluation
     overlap: float = option(0.5, "shared part of neighbouring prediction windows, 0 to below 1", lambda v: 0 <= v < 1)
     threshold: float = option(0.5, "probability from which a pixel is foreground, 0 to 1", lambda v: 0 < v < 1)
+    pixel_size: float = option(0.0, "side of a pixel [µm], for particle sizes in the report; 0: sizes in pixels",
+                               _between(0, 1e9))
     tta: bool = option(False, "test-time augmentation in the final evaluation: mean over flips and quarter turns")
 
     def __post_init__(self):
@@ -194,8 +196,8 @@ CPU_PROFILE = {"base_channels": 8, "sup_epochs": 30, "ssl_epochs": 12, "steps_pe
 GEOMETRY = ("flip_p", "vertical_flip_p", "rotation", "quarter_turns", "zoom")
 INTENSITY = ("blur_p", "blur_limit", "motion_blur", "intensity_p", "brightness", "contrast", "gamma", "noise",
              "correlated_noise", "shading", "cutout")
-FREE = ("device", "num_workers", "precision", "nonfinite")  # a resumed run may change them: results stay the same up to
-#                                                             rounding, and what would have stopped it
+# a resumed run may change these: results stay the same up to rounding, and what would have stopped it
+FREE = ("device", "num_workers", "precision", "nonfinite", "pixel_size")
 
 
 def profile(name: str, device: torch.device) -> dict:

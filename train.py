@@ -319,6 +319,7 @@ def main() -> int | None:
 
 def run(config: Config, resume: bool = False, remark: str = "") -> None:
     """All of a run: every phase, the tables, what to annotate next. Also for `accelerate.notebook_launcher`."""
+    from report import write_report  # which imports what draws figures: a second that a typing error need not wait for
     team = join_team(choose_device(config.device))
     if team.leads and remark:
         print(remark)
@@ -334,7 +335,7 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
     if config.method != "supervised" and without_label(data):
         print(f"annotate next: {rank_unlabelled(config, data)['file'][0]} (ranking: annotate_next.csv)")
-    print(f"results: {config.run_folder}; draw the figures with: python utils_viz.py {config.run_folder}")
+    print(f"results: {config.run_folder}; all of them on one page: {write_report(config.run_folder)}")
 
 
 if __name__ == "__main__":

@@ -32,9 +32,8 @@ def call(module: str, *arguments: object) -> None:
 
 
 def run_once(data: Path, run: str, method: str, options: list[str]) -> pd.DataFrame:
-    """Train, draw, predict the test slices with the teacher, evaluate; the per-slice table of the full images."""
+    """Train, predict the test slices with the teacher, evaluate; the per-slice table of the full images."""
     call("train", "--data", data, "--run", run, "--method", method, "--resume", *options)
-    call("utils_viz", Path("runs") / run)
     images, masks = data / "labeled" / "Original_images", data / "labeled" / "Original_masks"
     stems = json.loads((Path("runs") / run / "split.json").read_text())["test"]
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ def call(module, *arguments):
             raise
 call("datasets", "check", "data", "--roi", "8,72,8,72")
 call("train", *{options!r})
-call("utils_viz", "runs/r")
+call("report", "runs/r")
 teacher = "checkpoints/r/best_ssl_teacher.safetensors"
 call("predict", "v.tif", "--checkpoint", teacher, "--output", "m.tif", "--uncertainty")
 call("evaluate", "--pred", "m.tif", "--truth", "v_truth.tif", "--uncertainty", "m_uncertainty.tif")

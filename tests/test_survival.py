@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, TINY, as_options, write_data
 
 SERVER = """
-import commands, json, os, sys, torch, train, utils
+import commands, json, os, report, sys, torch, train, utils
 import torch._dynamo                        # which an optimizer imports
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -34,6 +34,8 @@ for line in sys.stdin:
             os.dup2(os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.argv = ["train.py", *order["options"]]
         try:
+            if not order["page"]:
+                report.write_report = str
             exec(order["first"])
             commands.run_command_line(train.main)
         except SystemExit as stop:
@@ -74,19 +76,20 @@ class Trainer:
         self.server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER], cwd=ROOT, text=True,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def start(self, folder: Path, first: str = "") -> int:
-        """Process number of a run that begins, or goes on, in `folder`."""
+    def start(self, folder: Path, first: str = "", page: bool = False) -> int:
+        """Process number of a run that begins, or goes on, in `folder`; its `page`, at the end, takes seconds."""
         folder.mkdir(exist_ok=True)
         (folder / "log.txt").write_text("")
-        return self._ask({"folder": str(folder), "options": [*self.options, "--resume"], "first": first})
+        return self._ask({"folder": str(folder), "options": [*self.options, "--resume"], "first": first,
+                          "page": page})
 
     def wait(self, number: int) -> int:
         """The exit status of a process, negative for a signal."""
         return self._ask({"wait": number})
 
-    def run(self, folder: Path, first: str = "") -> int:
+    def run(self, folder: Path, first: str = "", page: bool = False) -> int:
         """Start, and wait."""
-        return self.wait(self.start(folder, first))
+        return self.wait(self.start(folder, first, page))
 
     def _ask(self, order: dict) -> int:
         print(json.dumps(order), file=self.server.stdin, flush=True)
@@ -98,7 +101,7 @@ class Trainer:
 
 def end_state(folder: Path) -> dict[str, str]:
     """Hash of every file that a run leaves, but for the clock."""
-    found, other = {}, (".lock", "environment.json")
+    found, other = {}, (".lock", "environment.json", "report.html")
     for path in sorted(p for p in folder.glob("*/r/**/*") if p.is_file() and p.name not in other):
         content = path.read_bytes()
         if path.name == "phases.json":
@@ -236,9 +239,20 @@ def test_full_disks(peace, tmp_path, size):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_kill_while_the_page_is_made(peace, tmp_path):
+    trainer, whole, _ = peace
+    assert trainer.run(tmp_path / "a", f"report.what_was_found = lambda run: {KILL}", page=True) == -signal.SIGKILL
+    page = tmp_path / "a" / "runs" / "r" / "report.html"
+    assert not page.exists()
+    assert trainer.run(tmp_path / "a", page=True) == 0, (tmp_path / "a" / "log.txt").read_text()
+    assert page.read_text().endswith("</html>")
+    assert len(list((page.parent / "figures").glob("*.png"))) == 11
+    assert {name: digest for name, digest in end_state(tmp_path / "a").items() if "/figures/" not in name} == whole
+
+
 def test_a_damaged_state_costs_an_epoch_not_the_run(peace, tmp_path):
     trainer, whole, _ = peace
-    assert trainer.run(tmp_path / "a", MID_WRITE["written, not named"] % 30) == -signal.SIGKILL
+    assert trainer.run(tmp_path / "a", OFTEN + MID_WRITE["written, not named"] % 30) == -signal.SIGKILL
     (state,) = (tmp_path / "a" / "checkpoints" / "r").glob("last_*[a-z].pt")
     state.write_bytes(state.read_bytes()[:-1000])
     finish(trainer, tmp_path / "a", whole)

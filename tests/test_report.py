@@ -1,0 +1,160 @@
+"""The page of a run: what it says, that it needs nothing else, and how a browser shows it."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+import report
+from config import Config
+from conftest import TINY, run, write_data
+from utils import InputError, read_json
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a run that has its page, with names that HTML must not take as its own."""
+    root = tmp_path_factory.mktemp("finished")
+    data, before = write_data(root / "a <b>&", 8, 3), Path.cwd()
+    os.chdir(root)
+    try:
+        config = Config(**TINY, data=str(data), run="page", pixel_size=0.5)
+        run(config)
+        report.write_report(config.run_folder)
+    finally:
+        os.chdir(before)
+    return root / "runs" / "page"
+
+
+def text_of(folder: Path) -> str:
+    """The words of the page."""
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    words = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(words))
+
+
+def test_it_says_what_was_found_and_how(finished):
+    text, summary = text_of(finished), read_json(finished / "summary.json")
+    for method, scores in summary["full"]["methods"].items():
+        mean = scores["dice"]
+        assert f"{method} {mean['mean']:.3f} ({mean['low']:.3f}–{mean['high']:.3f})" in text
+    best = max(summary["full"]["methods"].items(), key=lambda item: item[1]["dice"]["mean"])
+    assert f"Highest mean full-image Dice on test slices: {best[0]}, {best[1]['dice']['mean']:.3f}." in text
+    assert "Mean Teacher teacher: " in text.split("Results")[0]
+    for title in ("Results", *report.SECTIONS, "How it was made"):
+        assert f" {title} " in text
+    assert "Diameters in µm" in text
+    assert "a <b>&" in text
+    assert "base_channels 2 64 channels at full resolution" in text
+    assert read_json(finished / "environment.json")["packages"]["torch"] in text
+    for stem in read_json(finished / "split.json")["train"]:
+        assert stem in text
+
+
+def test_it_needs_no_other_file_and_no_network(finished):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|iframe|object|embed)\b", page)
+    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>]{0,30})""", page)
+    assert len(sources) == 9
+    assert all(source.startswith("data:image/") for source in sources)
+    assert len(page) < 4e6
+
+
+def test_every_figure_is_redrawn_with_it(finished):
+    names = {path.stem for path in (finished / "figures").glob("*.png")}
+    assert names >= {"paired", "curves", "calibration", "worst", "slice", "views", "sizes"}
+
+
+def test_a_run_without_pictures_or_scores_has_a_page(finished, tmp_path):
+    (tmp_path / "old" / "figures").mkdir(parents=True)
+    settings = {name: value for name, value in read_json(finished / "config.json").items() if name != "pixel_size"}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(settings))
+    shutil.copy(finished / "sup_metrics.csv", tmp_path / "old")
+    shutil.copy(finished / "figures" / "worst.png", tmp_path / "old" / "figures")
+    text = text_of(report.write_report(tmp_path / "old").parent)
+    assert "nothing can be said about accuracy" in text
+    assert report.CAPTIONS["worst"] in text                 # a picture that was drawn before
+    assert report.CAPTIONS["paired"] not in text
+    assert "Results" not in text
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("summary.json", "{"), ("summary.json", '{"full": 3}'), ("phases.json", "[]"), ("split.json", "7"),
+    ("predictions.npz", "no"), ("config.json", '{"colour": 1}'), ("annotate_next.csv", "a\n1\n")])
+def test_damaged_files_are_named(finished, tmp_path, command, name, content):
+    shutil.copytree(finished, tmp_path / "r")
+    (tmp_path / "r" / name).write_text(content)
+    (tmp_path / "r" / "report.html").unlink()
+    code, _, err = command("report", tmp_path / "r")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert err.startswith(f"error: {tmp_path / 'r'}")
+    assert not (tmp_path / "r" / "report.html").exists()
+
+
+def test_the_command(finished, command, tmp_path):
+    shutil.copytree(finished, tmp_path / "r")
+    code, out, _ = command("report", tmp_path / "r")
+    assert (code, out) == (0, f"{tmp_path / 'r' / 'report.html'}\n")
+    code, _, err = command("report", tmp_path / "none")
+    assert (code, err) == (2, f"error: {tmp_path / 'none'}: no such run folder\n")
+
+
+def test_settings_that_differ_from_the_recipe_are_marked():
+    table = report.settings_table(Config(lr=0.5, freeze=(), method="supervised"))
+    rows = {row[0]: row[1:3] for i, row in enumerate(table["rows"]) if i in table["marked"]}
+    assert rows == {"lr": ["0.5", "0.001"], "freeze": ["none", "down1,down2,down3"]}
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------
+
+MEASURE = """<script>addEventListener("load", () => {
+  const images = [...document.images], style = getComputedStyle(document.body);
+  document.title = [document.documentElement.scrollWidth, innerWidth, images.filter(i => i.naturalWidth > 0).length,
+    style.backgroundColor, style.color, Math.max(...images.map(i => i.getBoundingClientRect().right))].join("|")
+})</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [500, 1300])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_all_of_it(finished, tmp_path, width, scheme):
+    page = tmp_path / "page.html"
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    page.write_text(text.replace("</body>", MEASURE), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},1500",
+               *(["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else [])]
+
+    def browse(*more: str) -> str:
+        command = [CHROMIUM, *options, *more, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    title = html.unescape(re.search(r"<title>(.*?)</title>", browse("--dump-dom"))[1])
+    needed, there, images, background, ink, right = title.split("|")
+    assert (there, images) == (str(width), "9")
+    assert int(needed) <= width                             # nothing is cut off, the page does not move sideways
+    assert float(right) <= width
+    assert (background, ink) == {"light": ("rgb(255, 255, 255)", "rgb(28, 32, 36)"),
+                                 "dark": ("rgb(21, 24, 27)", "rgb(228, 231, 234)")}[scheme]
+    browse(f"--screenshot={tmp_path / 'shot.png'}")
+    shot = imread(tmp_path / "shot.png")[..., :3]
+    assert shot.shape[1] == width
+    assert abs(shot[5, 5].mean() - {"light": 1.0, "dark": 0.094}[scheme]) < 0.01
+    assert shot.std() > 0.05
+
+
+def test_every_caption_is_of_a_figure_and_every_figure_has_a_place():
+    assert sorted(kind for kinds in report.SECTIONS.values() for kind in kinds) == sorted(report.CAPTIONS)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        report.write_report(tmp_path)
