@@ -136,3 +136,15 @@ def test_readme_names_every_file():
         assert f"`{module}.py`" in readme
     for command in re.findall(r"python (\w+)\.py", readme):
         assert command in MAY_IMPORT
+
+
+def test_contributing_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`([a-z_]+)\.(\w+)`", text)
+    assert len(named) > 12
+    for module, name in named:
+        if name not in ("py", "md", "yml", "toml", "json"):
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b.* = |^    {name}: ",
+                             (ROOT / f"{module}.py").read_text(), re.M), f"{module}.{name}"
+    for file in re.findall(r"`((?:tests|benchmarks)/\w+\.\w+)`", text):
+        assert (ROOT / file).exists(), file
