@@ -2,7 +2,7 @@
 # make view IMAGE=FILE [MASK=FILE] [UNCERTAINTY=FILE]   set up with napari, and look at a volume
 # make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (seven minutes), the
 #                                                linter, JupyterLab, or refresh the committed notebook
-# make stress | audit                            set up, then kill and damage a great deal (half an hour), or look the pinned
+# make stress | audit                            set up, then kill and damage a great deal (twelve minutes), or look the pinned
 #                                                packages up in the list of known vulnerabilities (needs a network)
 SHELL := bash
 PYTHON ?= python3
