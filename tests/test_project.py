@@ -58,7 +58,7 @@ def test_modules_are_those_of_the_design():
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
         *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
         "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "particles_command", "whole_volume",
-        "survival", "trouble", "wrong_input", "wrong_stores", "fuzz", "offline"}
+        "readme", "survival", "trouble", "wrong_input", "wrong_stores", "fuzz", "offline"}
     for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         assert len(path.read_text().splitlines()) <= 350, path
 

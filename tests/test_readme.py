@@ -1,0 +1,79 @@
+"""The README's commands do what it says; with small data in the place of its own."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import demo_data
+from conftest import ROOT, TINY, as_options, write_data
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()
+            if line.startswith("python ")]
+
+
+def words_of(start: str, **names: object) -> list[str]:
+    """The one command of the README that begins so, without `[options]`, with other values for some of its words."""
+    (line,) = [line for line in COMMANDS if line.startswith(f"python {start}")]
+    text = re.sub(r"\[.*?\]|#.*", "", line).removeprefix("python ")
+    for name, value in names.items():
+        text = text.replace(name, str(value))
+    script, *words = shlex.split(text)
+    return [script.removesuffix(".py"), *words]
+
+
+@pytest.fixture
+def place(workplace, monkeypatch) -> Path:
+    """An empty folder with the checkpoint that comes with the project."""
+    (workplace / "checkpoints").mkdir()
+    (workplace / "checkpoints" / "reference_demo_best").symlink_to(ROOT / "checkpoints" / "reference_demo_best")
+    return workplace
+
+
+def test_own_data(place, command):
+    write_data(place / "data" / "mine", size=(128, 128))
+    roi = "8,136,8,136"
+    assert command("datasets", "check", "data/mine", "--roi", roi)[0] == 0
+    options = as_options({**TINY, "patch_size": 128, "roi": (8, 136, 8, 136)})
+    code, out, err = command(*words_of("train.py", NAME="mine"), *options)
+    assert code == 0, err
+    page = Path(re.search(r"all of them on one page: (\S+)", out)[1])
+    assert page == Path("runs/mine/report.html")
+    assert "best recipe teacher" in page.read_text(encoding="utf-8")
+    names = {"NAME": "mine", "370,1138,200,968": roi}
+    code, _, err = command(*words_of("predict.py data/NAME", **names))
+    assert code == 0, err
+    assert len(list((place / "masks").glob("*.tif"))) == 3
+    code, out, err = command(*words_of("evaluate.py --pred masks", **names, DIR="masks"))
+    assert code == 0, err
+    assert "median_diameter_um_predicted" in pd.read_csv("table.csv")
+
+
+def test_a_volume_before_anything_was_trained(place, command, monkeypatch):
+    write = demo_data.write_volume
+    monkeypatch.setattr(demo_data, "write_volume", lambda output, *_: write(output, slices=12, side=384))
+    (place / "data").mkdir()
+    for start in ("demo_data.py --volume", "predict.py data/volume.tif", "evaluate.py --pred mask.tif",
+                  "evaluate.py particles mask.tif"):
+        code, out, err = command(*words_of(start))
+        assert code == 0, err
+        if "--pred" in start:
+            assert float(re.search(r"mean dice\s+(\S+)", out)[1]) > 0.6
+    assert {"mask.tif", "mask.tif.json", "mask_uncertainty.tif", "mask_particles"} <= {p.name for p in place.iterdir()}
+    tables = {name: pd.read_csv(place / "mask_particles" / f"{name}.csv") for name in ("mask", "volume_truth")}
+    assert all(len(table) and np.isfinite(table["diameter"]).all() for table in tables.values())
+
+
+def test_no_command_is_forgotten():
+    """Those with launchers run in test_team, `--verify` in test_run_folder, `report.py` in test_report."""
+    known = ("train.py --data", "predict.py data/", "evaluate.py", "demo_data.py --volume")
+    assert len(COMMANDS) >= 7
+    assert not [line for line in COMMANDS if not line.removeprefix("python ").startswith(known)]
+    for module, option in re.findall(r"`(?:python )?(\w+)\.py[^`]*? (--[a-z-]+)", README):
+        if (ROOT / f"{module}.py").exists():
+            text = "".join((ROOT / f"{name}.py").read_text() for name in (module, "particles", "config"))
+            assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}:" in text, f"{module}.py {option}"
