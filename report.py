@@ -193,7 +193,7 @@ def settings_table(config: Config) -> dict:
         if value != usual:
             marked.append(i)
         rows.append([name, plain(value), "" if value == usual else plain(usual), f.metadata["help"]])
-    return as_table(["setting", "value", "else", "what it is"], rows, marked=marked,
+    return as_table(["setting", "value", "in the recipe", "what it is"], rows, marked=marked,
                     folded=f"Settings: {len(marked)} differ from the recipe of {config.method}")
 
 

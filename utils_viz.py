@@ -302,7 +302,7 @@ def draw_run(run: Path) -> dict[str, Figure]:
         names = {"centre patches": "test_patches.csv", "full images": "test_full.csv"}
         tables = {title: read_table(run / file, "method", "stem", "dice")
                   for title, file in names.items() if (run / file).exists()}
-        if tables:
+        if any(map(len, tables.values())):          # without test slices there is nothing to show
             figures["paired"] = draw_paired(tables)
         curves = {"calibration.csv": ("method", "predicted", "observed", "pixels"),
                   "thresholds.csv": ("method", "threshold", "dice")}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -84,6 +85,25 @@ def test_a_run_without_pictures_or_scores_has_a_page(finished, tmp_path):
     assert report.CAPTIONS["worst"] in text                 # a picture that was drawn before
     assert report.CAPTIONS["paired"] not in text
     assert "Results" not in text
+
+
+def test_without_test_slices_no_figure_is_empty(workplace, data_folder):
+    settings = {**TINY, "split": "random", "val_fraction": 0.0, "test_fraction": 0.0, "method": "supervised"}
+    config = Config(**settings, data=str(data_folder), run="none")
+    run(config)
+    text = text_of(report.write_report(config.run_folder).parent)
+    assert "nothing can be said about accuracy" in text
+    assert report.CAPTIONS["curves"] in text
+    assert not [kind for kind in ("paired", "worst", "sizes", "calibration") if report.CAPTIONS[kind] in text]
+    assert not [title for title in ("Results", "Particle sizes", "Where it is right") if f" {title}" in text]
+
+
+def test_a_model_that_finds_no_particle(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "r")
+    with np.load(finished / "predictions.npz") as stored:
+        arrays = {name: array * 0 if name.startswith("Mean Teacher") else array for name, array in stored.items()}
+    np.savez(tmp_path / "r" / "predictions.npz", **arrays)
+    assert " Mean Teacher teacher 0 0 " in text_of(report.write_report(tmp_path / "r").parent)
 
 
 @pytest.mark.parametrize(("name", "content"), [
