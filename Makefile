@@ -2,6 +2,7 @@
 # make view IMAGE=FILE [MASK=FILE] [UNCERTAINTY=FILE]   set up with napari, and look at a volume
 # make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (seven minutes), the
 #                                                linter, JupyterLab, or refresh the committed notebook
+# make figures                                   draw the figures of the committed results again, from their tables
 # make stress | audit                            set up, then kill and damage a great deal (twelve minutes), or look the pinned
 #                                                packages up in the list of known vulnerabilities (needs a network)
 SHELL := bash
@@ -15,7 +16,7 @@ found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 …")'
 NOTEBOOK := main_freezelayers.ipynb
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test stress bench view lint audit lab notebook lock clean
+.PHONY: run test stress bench figures view lint audit lab notebook lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -31,6 +32,9 @@ stress: .venv/test
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/speed.py
+
+figures: .venv/run
+	$(BIN)/python benchmarks/figures.py
 
 view: .venv/view
 	$(BIN)/python view.py "$(IMAGE)" $(if $(MASK),--mask "$(MASK)") $(if $(UNCERTAINTY),--uncertainty "$(UNCERTAINTY)")

@@ -39,14 +39,14 @@ from utils import (
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"
 LABELS = {"mean_teacher": "Mean Teacher", "cutmix_mt": "CutMix Mean Teacher", "fixmatch": "FixMatch",
-          "unimatch": "UniMatch", "best": "best recipe"}
+          "unimatch": "UniMatch", "best": "best"}
 
 
 def method_names(method: str) -> dict[str, str]:
     """Rows of the tables, in their order: name of the trained model → name of its checkpoint."""
     names = {"supervised": "supervised", CONTROL: "continued"}
     if method in LABELS:
-        names |= {f"{LABELS[method]} student": "ssl_student", f"{LABELS[method]} teacher": "ssl_teacher"}
+        names |= {f"{LABELS[method]} ({kind})": f"ssl_{kind}" for kind in ("student", "teacher")}
     return names
 
 
@@ -79,10 +79,11 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows; in a long one every
     `SAVE_SECONDS`. Ctrl-C and SIGTERM wait for the step in hand and for the state.
     """
+    label = LABELS[config.method] if ssl else CONTROL if phase == "continued" else phase
     if phase in (done_before := read_phases(config.run_folder)):
         for name in done_before[phase]["best"]:
             load_checkpoint(config.checkpoint(name))  # an error here is better than a table without this method
-        print(f"{phase}: finished before, kept", file=sys.stderr)
+        print(f"{label}: finished before, kept", file=sys.stderr)
         forget_state(state_path(config, phase))       # which a process left that was killed just then
         return
     team = join_team(device := choose_device(config.device))
@@ -97,7 +98,7 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     progress.restore(device, team.leads, team.wait)
     network, stopped = team.wrap(student), False
     with held_back() as came, tqdm(
-            range(progress.epoch(steps), epochs), phase, epochs, initial=progress.epoch(steps), unit="epoch",
+            range(progress.epoch(steps), epochs), label, epochs, initial=progress.epoch(steps), unit="epoch",
             mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
             disable=not team.leads) as bar:
         labelled, unlabelled = data_of_phase(config, data, phase, progress.step, device, team, ssl)
@@ -129,9 +130,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
         if team.leads and progress.step < epochs * steps:
             progress.save()
         elif team.leads:
-            progress.finish(device, {
-                "epochs": epochs, "steps": epochs * steps, "label": LABELS[config.method] if ssl else phase,
-                "processes": team.size, "parameters": sum(p.numel() for p in student.parameters())})
+            progress.finish(device, {"epochs": epochs, "steps": epochs * steps, "label": label, "processes": team.size,
+                                     "parameters": sum(p.numel() for p in student.parameters())})
         if not stopped:
             team.wait()
         elif not came:                                                              # the first of the team was told to

@@ -19,8 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from commands import Parser, run_command_line
 from utils import InputError, read_json
 from viz_slices import (
-    BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, dice_of, draw_methods, draw_predictions, draw_slice, draw_views,
-    draw_worst, new_figure, write_inside,
+    BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, draw_slice, draw_stored, draw_views, new_figure, write_inside,
 )
 
 FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
@@ -29,7 +28,7 @@ FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
 def colour_of(method: str) -> str:
     """One colour for what a row of a table is: Otsu, supervised, its continuation, a student or a teacher."""
     known = {"Otsu": "#777777", FOREST: PURPLE, "supervised": SKY, "supervised continued": BLUE}
-    return known.get(method, ORANGE if method.endswith("student") else RED if method.endswith("teacher") else GREEN)
+    return known.get(method, ORANGE if "student" in method else RED if "teacher" in method else GREEN)
 
 
 # --- learning curves and scores -------------------------------------------------------------------------------
@@ -254,22 +253,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); remove it") from None
 
 
-def draw_stored(stored: dict[str, np.ndarray]) -> dict[str, Figure]:
-    """The figures of predicted test slices, by name, from the arrays of `predictions.npz`."""
-    figures, seen = {}, []
-    methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
-    for i, stem in enumerate(stored["stems"]):
-        image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
-        name, last = str(stem).replace("$", r"\$"), methods[-1]                 # no formula
-        maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
-        figures[f"methods_{stem}"] = draw_methods(image, truth, {m: p >= threshold for m, p in maps.items()}, name)
-        figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, name, last)
-        seen.append((dice_of(maps[last] >= threshold, truth), (name, image, truth, maps[last])))
-    if seen:
-        figures["worst"] = draw_worst([s for _, s in sorted(seen, key=lambda s: s[0])[:3]], threshold, last)
-    return figures
-
-
 @contextmanager
 def blaming(path: Path) -> Iterator[None]:
     """`InputError` that names `path` for what fails because other things stand there than a run writes."""
@@ -291,11 +274,14 @@ def draw_run(run: Path) -> dict[str, Figure]:
     """
     run = Path(run)
     figures = {}
+    with blaming(path := run / "config.json"):
+        pixel_size = float(read_json(path).get("pixel_size", 0)) if path.exists() else 0.0
     if (path := run / "samples.npz").exists():
         with blaming(path):
             samples = read_npz(path)
-            figures["slice"] = draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"])
-            figures["views"] = draw_views(samples)
+            figures["slice"] = draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"],
+                                          pixel_size)
+            figures["views"] = draw_views(samples, pixel_size)
     with blaming(run):
         if logs := read_logs(run):
             figures["curves"] = draw_curves(logs)
@@ -312,7 +298,7 @@ def draw_run(run: Path) -> dict[str, Figure]:
                                                         curves.items()), summary.get("threshold", 0.5))
     if (path := run / "predictions.npz").exists():
         with blaming(path):
-            figures |= draw_stored(read_npz(path))
+            figures |= draw_stored(read_npz(path), pixel_size)
     if not figures:
         raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
     (run / "figures").mkdir(exist_ok=True)

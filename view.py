@@ -13,6 +13,7 @@ import ipywidgets
 import matplotlib as mpl
 import numpy as np
 
+from particles import voxel_of
 from slices import apply_window, as_grey, grey_limits
 from commands import Parser, run_command_line
 from utils import InputError
@@ -87,7 +88,8 @@ class SliceBrowser(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
         chosen, buffer = sample(self.parts[0]), io.BytesIO()
-        figure = draw_volume({i: self.slices(i) for i in chosen}, MOST)
+        (_, _, width), unit = voxel_of(self.parts[0], None, None)
+        figure = draw_volume({i: self.slices(i) for i in chosen}, MOST, width if unit == "µm" else 0.0)
         figure.savefig(buffer, format="jpeg", dpi=76, pil_kwargs={"quality": 42})
         return {**super()._repr_mimebundle_(**options), "image/jpeg": base64.b64encode(buffer.getvalue()).decode(),
                 "text/plain": f"a slider over {len(self.parts[0])} slices; run this cell to use it"}

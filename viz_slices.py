@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from skimage.measure import label
 
 ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -37,6 +38,18 @@ def show(axes, image: np.ndarray, title: str = "", **options) -> object:
     return shown
 
 
+def add_scale_bar(axes, image: np.ndarray, pixel_size: float) -> None:
+    """A bar of a round length, at most a third of an image's width: in µm, or in pixels where `pixel_size` is 0."""
+    most = image.shape[1] * (pixel_size or 1.0) / 3
+    power = 10.0 ** np.floor(np.log10(most))
+    length = max(step * power for step in (1, 2, 5) if step * power <= most)
+    bar = AnchoredSizeBar(axes.transData, length / (pixel_size or 1.0), f"{length:g} {'µm' if pixel_size else 'px'}",
+                          "lower left", pad=0.3, borderpad=0.4, sep=2, color="white", size_vertical=len(image) / 80,
+                          fontproperties={"size": 8})
+    bar.patch.set(facecolor="black", edgecolor="none", alpha=0.6)
+    axes.add_artist(bar)
+
+
 def write_inside(axes, text: str) -> None:
     """A remark in the middle of a panel."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.3")
@@ -49,18 +62,22 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]
     return rgb
 
 
-def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float]) -> Figure:
-    """A slice as stored, as the network sees it, and with its mask."""
-    figure, axes = new_figure(1, 3, 4.1)
+def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float],
+               pixel_size: float = 0.0) -> Figure:
+    """A slice as stored, as the network sees it, and with its mask. Here and below, scale bars are in µm where
+    `pixel_size` [µm] is given.
+    """
+    figure, axes = new_figure(1, 3, 4.0)
     shown = show(axes[0, 0], raw, "as stored: full grey range")
-    bar = figure.colorbar(shown, ax=axes[0, 0], location="bottom", shrink=0.8, pad=0.02, aspect=30)
+    bar = figure.colorbar(shown, cax=axes[0, 0].inset_axes((0.05, -0.06, 0.9, 0.03)), orientation="horizontal")
     bar.formatter.set_powerlimits((-2, 3))
+    add_scale_bar(axes[0, 0], raw, pixel_size)
     show(axes[0, 1], image, f"percentile window {percentiles[0]:g} … {percentiles[1]:g} %, 8 bit")
     show(axes[0, 2], tint(image, mask, (0.9, 0.6, 0.0)), f"mask (orange): {100 * mask.mean():.1f} % foreground")
     return figure
 
 
-def draw_views(samples: dict[str, np.ndarray]) -> Figure:
+def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figure:
     """Crops of labelled and unlabelled slices: weak view, strong view, their difference, and the mask.
 
     Of each kind two: one whose strong view differs and one where chance left it as it is, where there are both.
@@ -71,26 +88,29 @@ def draw_views(samples: dict[str, np.ndarray]) -> Figure:
         `labelled_weak`, `labelled_strong`, `labelled_mask`, `unlabelled_weak`, `unlabelled_strong`: (N, P, P) uint8.
     """
     figure, axes = new_figure(4, 4, 9.2)
-    for k, kind in enumerate(("labelled", "unlabelled")):
+    chosen = {}
+    for kind in ("labelled", "unlabelled"):
         changed = (samples[f"{kind}_weak"] != samples[f"{kind}_strong"]).any(axis=(1, 2))
         order = np.concatenate([np.flatnonzero(changed)[:1], np.flatnonzero(~changed), np.flatnonzero(changed)[1:]])
-        for i, chosen in enumerate(order[:2]):
-            weak, strong = (samples[f"{kind}_{name}"][chosen] for name in ("weak", "strong"))
-            row = axes[2 * k + i]
-            difference = strong.astype(float) - weak
-            limit = max(1.0, np.percentile(np.abs(difference), 99.5))
-            show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
-            show(row[1], strong, "strong view" if i == 0 else "")
-            show(row[2], difference, f"strong − weak (±{limit:.0f} grey levels)" if difference.any() else "",
-                 cmap="PuOr", vmin=-limit, vmax=limit)
-            if not difference.any():
-                write_inside(row[2], "not changed\n(by chance)")
-            if kind == "labelled":
-                painted = tint(weak, samples["labelled_mask"][chosen], (0.9, 0.6, 0.0))
-                show(row[3], painted, "mask on weak view" if i == 0 else "")
-            else:
-                row[3].set_axis_off()
-                write_inside(row[3], "no mask:\nconsistency only")
+        chosen |= {(kind, i): place for i, place in enumerate(order[:2])}
+    differences = {(kind, i): samples[f"{kind}_strong"][place].astype(float) - samples[f"{kind}_weak"][place]
+                   for (kind, i), place in chosen.items()}
+    limit = max(1.0, *(np.percentile(np.abs(d), 99.5) for d in differences.values()))   # one for all: comparable
+    for row, ((kind, i), place) in zip(axes, chosen.items(), strict=False):
+        weak, difference = samples[f"{kind}_weak"][place], differences[kind, i]
+        show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
+        show(row[1], samples[f"{kind}_strong"][place], "strong view" if i == 0 else "")
+        show(row[2], difference, f"strong − weak (±{limit:.0f} grey levels)" if i == 0 else "",
+             cmap="PuOr", vmin=-limit, vmax=limit)
+        add_scale_bar(row[0], weak, pixel_size)
+        if not difference.any():
+            write_inside(row[2], "not changed\n(by chance)")
+        if kind == "labelled":
+            painted = tint(weak, samples["labelled_mask"][place], (0.9, 0.6, 0.0))
+            show(row[3], painted, "mask on weak view" if i == 0 else "")
+        else:
+            row[3].set_axis_off()
+            write_inside(row[3], "no mask:\nconsistency only")
     return figure
 
 
@@ -107,7 +127,7 @@ def dice_of(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float,
-                     stem: str, method: str) -> Figure:
+                     stem: str, method: str, pixel_size: float = 0.0) -> Figure:
     """Five panels of one slice: image, truth, probability, prediction, errors (FP red, FN cyan).
 
     Parameters
@@ -118,6 +138,7 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
     prediction = probability >= threshold
     figure, axes = new_figure(1, 5, 2.5)
     show(axes[0, 0], image, stem)
+    add_scale_bar(axes[0, 0], image, pixel_size)
     show(axes[0, 1], truth, "truth")
     shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
@@ -127,12 +148,14 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
     return figure
 
 
-def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np.ndarray], stem: str) -> Figure:
+def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np.ndarray], stem: str,
+                 pixel_size: float = 0.0) -> Figure:
     """One full slice: image, truth, and the errors of every method side by side (FP red, FN cyan)."""
     columns = min(4, 2 + len(predictions))
     rows = -(-(2 + len(predictions)) // columns)
     figure, axes = new_figure(rows, columns, 2.65 * rows)
     show(axes.flat[0], image, stem)
+    add_scale_bar(axes.flat[0], image, pixel_size)
     show(axes.flat[1], truth, "truth")
     for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
         show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
@@ -176,7 +199,8 @@ def describe_errors(truth: np.ndarray, prediction: np.ndarray) -> str:
            f"{100 * rim:.0f} % of wrong pixels at rims"
 
 
-def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], threshold: float, method: str) -> Figure:
+def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], threshold: float, method: str,
+               pixel_size: float = 0.0) -> Figure:
     """A row per slice: image, errors, probability; the title of the errors says in words what went wrong.
 
     Parameters
@@ -188,6 +212,7 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
     for row, (stem, image, truth, probability) in zip(axes, slices, strict=True):
         prediction = probability >= threshold
         show(row[0], image, stem)
+        add_scale_bar(row[0], image, pixel_size)
         show(row[1], error_map(image, truth, prediction),
              f"Dice {dice_of(prediction, truth):.3f}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
         shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
@@ -196,9 +221,28 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
     return figure
 
 
+def draw_stored(stored: dict[str, np.ndarray], pixel_size: float = 0.0) -> dict[str, Figure]:
+    """The figures of predicted test slices, by name, from the arrays of `predictions.npz`."""
+    figures, seen = {}, []
+    methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
+    for i, stem in enumerate(stored["stems"]):
+        image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
+        name, last = str(stem).replace("$", r"\$"), methods[-1]                 # no formula
+        maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
+        masks = {method: probability >= threshold for method, probability in maps.items()}
+        figures[f"methods_{stem}"] = draw_methods(image, truth, masks, name, pixel_size)
+        figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, name, last, pixel_size)
+        seen.append((dice_of(masks[last], truth), (name, image, truth, maps[last])))
+    if seen:
+        worst = [slices for _, slices in sorted(seen, key=lambda s: s[0])[:3]]
+        figures["worst"] = draw_worst(worst, threshold, last, pixel_size)
+    return figures
+
+
 # --- volumes and uncertainty ----------------------------------------------------------------------------------
 
-def draw_volume(slices: dict[int, tuple[np.ndarray, np.ndarray | None, np.ndarray | None]], most: float) -> Figure:
+def draw_volume(slices: dict[int, tuple[np.ndarray, np.ndarray | None, np.ndarray | None]], most: float,
+                pixel_size: float = 0.0) -> Figure:
     """A column per slice of a volume: image, mask (orange), uncertainty from 0 to `most`, as far as there are these.
 
     Parameters
@@ -216,11 +260,12 @@ def draw_volume(slices: dict[int, tuple[np.ndarray, np.ndarray | None, np.ndarra
             else:
                 show(panel, uncertainty, cmap="viridis", vmin=0, vmax=most)
         column[0].set_title(f"slice {i}", fontsize=9)
+    add_scale_bar(axes[0, 0], image, pixel_size)
     return figure
 
 
 def draw_uncertainty(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray,
-                     rates: dict[str, pd.DataFrame]) -> Figure:
+                     rates: dict[str, pd.DataFrame], pixel_size: float = 0.0) -> Figure:
     """Errors of a slice, its uncertainty, and error rates of pixels from the least to the most uncertain tenth.
 
     Parameters
@@ -229,10 +274,11 @@ def draw_uncertainty(image: np.ndarray, truth: np.ndarray, prediction: np.ndarra
     rates : dict of name to table
         As `uncertainty.error_rates`, of each kind of uncertainty.
     """
-    figure, axes = new_figure(1, 3, 3.5, width_ratios=(1, 1, 1.1))
+    figure, axes = new_figure(1, 3, 3.7, width_ratios=(1, 1, 1.1))
     show(axes[0, 0], error_map(image, truth, prediction), f"FP red, FN cyan; Dice {dice_of(prediction, truth):.3f}")
+    add_scale_bar(axes[0, 0], image, pixel_size)
     shown = show(axes[0, 1], uncertainty, "uncertainty", cmap="viridis", vmin=0)
-    figure.colorbar(shown, ax=axes[0, 1], location="bottom", shrink=0.8, pad=0.02, aspect=30)
+    figure.colorbar(shown, cax=axes[0, 1].inset_axes((0.05, -0.06, 0.9, 0.03)), orientation="horizontal")
     for (name, table), colour in zip(rates.items(), (RED, BLUE, ORANGE, GREEN, PURPLE), strict=False):
         axes[0, 2].plot(table.index, 100 * table["error_rate"], "o-", ms=4, lw=1.4, color=colour, label=name)
     axes[0, 2].set(xlabel="tenth of pixels, by uncertainty", ylabel="wrong pixels [%]", ylim=(0, None))

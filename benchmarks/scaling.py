@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,8 +45,8 @@ def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
                    "high": timed.max(), "memory_mb": found["memory_mb"].max()}
 
 
-def draw_scaling(table: pd.DataFrame, title: str) -> Figure:
-    """Seconds above, memory below, a column per axis; logarithmic where values allow."""
+def draw_scaling(table: pd.DataFrame, title: str, path: Path) -> None:
+    """Seconds above, memory below, a column per axis; logarithmic where values allow. Written to `path`."""
     figure, axes = new_figure(2, table["axis"].nunique(), 5.0)
     for column, (name, some) in zip(axes.T, table.groupby("axis", sort=False), strict=True):
         upper, lower = column
@@ -71,7 +70,7 @@ def draw_scaling(table: pd.DataFrame, title: str) -> Figure:
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak memory [GB]")
     figure.suptitle(title, fontsize=10)
-    return figure
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def main() -> None:
@@ -97,7 +96,7 @@ def main() -> None:
         raise InputError("nothing could be measured; the reasons stand above")
     partial.replace(path)
     table = pd.DataFrame(rows)
-    draw_scaling(table, processor(device)).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
+    draw_scaling(table, processor(device), path.with_suffix(".png"))
     print(table.to_string(index=False))
     print(path)
 

@@ -201,7 +201,7 @@ def run_rows(about: dict, config: Config) -> pd.DataFrame:
     table = pd.read_csv(config.run_folder / "test_full.csv").merge(
         pd.read_csv(config.run_folder / "test_patches.csv"), on=["method", "stem"], suffixes=("", "_patch"))
     own = list(method_names(config.method))[2:]
-    table["role"] = table.pop("method").map(lambda name: name.split()[-1] if name in own else name)
+    table["role"] = table.pop("method").map(lambda name: name.split()[-1].strip("()") if name in own else name)
     return table.assign(group=digest(config, SEMI), settings=digest(config), **about)
 
 

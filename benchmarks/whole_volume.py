@@ -28,7 +28,7 @@ from commands import Parser, run_command_line  # noqa: E402
 from utils import choose_device, read_json, write_atomically, write_json  # noqa: E402
 from viz_slices import draw_sizes  # noqa: E402
 
-RUN = Path("runs/reference_volume")
+RUN, VOLUME = Path("runs/reference_volume"), Path("data/volume.tif")
 SURE = 0.45  # mean uncertainty of a particle, at most; chosen on the volume of seed 0
 
 
@@ -94,9 +94,9 @@ def compare_with_truth(volume: Path, pixel: float) -> dict[str, dict]:
     return found
 
 
-def draw(volume: Path) -> None:
-    """`sizes.png` with the sure particles beside the others."""
-    names = {"true mask": f"{volume.stem}_truth", "slice by slice": "slices", "three axes": "three_axes",
+def draw(truth: str) -> None:
+    """`sizes.png` with the sure particles beside the others; `truth` names the table of the true mask."""
+    names = {"true mask": truth, "slice by slice": "slices", "three axes": "three_axes",
              "three axes, sure particles": "three_axes_sure"}
     figure = draw_sizes({name: pd.read_csv(RUN / f"{file}.csv") for name, file in names.items()}, "µm")
     write_atomically(RUN / "sizes.png", lambda path: figure.savefig(path, dpi=110, format="png"))
@@ -113,7 +113,7 @@ def main() -> None:
     """Do all of it, and print what came out."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="as for predict.py")
-    parser.add_argument("--volume", type=Path, default=Path("data/volume.tif"), help="made where missing (%(default)s)")
+    parser.add_argument("--volume", type=Path, default=VOLUME, help="made where missing (%(default)s)")
     parser.add_argument("--slices", type=int, default=1000, help="of the volume that is made (%(default)s)")
     parser.add_argument("--size", type=int, default=512, help="rows and columns of it [px] (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of it (%(default)s)")
@@ -159,7 +159,7 @@ def main() -> None:
         invented[name] = {key: about[key] for key in ("particles", "invented", "auc")}
     shutil.copy(scratch / "sure" / "three_axes.csv", RUN / "three_axes_sure.csv")
     sizes = compare_with_truth(volume, read_json(RUN / "summary.json")["masks"][truth.stem]["voxel"][-1])
-    draw(volume)
+    draw(truth.stem)
     write_json(RUN / "reference.json", {
         "checkpoint": given.checkpoint.name, "sha256": digest(given.checkpoint), "slices": slices,
         "same bytes after SIGKILL": same, "output before it was continued": left, "steps": steps, "scores": scores,

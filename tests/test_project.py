@@ -36,7 +36,7 @@ MAY_IMPORT = {
                 "volumes"},
     "uncertainty": {"stitching"},
     "annotate": {"config", "datasets", "model_unet", "slices", "stitching", "uncertainty", "utils"},
-    "view": {"commands", "slices", "utils", "viz_slices", "volumes"},
+    "view": {"commands", "particles", "slices", "utils", "viz_slices", "volumes"},
     "demo_data": {"commands", "slices", "splits", "utils"},
 }
 OPTIONAL = {"napari", "dask"}  # of `make view`
@@ -124,7 +124,7 @@ def test_pins_cover_the_project_with_hashes_and_without_addresses():
 
 def test_every_import_is_declared():
     declared = {re.match(r"[\w-]+", r)[0] for r in project()["project"]["dependencies"]}
-    names = {"cv2": "opencv-python-headless", "skimage": "scikit-image"}
+    names = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "mpl_toolkits": "matplotlib"}
     used = {names.get(n, n) for m in MAY_IMPORT for n in imports_of(ROOT / f"{m}.py")}
     import sys
     assert used - set(MAY_IMPORT) - set(sys.stdlib_module_names) - OPTIONAL <= declared

@@ -1,8 +1,57 @@
-"""The reference runs: what cannot be run ends with one line, and a failed step with its status."""
+"""The reference runs: they are small, and their figures come from their tables; what cannot be run says so."""
+
+import json
+import re
+import shutil
+import subprocess
 
 import pytest
+from matplotlib.image import imread
 
 from benchmarks import reference_runs
+from conftest import ROOT
+
+RESULTS = ("runs", "benchmarks/results")
+OF_SLICES = r"slice|views|worst|(methods|prediction)_.*|sizes"      # figures that need more than the tables
+
+
+def tracked(*folders: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    return listed or [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.*")]
+
+
+def test_every_figure_is_drawn_again_from_the_tables(workplace, command):
+    drawn, tables = [], {}
+    for name in tracked(*RESULTS):
+        if (path := ROOT / name).suffix == ".png":
+            drawn += [name] * (not re.fullmatch(OF_SLICES, path.stem) or "volume" in name)
+        else:
+            (workplace / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, workplace / name)
+            tables[name] = path.read_bytes()
+    code, _, err = command("benchmarks.figures")
+    assert code == 0, err
+    assert len(drawn) > 10
+    for name in drawn:
+        again, before = imread(workplace / name), imread(ROOT / name)
+        assert again.shape == before.shape, name
+        assert abs(again - before).mean() < 0.02, name              # fonts may be others
+    assert all((workplace / name).read_bytes() == content for name, content in tables.items())
+
+
+def test_results_are_small_and_their_models_too():
+    sizes = {folder: sum((ROOT / name).stat().st_size for name in tracked(folder))
+             for folder in ("runs", "checkpoints")}
+    assert sizes["runs"] <= 5_000_000
+    assert sizes["checkpoints"] <= 4_000_000
+
+
+def test_the_page_of_a_reference_run_says_how_it_was_made():
+    for settings in (ROOT / "runs").glob("reference_demo*/config.json"):
+        about = json.loads((settings.parent / "environment.json").read_text())
+        assert about["command"] == "notebook"
+        assert not about["git_dirty"]
+        assert about["git_commit"]
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -49,7 +49,7 @@ def test_it_says_what_was_found_and_how(finished):
         assert f"{method} {mean['mean']:.3f} ({mean['low']:.3f}–{mean['high']:.3f})" in text
     best = max(summary["full"]["methods"].items(), key=lambda item: item[1]["dice"]["mean"])
     assert f"Highest mean full-image Dice on test slices: {best[0]}, {best[1]['dice']['mean']:.3f}." in text
-    assert "Mean Teacher teacher: " in text.split("Results")[0]
+    assert "Mean Teacher (teacher): " in text.split("Results")[0]
     for title in ("Results", *report.SECTIONS, "How it was made"):
         assert f" {title} " in text
     assert "Diameters in µm" in text
@@ -103,7 +103,7 @@ def test_a_model_that_finds_no_particle(finished, tmp_path):
     with np.load(finished / "predictions.npz") as stored:
         arrays = {name: array * 0 if name.startswith("Mean Teacher") else array for name, array in stored.items()}
     np.savez(tmp_path / "r" / "predictions.npz", **arrays)
-    assert " Mean Teacher teacher 0 0 " in text_of(report.write_report(tmp_path / "r").parent)
+    assert " Mean Teacher (teacher) 0 0 " in text_of(report.write_report(tmp_path / "r").parent)
 
 
 @pytest.mark.parametrize(("name", "content"), [

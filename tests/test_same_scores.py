@@ -27,7 +27,7 @@ def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
     plain = same_scores.scores(dataclasses.replace(tiny, run="plain"), same_scores.changes(tiny))
     after = train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
     assert not any(a is b for a, b in zip(before, after, strict=True))
-    assert list(as_it_is) == ["supervised", "Mean Teacher student", "Mean Teacher teacher"]
+    assert list(as_it_is) == ["supervised", "Mean Teacher (student)", "Mean Teacher (teacher)"]
     assert plain == pytest.approx(as_it_is, abs=5e-3)
 
 

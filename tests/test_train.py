@@ -36,11 +36,11 @@ def test_a_run_leaves_what_the_design_names(tiny):
     assert lam == [0, pytest.approx(0.5), 1]
     table = pd.read_csv(tiny.run_folder / "test_full.csv")
     assert table["method"].unique().tolist() == [
-        "Otsu", "supervised", "supervised continued", "Mean Teacher student", "Mean Teacher teacher"]
+        "Otsu", "supervised", "supervised continued", "Mean Teacher (student)", "Mean Teacher (teacher)"]
     assert table.groupby("method").size().unique().tolist() == [2]
     summary = json.loads((tiny.run_folder / "summary.json").read_text())
     assert [p["method"] for p in summary["full"]["paired"]] == [
-        "supervised", "Mean Teacher student", "Mean Teacher teacher"]
+        "supervised", "Mean Teacher (student)", "Mean Teacher (teacher)"]
 
 
 def test_control_takes_as_many_steps_as_mean_teacher_from_the_same_weights(tiny, monkeypatch):
@@ -107,7 +107,7 @@ def test_finished_phases_are_kept(tiny, capsys):
         train.prepare(dataclasses.replace(tiny, lr=0.1), resume=True)
     run(tiny, resume=True)
     assert {p: p.stat().st_mtime_ns for p in Path("checkpoints/base").iterdir()} == before
-    assert "mean_teacher: finished before, kept" in capsys.readouterr().err
+    assert "Mean Teacher: finished before, kept" in capsys.readouterr().err
     tiny.checkpoint("continued").unlink()
     with pytest.raises(InputError, match=r"best_continued\.safetensors: no such checkpoint"):
         run(tiny, resume=True)
@@ -218,7 +218,7 @@ def test_command_line(workplace, data_folder, command):
     code, out, err = command("train", *options)
     assert code == 0, err
     assert "cpu profile, base_channels 64 → 2" in out
-    assert re.search(r"Mean Teacher teacher +full-image test Dice 0\.\d{4}", out)
+    assert re.search(r"Mean Teacher \(teacher\) +full-image test Dice 0\.\d{4}", out)
     stored = Config(**json.loads((Path("runs") / "cli" / "config.json").read_text()))
     assert stored == Config(**{**CPU_PROFILE, **TINY, "data": str(data_folder), "run": "cli", "freeze": (),
                                "foreground_crop": False})

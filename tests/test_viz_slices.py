@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 import viz_slices
 from conftest import disc_slice
@@ -16,6 +17,18 @@ def test_errors_are_red_where_too_much_and_cyan_where_missed():
     assert rgb[0, 2, 2] > 0.7 > 0.3 > rgb[0, 2, 0]      # false negative: cyan
     for pixel in (rgb[0, 0], rgb[3, 3]):
         assert np.ptp(pixel) == 0                       # right: grey
+
+
+@pytest.mark.parametrize(("width", "pixel_size", "length", "label"), [
+    (768, 0.022, 5 / 0.022, "5 µm"), (256, 0.022, 1 / 0.022, "1 µm"), (768, 0.0, 200, "200 px"),
+    (64, 1e-3, 20, "0.02 µm"), (600, 0.0, 200, "200 px"), (15, 0.0, 5, "5 px")])
+def test_scale_bars_are_round_and_at_most_a_third_as_wide(width, pixel_size, length, label):
+    image = np.zeros((40, width), np.uint8)
+    panel = viz_slices.draw_methods(image, image > 0, {}, "s", pixel_size).axes[0]
+    (bar,) = [child for child in panel.get_children() if isinstance(child, AnchoredSizeBar)]
+    assert bar.txt_label.get_text() == label
+    assert bar.size_bar.get_children()[0].get_width() == pytest.approx(length)
+    assert length <= width / 3
 
 
 def test_five_panels():
