@@ -58,9 +58,10 @@ class Config:
     labels: int = option(0, "training slices that keep their label; 0: all, the others become unlabelled",
                          _between(0, MANY))
     max_unlabelled: int = option(0, "unlabelled scans to read; 0: all", _between(0, MANY))
-    roi: tuple | None = option(ROI, "row,end row,column,end column of the unlabelled scans [px], or none",
+    roi: tuple | None = option(ROI, "row,end row,column,end column [px] of unlabelled scans that are not as large as a "
+                               "labelled slice; or none",
                                lambda v: v is None or (len(v) == 4 and all(type(n) is int for n in v)
-                                                   and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
+                                                       and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
     percentiles: tuple = option((1.0, 99.5), "two, of the non-zero pixels, become 0 and 1",
                                 lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
     mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", _one_of("auto", "dark", "bright"))

@@ -53,7 +53,7 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     labels : int
         Training slices that keep their label, evenly spaced (0: all). The others join the unlabelled.
     roi : (row, end row, column, end column) or None
-        Crop of the unlabelled scans [px].
+        Crop of the unlabelled scans [px]; those as large as a labelled slice are used as they are.
     max_unlabelled : int
         Unlabelled scans to read, evenly spaced (0: all).
 
@@ -78,14 +78,20 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
         raise InputError(f"--labels {labels}: there are {len(train)} training slices")
     kept = evenly_spaced(train, labels or len(train))
     unlabelled = [Slice(s.path, s.image) for s in train if s not in kept]
-    held_back = {s.image.tobytes(): s.stem for s in [*val, *test]}
+    held_back, sizes = {s.image.tobytes(): s.stem for s in [*val, *test]}, {s.image.shape for s in labelled.values()}
     for path in scans:
-        image = percentile_window(crop_roi(read_image(path), roi, str(path)), percentiles, str(path))
+        image = percentile_window(crop_scan(read_image(path), roi, sizes, path), percentiles, str(path))
         if image.tobytes() in held_back:
             raise InputError(f"{path}: has the pixels of {held_back[image.tobytes()]}, a validation or test slice; "
                              "remove it from the unlabelled")
         unlabelled.append(Slice(path, image))
     return Data(kept, val, test, unlabelled or [Slice(s.path, s.image) for s in kept])
+
+
+def crop_scan(image: np.ndarray, roi: tuple[int, int, int, int] | None, sizes: set[tuple[int, int]],
+              path: Path) -> np.ndarray:
+    """`crop_roi` of an unlabelled scan, unless it has one of the `sizes` of the labelled slices."""
+    return image if image.shape in sizes else crop_roi(image, roi, str(path))
 
 
 def used_files(root: Path, split: str = "auto", max_unlabelled: int = 0) -> dict[str, Path]:
@@ -147,7 +153,9 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
         try:
             image = read_image(path)
             shapes[path] = image.shape
-            windowed = percentile_window(crop_roi(image, roi, str(path)) if path in scans else image, name=str(path))
+            if path in scans:
+                image = crop_scan(image, roi, {shapes.get(p) for p in images}, path)
+            windowed = percentile_window(image, name=str(path))
             contents.setdefault(windowed.tobytes(), []).append(path)
         except InputError as error:
             problems.append(str(error))

@@ -230,13 +230,13 @@ def sign_flip_p(differences: np.ndarray, seed: int = 0) -> float:
 
 def describe(comparison: dict) -> str:
     """A comparison in words, with a verdict only where interval and test agree: an interval of few slices is narrow."""
-    text = f"{comparison['method']}: {comparison['mean']:+.3f} {comparison['metric']} against {comparison['control']}"
-    if comparison["low"] is None:
-        return f"{text}; one slice, no interval"
-    clear = comparison["p"] < 0.05 and comparison["low"] * comparison["high"] > 0
-    verdict = ("better" if comparison["mean"] > 0 else "worse") if clear else "no clear difference"
-    return f"{text} (95 % interval {comparison['low']:+.3f} to {comparison['high']:+.3f}, " \
-           f"p = {comparison['p']:.3f}, {comparison['slices']} slices): {verdict}"
+    mean, low, high, p = (comparison[key] for key in ("mean", "low", "high", "p"))
+    text = f"{comparison['method']}: {comparison['metric'].replace('dice', 'Dice')} {abs(mean):.3f} " \
+           f"{'lower' if mean < 0 else 'higher'} than that of {comparison['control']}"
+    if low is None:
+        return f"{text}; one slice, no interval."
+    verdict = ("better" if mean > 0 else "worse") if p < 0.05 and low * high > 0 else "no clear difference"
+    return f"{text} (95 % interval {low:+.3f} to {high:+.3f}, p = {p:.3f}, {comparison['slices']} slices): {verdict}."
 
 
 # --- command line ---------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ CAPTIONS = {
     "slice": "The first training slice: as stored, in the percentile window the network sees, and with its mask.",
     "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
 }
+FEW = 6  # with fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05
 METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice (2 px)"}
 SECTIONS = {"Where it is right, and wrong": ("paired", "methods", "worst", "prediction", "calibration"),
             "Particle sizes": ("sizes",), "Training": ("curves",), "The data": ("slice", "views")}
@@ -122,9 +123,14 @@ def what_was_found(run: Path) -> list[str]:
     full = optional(run / "summary.json").get("full")
     if not full or not full["methods"]:
         return ["No test slice was scored, so nothing can be said about accuracy."]
-    name, best = max(full["methods"].items(), key=lambda item: item[1]["dice"]["mean"])
-    lines = [f"Highest mean full-image Dice on test slices: {name}, {best['dice']['mean']:.3f}."]
-    return lines + [describe(pair) for pair in full["paired"] if pair["method"] != "supervised"]
+    scores = {name: row["dice"]["mean"] for name, row in full["methods"].items()}
+    best = max(scores, key=scores.get)
+    lines = [f"Highest mean Dice of full test images: {best}, {scores[best]:.3f}" + (
+        f"; a threshold (Otsu, smoothed) has {scores['Otsu']:.3f}." if best != "Otsu" and "Otsu" in scores else ".")]
+    lines += [describe(pair) for pair in full["paired"] if pair["method"] != "supervised"]
+    if full["paired"] and (slices := full["paired"][0]["slices"]) < FEW:
+        lines.append(f"With {slices} test slice{'s' * (slices > 1)} no difference can be significant: it takes {FEW}.")
+    return lines
 
 
 # --- tables ---------------------------------------------------------------------------------------------------

@@ -30,6 +30,17 @@ def summarise_sizes(table: pd.DataFrame) -> dict[str, float | int]:
     return found
 
 
+def describe_sizes(table: pd.DataFrame, unit: str) -> str:
+    """`summarise_sizes` in words; `unit` is that of the diameters."""
+    found = summarise_sizes(table)
+    if not found["whole"]:
+        return f"{found['particles']} particles, none of them wholly inside"
+    size = "volume" if "volume" in table else "area"
+    return (f"{found['particles']} particles, {found['whole']} of them wholly inside; of these half are up to "
+            f"{found['D50_number']:.3g} {unit} large, and half of their {size} is in those up to "
+            f"{found[f'D50_{size}']:.3g} {unit}")
+
+
 def invented(table: pd.DataFrame) -> dict[str, float | int]:
     """Where the truth is known: the number of particles of which less than half lies in it, and with an uncertainty
     the chance that an invented particle has a higher one than another (ROC AUC).

@@ -45,6 +45,15 @@ def test_without_unlabelled_scans_the_training_images_serve(tmp_path):
     assert all(s.mask is None for s in data.unlabelled)
 
 
+def test_scans_as_large_as_a_labelled_slice_are_not_cropped(tmp_path):
+    folder = write_data(tmp_path / "d", size=(96, 80))
+    image = tifffile.imread(folder / "unlabeled" / "scan_1.tif")[:96, :80]
+    tifffile.imwrite(folder / "unlabeled" / "scan_1.tif", image)
+    shapes = [s.image.shape for s in datasets.load_data(folder, roi=(0, 40, 0, 50)).unlabelled]
+    assert shapes == [(40, 50), (96, 80), (40, 50)]
+    assert datasets.check_data(folder, (0, 112, 0, 96)) == []
+
+
 def test_one_slice_is_enough_to_train(tmp_path):
     data = datasets.load_data(write_data(tmp_path / "d", count=1, scans=0), roi=None)
     assert [len(part) for part in vars(data).values()] == [1, 0, 0, 1]

@@ -88,7 +88,7 @@ def test_paired_comparison():
     signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1)  # all 2⁸ sign flips
     exact = np.mean(np.abs((signs * gain[:, None]).mean(axis=0)) >= abs(gain.mean()) - 1e-12)
     assert result["p"] == pytest.approx(exact)
-    assert "better" in evaluate.describe(result)
+    assert evaluate.describe(result).endswith("slices): better.")
     same = evaluate.compare(table_of({"control": base, "new": rng.permutation(base)}), "new", "control")
     assert "no clear difference" in evaluate.describe(same)
     worse = evaluate.compare(table_of({"control": base + gain, "new": base}), "new", "control")

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ import demo_data
 from conftest import ROOT, TINY, as_options, write_data
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()
-            if line.startswith("python ")]
+BLOCKS = "\n".join(re.findall(r"^```\n(.*?)^```", README, re.M | re.S)).replace("\\\n", "").splitlines()
+COMMANDS = [line for line in BLOCKS if line.startswith("python ")]
 
 
 def words_of(start: str, **names: object) -> list[str]:
@@ -37,7 +39,8 @@ def place(workplace, monkeypatch) -> Path:
 def test_own_data(place, command):
     write_data(place / "data" / "mine", size=(128, 128))
     roi = "8,136,8,136"
-    assert command("datasets", "check", "data/mine", "--roi", roi)[0] == 0
+    code, out, err = command(*words_of("datasets.py check", NAME="mine"), "--roi", roi)
+    assert code == 0, out + err
     options = as_options({**TINY, "patch_size": 128, "roi": (8, 136, 8, 136)})
     code, out, err = command(*words_of("train.py", NAME="mine"), *options)
     assert code == 0, err
@@ -48,7 +51,11 @@ def test_own_data(place, command):
     code, _, err = command(*words_of("predict.py data/NAME", **names))
     assert code == 0, err
     assert len(list((place / "masks").glob("*.tif"))) == 3
-    code, out, err = command(*words_of("evaluate.py --pred masks", **names, DIR="masks"))
+    code, _, err = command(*words_of("evaluate.py particles masks"))
+    assert code == 0, err
+    measured = pd.read_csv(place / "masks_particles" / "masks.csv")
+    assert {"diameter", "area", "slice"} <= set(measured)
+    code, _, err = command(*words_of("evaluate.py --pred masks", **names, DIR="masks"))
     assert code == 0, err
     assert "median_diameter_um_predicted" in pd.read_csv("table.csv")
 
@@ -58,7 +65,7 @@ def test_a_volume_before_anything_was_trained(place, command, monkeypatch):
     monkeypatch.setattr(demo_data, "write_volume", lambda output, *_: write(output, slices=12, side=384))
     (place / "data").mkdir()
     for start in ("demo_data.py --volume", "predict.py data/volume.tif", "evaluate.py --pred mask.tif",
-                  "evaluate.py particles mask.tif"):
+                  "evaluate.py particles mask.tif data"):
         code, out, err = command(*words_of(start))
         assert code == 0, err
         if "--pred" in start:
@@ -68,11 +75,43 @@ def test_a_volume_before_anything_was_trained(place, command, monkeypatch):
     assert all(len(table) and np.isfinite(table["diameter"]).all() for table in tables.values())
 
 
+def test_on_several_devices(place):
+    """The launchers' lines, with one process without a GPU in the place of several with one."""
+    data = write_data(place / "data" / "mine", size=(128, 128), scans=0)
+    options = " ".join(as_options({**TINY, "patch_size": 128, "sup_epochs": 1, "ssl_epochs": 1, "batch_size": 4}))
+    launched = [line for line in BLOCKS if re.match(r"accelerate|torchrun|srun", line)]
+    assert len(launched) == 4
+    for i, line in enumerate(line for line in launched if " train.py " in line):
+        text = line.strip().removeprefix("srun bash -c '").replace("--multi_gpu", "--cpu")
+        text = re.sub(r"--(num_machines|machine_rank|main_process_\w+|batch-size) \S+|#.*|'$|--device cpu", "", text)
+        text = re.sub(r"(--num_processes|--nproc_per_node) \d", r"\1 1", text)
+        for name, value in {"data/NAME": data, "NAME": f"r{i}", " train.py": f" {ROOT}/train.py"}.items():
+            text = text.replace(name, str(value))
+        launcher, *words = shlex.split(f"{text} {options}" + ("" if "--data" in text else f" --data {data}"))
+        done = subprocess.run([Path(sys.executable).with_name(launcher), *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"all of them on one page: runs/r{i}/report.html" in done.stdout
+
+
+def test_targets_of_make():
+    targets = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
+    assert targets >= {"run", "test", "lab", "bench", "stress", "audit", "view", "lint", "lock", "figures"}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_no_command_is_forgotten():
-    """Those with launchers run in test_team, `--verify` in test_run_folder, `report.py` in test_report."""
-    known = ("train.py --data", "predict.py data/", "evaluate.py", "demo_data.py --volume")
-    assert len(COMMANDS) >= 7
+    """Of those in the text `--verify` runs in test_run_folder, `report.py` in test_report, benchmarks in files of
+    their own.
+    """
+    known = ("datasets.py check", "train.py --data", "predict.py data/", "evaluate.py", "demo_data.py --volume")
+    assert len(COMMANDS) >= 9
     assert not [line for line in COMMANDS if not line.removeprefix("python ").startswith(known)]
+    texts = [(ROOT / f"{folder}README.md").read_text(encoding="utf-8")
+             for folder in ("", "runs/", "benchmarks/", "data/", "checkpoints/", "tests/")]
+    named = re.findall(r"python (\S+)\.py", "".join(texts))
+    assert not [name for name in named if not (ROOT / f"{name}.py").exists()]
     for module, option in re.findall(r"`(?:python )?(\w+)\.py[^`]*? (--[a-z-]+)", README):
         if (ROOT / f"{module}.py").exists():
             text = "".join((ROOT / f"{name}.py").read_text() for name in (module, "particles", "config"))

@@ -48,7 +48,8 @@ def test_it_says_what_was_found_and_how(finished):
         mean = scores["dice"]
         assert f"{method} {mean['mean']:.3f} ({mean['low']:.3f}–{mean['high']:.3f})" in text
     best = max(summary["full"]["methods"].items(), key=lambda item: item[1]["dice"]["mean"])
-    assert f"Highest mean full-image Dice on test slices: {best[0]}, {best[1]['dice']['mean']:.3f}." in text
+    assert f"Highest mean Dice of full test images: {best[0]}, {best[1]['dice']['mean']:.3f}" in text
+    assert "With 2 test slices no difference can be significant: it takes 6." in text.split("Results")[0]
     assert "Mean Teacher (teacher): " in text.split("Results")[0]
     for title in ("Results", *report.SECTIONS, "How it was made"):
         assert f" {title} " in text
