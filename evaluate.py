@@ -236,7 +236,8 @@ def describe(comparison: dict) -> str:
     if low is None:
         return f"{text}; one slice, no interval."
     verdict = ("better" if mean > 0 else "worse") if p < 0.05 and low * high > 0 else "no clear difference"
-    return f"{text} (95 % interval {low:+.3f} to {high:+.3f}, p = {p:.3f}, {comparison['slices']} slices): {verdict}."
+    interval = f"{low:+.3f} to {high:+.3f}".replace("-", "−")
+    return f"{text} (95 % interval {interval}, p = {p:.3f}, {comparison['slices']} slices): {verdict}."
 
 
 # --- command line ---------------------------------------------------------------------------------------------

@@ -112,10 +112,13 @@ def write_report(run: Path) -> Path:
 # --- words ----------------------------------------------------------------------------------------------------
 
 def about(run: Path, config: Config) -> str:
-    """What was trained, on what, when and where."""
+    """What was trained, on what, when and where, and what differs from the recipe."""
     made = optional(run / "environment.json")
+    changed = [f"{name} {plain(value)} instead of {plain(usual)}" for name, (value, usual) in changes(config).items()
+               if name not in ("data", "run", "pixel_size", "device", "num_workers")]
     return (f"{config.method.replace('_', ' ')}, width {config.base_channels}, on {config.data}; "
-            f"{made.get('device', 'unknown device')}, {str(made.get('date', ''))[:10] or 'unknown date'}")
+            f"{made.get('device', 'unknown device')}, {str(made.get('date', ''))[:10] or 'unknown date'}"
+            + f"; {', '.join(changed)}" * bool(changed))
 
 
 def what_was_found(run: Path) -> list[str]:
@@ -145,7 +148,9 @@ def result_tables(run: Path) -> list[dict]:
     if not (run / "summary.json").exists():
         return []
     tables = {kind: results_table(run, kind) for kind in ("full", "patches")}
-    text = {"full": "Full images, stitched from windows.", "patches": "Centre patches, from one window."}
+    text = {"full": "Otsu: a smoothed threshold. Supervised continued: the control, trained for as many further steps "
+                    "as student and teacher. Full images, stitched from windows.",
+            "patches": "Centre patches, from one window."}
     return [as_table(["", *(METRIC_NAMES.get(column, column) for column in table)],
                      [[name, *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],
                      f"{text[kind]} Mean over test slices (95 % bootstrap interval).")
@@ -193,14 +198,12 @@ def phase_table(run: Path) -> dict | None:
 
 def settings_table(config: Config) -> dict:
     """Every setting; those that differ from the recipe are marked."""
-    recipe, rows, marked = make_config(method=config.method), [], []
-    for i, (name, f) in enumerate(Config.__dataclass_fields__.items()):
-        value, usual = getattr(config, name), getattr(recipe, name)
-        if value != usual:
-            marked.append(i)
-        rows.append([name, plain(value), "" if value == usual else plain(usual), f.metadata["help"]])
-    return as_table(["setting", "value", "in the recipe", "what it is"], rows, marked=marked,
-                    folded=f"Settings: {len(marked)} differ from the recipe of {config.method}")
+    changed, fields = changes(config), Config.__dataclass_fields__
+    rows = [[name, plain(getattr(config, name)), plain(changed[name][1]) if name in changed else "", f.metadata["help"]]
+            for name, f in fields.items()]
+    return as_table(["setting", "value", "in the recipe", "what it is"], rows,
+                    marked=[i for i, name in enumerate(fields) if name in changed],
+                    folded=f"Settings: {len(changed)} differ from the recipe of {config.method}")
 
 
 def environment_table(run: Path) -> dict | None:
@@ -217,6 +220,13 @@ def annotation_table(run: Path) -> dict:
     return as_table(["", "slice", "coverage up to here", "coverage alone"],
                     [[r.rank, r.file, f"{r.coverage:.2f}", f"{r.coverage_alone:.2f}"] for r in table.itertuples()],
                     "Unlabelled slices unlike those that are labelled, the most useful one first.")
+
+
+def changes(config: Config) -> dict[str, tuple]:
+    """Of each setting that differs from the recipe that `config.method` names: its value, and that of the recipe."""
+    recipe = make_config(method=config.method)
+    return {name: (getattr(config, name), getattr(recipe, name)) for name in Config.__dataclass_fields__
+            if getattr(config, name) != getattr(recipe, name)}
 
 
 def plain(value: object) -> str:
