@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from slices import (
     IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, crop_roi, cut_window, list_files, parse_roi, percentile_window,
@@ -24,6 +25,7 @@ from utils import InputError, read_json
 from views import build_geometry, build_intensity, make_views
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
+QUIET_SECONDS = 5  # reading that takes longer shows how far it is
 
 
 # --- loading --------------------------------------------------------------------------------------------------
@@ -64,6 +66,8 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     """
     root = Path(root)
     images, masks = list_files(root / IMAGES), list_files(root / MASKS, MASK_SUFFIXES)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; `python demo_data.py --output {root}` makes demo data there")
     if not images:
         raise InputError(f"{root / IMAGES}: no .tif slice found; put the labelled slices there")
     pairs, problems = pair_files(images, masks)
@@ -79,7 +83,7 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     kept = evenly_spaced(train, labels or len(train))
     unlabelled = [Slice(s.path, s.image) for s in train if s not in kept]
     held_back, sizes = {s.image.tobytes(): s.stem for s in [*val, *test]}, {s.image.shape for s in labelled.values()}
-    for path in scans:
+    for path in tqdm(scans, "read", unit="slice", leave=False, delay=QUIET_SECONDS):
         image = percentile_window(crop_scan(read_image(path), roi, sizes, path), percentiles, str(path))
         if image.tobytes() in held_back:
             raise InputError(f"{path}: has the pixels of {held_back[image.tobytes()]}, a validation or test slice; "
@@ -111,6 +115,17 @@ def describe_data(data: Data) -> dict:
     for s in itertools.chain(*vars(data).values()):
         pixels.update(s.image.tobytes() + (b"" if s.mask is None else s.mask.tobytes()))
     return {**{part: [s.stem for s in slices] for part, slices in vars(data).items()}, "sha256": pixels.hexdigest()}
+
+
+def sum_up(data: Data) -> str:
+    """How much there is of what, in words: what a folder was taken for shows here before anything is trained."""
+    labelled = [*data.train, *data.val, *data.test]
+    shapes = ", ".join({f"{s.image.shape[0]}×{s.image.shape[1]}": None for s in labelled})
+    shares = [100 * s.mask.mean() for s in labelled]
+    own = {s.path for s in data.unlabelled} <= {s.path for s in data.train}
+    return (f"{len(labelled)} labelled slices of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
+            f"{len(data.train)} to train on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
+            + ("none unlabelled, the training slices serve as such" if own else f"{len(data.unlabelled)} unlabelled"))
 
 
 def load_slice(image_path: Path, mask_path: Path, percentiles: tuple[float, float], foreground: str) -> Slice:
@@ -149,14 +164,14 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
             if twins and path.name < min(twins):
                 problems.append(f"{path}: same stem as {', '.join(twins)}; keep one of them")
     shapes, contents = {}, {}
-    for path in [*images, *scans]:
+    for path in tqdm([*images, *scans], "check", unit="slice", leave=False, delay=QUIET_SECONDS):
         try:
             image = read_image(path)
             shapes[path] = image.shape
             if path in scans:
                 image = crop_scan(image, roi, {shapes.get(p) for p in images}, path)
-            windowed = percentile_window(image, name=str(path))
-            contents.setdefault(windowed.tobytes(), []).append(path)
+            pixels = hashlib.sha256(percentile_window(image, name=str(path))).digest()
+            contents.setdefault((image.shape, pixels), []).append(path)
         except InputError as error:
             problems.append(str(error))
     pairs, unpaired = pair_files(images, masks)
@@ -273,9 +288,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         raise InputError(f"{arguments.folder}: no such folder")
-    problems = check_data(arguments.folder, parse_roi(arguments.roi), arguments.mask_foreground)
-    print("\n".join(problems) or f"{arguments.folder}: no problem found")
-    return 1 if problems else 0
+    roi = parse_roi(arguments.roi)
+    problems = check_data(arguments.folder, roi, arguments.mask_foreground)
+    if problems:
+        print("\n".join(problems))
+        return 1
+    data = load_data(arguments.folder, roi=roi, mask_foreground=arguments.mask_foreground)
+    print(f"{arguments.folder}: no problem found\n{sum_up(data)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from volumes import Volume, plain_name, stamp
 from write_volumes import write_like
 
 FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty"}
+NO_TARGET = (".png", ".jpg", ".jpeg", ".npy")
 ELSE = "delete it, or choose another --output"
 
 
@@ -33,6 +34,9 @@ def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
     if (suffix == ".zarr" and stored != ".zarr") or (suffix in IMAGE_SUFFIXES and stored != ".tif"):
         raise InputError(f"{output}: the input is a {'TIFF' if stored == '.tif' else stored[1:] or 'folder'}, and so "
                          "is the output; choose a name without the suffix of another family")
+    if suffix in NO_TARGET and not output.is_dir():
+        raise InputError(f"{output}: results are not written as {suffix}; give a name that ends in {stored}"
+                         if stored else f"{output}: the input is a folder, so the output is one; give it another name")
     if volume.kind == "folder":
         found = {kind: output / FOLDERS[kind] for kind in kinds}
     elif volume.kind != "zarr" and suffix not in IMAGE_SUFFIXES:

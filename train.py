@@ -20,7 +20,7 @@ from commands import Parser, Terminated, held_back, run_command_line
 from config import (
     FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile, stored_config,
 )
-from datasets import Data, Views, describe_data, load_data, used_files
+from datasets import Data, Views, describe_data, load_data, sum_up, used_files
 from evaluate import evaluate_models, validate
 from loaders import make_loader, seed_of
 from losses import cosine_ramp_up
@@ -324,6 +324,8 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
     if team.leads and remark:
         print(remark)
     data = prepare(config, resume)
+    if team.leads:
+        print(f"{config.data}: {sum_up(data)}")
     train_supervised(config, data)
     if config.method != "supervised":
         continue_supervised(config, data)
@@ -335,7 +337,8 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
     if config.method != "supervised" and without_label(data):
         print(f"annotate next: {rank_unlabelled(config, data)['file'][0]} (ranking: annotate_next.csv)")
-    print(f"results: {config.run_folder}; all of them on one page: {write_report(config.run_folder)}")
+    page = write_report(config.run_folder)
+    print(f"results: {config.run_folder}; all of them on one page: {page}")
 
 
 if __name__ == "__main__":

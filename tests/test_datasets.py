@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_errors_name_the_file(data_folder):
     tifffile.imwrite(data_folder / IMAGES / "s_00.tif", np.zeros((5, 6), np.uint8) + np.arange(6, dtype=np.uint8))
     with pytest.raises(InputError, match=r"s_mask_00.tif: is 64×64 px, its image s_00.tif 5×6"):
         datasets.load_data(data_folder, roi=ROI)
-    with pytest.raises(InputError, match=r"no .tif slice found"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; `python demo_data.py"):
         datasets.load_data(data_folder / "nowhere")
 
 
@@ -109,7 +110,18 @@ def test_a_sound_folder_has_no_problem(data_folder, command):
     write_split(data_folder, train=["s_00", "s_01"], val=["s_02"], test=["s_03"])
     assert datasets.check_data(data_folder, ROI) == []
     code, out, _ = command("datasets", "check", data_folder, "--roi", "8,72,8,72")
-    assert (code, out) == (0, f"{data_folder}: no problem found\n")
+    assert (code, out.splitlines()[0]) == (0, f"{data_folder}: no problem found")
+
+
+def test_check_says_what_the_folder_was_taken_for(data_folder, command):
+    for i in range(8):
+        tifffile.imwrite(mask(data_folder, i), (np.arange(64 * 64).reshape(64, 64) < 205 * (i + 1)).astype(np.uint8))
+    def said():
+        return command("datasets", "check", data_folder, "--roi", "8,72,8,72")[1].splitlines()[1]
+    assert said() == ("8 labelled slices of 64×64 px, 5–40 % foreground: 6 to train on, 1 to choose the checkpoint, "
+                      "1 to test; 3 unlabelled")
+    shutil.rmtree(data_folder / UNLABELLED)
+    assert said().endswith("; none unlabelled, the training slices serve as such")
 
 
 def image(root, i=0):

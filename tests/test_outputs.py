@@ -224,6 +224,7 @@ def test_a_second_call_on_the_same_output_is_refused(apply, stack, checkpoint, t
 @pytest.mark.parametrize(("source", "output", "message"), [
     ("in.zarr", "m.tif", "m.tif: the input is a zarr"), ("stack.tif", "m.zarr", "m.zarr: the input is a TIFF"),
     ("in.zarr", "in.zarr/c/m", "would replace the input"), ("stack.tif", "empty.tif", "empty.tif: exists"),
+    ("stack.tif", "m.png", "m.png: results are not written as .png; give a name that ends in .tif"),
 ])
 def test_outputs_that_do_not_fit_are_refused_before_anything_is_computed(apply, stack, tmp_path, grey, monkeypatch,
                                                                          source, output, message):
