@@ -19,17 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from commands import Parser, run_command_line
 from utils import InputError, read_json
 from viz_slices import (
-    BLUE, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, draw_slice, draw_stored, draw_views, new_figure, write_inside,
+    BLUE, FOREST, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, colour_of, draw_slice, draw_stored, draw_views, new_figure,
+    write_inside,
 )
-
-FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
-
-
-def colour_of(method: str) -> str:
-    """One colour for what a row of a table is: Otsu, supervised, its continuation, a student or a teacher."""
-    known = {"Otsu": "#777777", FOREST: PURPLE, "supervised": SKY, "supervised continued": BLUE}
-    return known.get(method, ORANGE if "student" in method else RED if "teacher" in method else GREEN)
-
 
 # --- learning curves and scores -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cy
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
 WIDTH = 9.5  # inches: a notebook column
+FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
 
 
 def new_figure(rows: int, columns: int, height: float, **options) -> tuple[Figure, np.ndarray]:
@@ -25,6 +26,12 @@ def new_figure(rows: int, columns: int, height: float, **options) -> tuple[Figur
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height))
         return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def colour_of(method: str) -> str:
+    """One colour for what a row of a table is: Otsu, supervised, its continuation, a student or a teacher."""
+    known = {"truth": "k", "Otsu": "#777777", FOREST: PURPLE, "supervised": SKY, "supervised continued": BLUE}
+    return known.get(method, ORANGE if "student" in method else RED if "teacher" in method else GREEN)
 
 
 def show(axes, image: np.ndarray, title: str = "", **options) -> object:
@@ -300,7 +307,9 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
     """
     size = "volume" if any("volume" in table for table in tables.values()) else "area"
     figure, axes = new_figure(1, 2, 3.4 + 0.2 * len(tables), sharey=True)
-    colours = itertools.cycle((BLUE, RED, ORANGE, GREEN, PURPLE, SKY, "k"))
+    colours = [colour_of(name) for name in tables]
+    if len(set(colours)) < len(colours):  # rows of no known kind
+        colours = itertools.cycle((BLUE, RED, ORANGE, GREEN, PURPLE, SKY, "k"))
     for (name, table), colour in zip(tables.items(), colours, strict=False):
         whole, medians = table[~table["touches_border"].astype(bool)].sort_values("diameter"), []
         for panel, weights in zip(axes[0], (whole["weight"], whole["weight"] * whole[size]), strict=True):

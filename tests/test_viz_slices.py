@@ -74,6 +74,16 @@ def test_sizes_by_number_and_by_volume():
     assert panels[0].get_xlabel() == "equivalent diameter [µm]"
 
 
+@pytest.mark.parametrize(("names", "own"), [
+    (["truth", "supervised", "supervised continued", "best (student)", "best (teacher)"], True),
+    (["a", "b", "c"], False)])
+def test_a_method_has_its_colour_in_the_distributions_too(names, own):
+    some = pd.DataFrame({"diameter": [1.0], "area": [1.0], "weight": [1.0], "touches_border": [False]})
+    colours = [line.get_color() for line in viz_slices.draw_sizes(dict.fromkeys(names, some), "px").axes[1].lines][:-1]
+    assert len(set(colours)) == len(names)
+    assert (colours == [viz_slices.colour_of(name) for name in names]) == own
+
+
 def test_slices_of_a_volume_with_what_there_is_of_them():
     grey, mask, doubt = np.full((20, 30), 90, np.uint8), np.eye(20, 30) > 0, np.full((20, 30), 0.2, np.float32)
     for parts, rows in (((grey, mask, doubt), 3), ((grey, None, doubt), 2), ((grey, None, None), 1)):
