@@ -37,8 +37,9 @@ def test_notebook_runs_from_top_to_bottom(executed):
     assert len(pictures) >= 16
     assert all(len(p["data"]["image/jpeg"]) > 5000 for p in pictures)
     text = json.dumps(outputs)
-    for expected in ("no problem found", "U-Net of width 2", "Mean Teacher (teacher)", "best (teacher)",
-                     "classic, full-image test Dice", "best, full-image test Dice", "chosen: "):
+    for expected in ("no problem found", "U-Net of width 2", "Mean Teacher (teacher)", "best (teacher)", "chosen: ",
+                     "**classic**, width 2", "**best**, width 2", "Highest mean Dice of full test images",
+                     "**Applied**"):
         assert expected in text
     figures = {p.name for p in (folder / "runs" / "mini" / "figures").iterdir()}
     assert {"slice.png", "views.png", "curves.png", "paired.png"} < figures

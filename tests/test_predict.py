@@ -98,7 +98,7 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["none.tif"], "none.tif: no such file or folder"),
     (["empty"], "empty: holds no .tif slice"),
-    (["a.jpg"], "a.jpg: is not a .tif"),
+    (["a.dat"], "a.dat: is not a .tif"),
     (["in", "--output", "in"], "in: would replace the input"),
     (["in", "--output", "."], ": would replace the input"),
     (["in", "--checkpoint", "bare.safetensors"], "bare.safetensors: says not how it was trained"),
@@ -107,8 +107,8 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
     (["in", "--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
     (["in", "--checkpoint", "other.safetensors"], "other.safetensors: not the weights of this U-Net"),
     (["in", "--device", "toaster"], "device 'toaster' cannot be used"),
-    (["in", "--output", "a.jpg"], "a.jpg: exists, and was not made from this input with these settings"),
-    (["in", "--output", "a.jpg/b"], "check path, rights"),
+    (["in", "--output", "a.dat"], "a.dat: exists, and was not made from this input with these settings"),
+    (["in", "--output", "a.dat/b"], "check path, rights"),
     (["colour.tif"], "save one grey channel"),
     (["in", "--uncertainty", "spread"], "--uncertainty spread: is that of several predictions; add --tta"),
     (["in", "--checkpoint", "best.safetensors", "wide.safetensors"], "wide.safetensors: was trained with patch"),
@@ -116,7 +116,7 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
 def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.dat").touch()
     tifffile.imwrite(tmp_path / "colour.tif", np.zeros((8, 8, 3), np.uint8), photometric="rgb")
     save_checkpoint(tmp_path / "wide.safetensors", UNet(2).state_dict(),
                     {"config": dataclasses.asdict(Config(base_channels=2, patch_size=64, percentiles=(2.0, 98.0)))})

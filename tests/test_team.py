@@ -121,7 +121,9 @@ def test_training_in_two_processes(data_folder, workplace, command, method):
         one, two = (pd.read_csv(workplace / "runs" / run / log) for run in ("one", "two"))
         assert one.columns.equals(two.columns)
         if method == "mean_teacher" or log == "sup_metrics.csv":        # each process draws its own dropped channels
-            np.testing.assert_allclose(two, one, atol=2e-3)
+            scores = one.columns.str.contains("val_")             # pixels near the threshold change sides by rounding
+            np.testing.assert_allclose(two.loc[:, ~scores], one.loc[:, ~scores], atol=2e-3)
+            np.testing.assert_allclose(two.loc[:, scores], one.loc[:, scores], atol=0.02)
     one, two = (load_checkpoint(workplace / "checkpoints" / run / "best_supervised.safetensors")[0]
                 for run in ("one", "two"))
     for name, tensor in one.items():
