@@ -90,7 +90,7 @@ class SliceBrowser(ipywidgets.VBox):
         chosen, buffer = sample(self.parts[0]), io.BytesIO()
         (_, _, width), unit = voxel_of(self.parts[0], None, None)
         figure = draw_volume({i: self.slices(i) for i in chosen}, MOST, width if unit == "µm" else 0.0)
-        figure.savefig(buffer, format="jpeg", dpi=76, pil_kwargs={"quality": 42})
+        figure.savefig(buffer, format="jpeg", dpi=76, pil_kwargs={"quality": 38})
         return {**super()._repr_mimebundle_(**options), "image/jpeg": base64.b64encode(buffer.getvalue()).decode(),
                 "text/plain": f"a slider over {len(self.parts[0])} slices; run this cell to use it"}
 
