@@ -123,7 +123,8 @@ def sum_up(data: Data) -> str:
     shapes = ", ".join({f"{s.image.shape[0]}×{s.image.shape[1]}": None for s in labelled})
     shares = [100 * s.mask.mean() for s in labelled]
     own = {s.path for s in data.unlabelled} <= {s.path for s in data.train}
-    return (f"{len(labelled)} labelled slices of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
+    plural = "s" * (len(labelled) > 1)
+    return (f"{len(labelled)} labelled slice{plural} of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
             f"{len(data.train)} to train on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
             + ("none unlabelled, the training slices serve as such" if own else f"{len(data.unlabelled)} unlabelled"))
 

@@ -111,9 +111,8 @@ def particle_table(mask: np.ndarray, pixel_size: float = 1.0, neck: float | None
         (longest over shortest axis of the ellipse of equal moments; NaN for lines and planes of one voxel);
         `perimeter` [unit] or `surface` [unit²], `solidity`, `circularity` or `sphericity` (see `outline`); centre as
         (`slice`,) `row`, `column` [px]; `touches_border`; and `weight`, the inverse of the chance that a particle of
-        this extent, placed at random,
-        touches no border (Miles & Lantuéjoul, in Serra, Image Analysis and Mathematical Morphology, 1982): with it
-        sizes of the particles that touch no border are those of all.
+        this extent, placed at random, touches no border (Miles & Lantuéjoul, in Serra, Image Analysis and Mathematical
+        Morphology, 1982): with it sizes of the particles that touch no border are those of all.
     """
     spacing = (pixel_size,) * mask.ndim
     return measure(label_parts(mask, spacing, neck), spacing, (0,) * mask.ndim, mask.shape)

@@ -8,13 +8,6 @@ from uncertainty import area_under_curve
 QUANTILES = {"D10": 0.1, "D50": 0.5, "D90": 0.9}
 
 
-def size_distribution(diameters: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
-    """Cumulative distribution: `diameter`, ascending, and the `share` of all weight up to and including it."""
-    order = np.argsort(diameters, kind="stable")
-    return pd.DataFrame({"diameter": np.asarray(diameters)[order],
-                         "share": np.cumsum(np.asarray(weights)[order]) / np.sum(weights)})
-
-
 def summarise_sizes(table: pd.DataFrame) -> dict[str, float | int]:
     """Number of particles and D10, D50, D90 by number and by size, of those that touch no border, with their weights.
 

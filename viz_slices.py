@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from skimage.measure import label
 
+from utils import overlap_metrics
+
 ORANGE, SKY, GREEN, BLUE, RED, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cyan: opposite for every reader
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -127,10 +129,9 @@ def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> n
     return tint(rgb, truth & ~prediction, FALSE_NEGATIVE, 0.85)
 
 
-def dice_of(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice for a panel's title; 1 when both are empty."""
-    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+def dice_text(prediction: np.ndarray, truth: np.ndarray) -> str:
+    """Dice for a panel's title."""
+    return f"Dice {overlap_metrics(prediction, truth)['dice']:.3f}"
 
 
 def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float,
@@ -150,7 +151,7 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
     shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
     show(axes[0, 3], prediction, f"prediction (p ≥ {threshold:g})")
-    show(axes[0, 4], error_map(image, truth, prediction), f"Dice {dice_of(prediction, truth):.3f}\nFP red, FN cyan")
+    show(axes[0, 4], error_map(image, truth, prediction), f"{dice_text(prediction, truth)}\nFP red, FN cyan")
     figure.suptitle(method, fontsize=10)
     return figure
 
@@ -165,7 +166,7 @@ def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np
     add_scale_bar(axes.flat[0], image, pixel_size)
     show(axes.flat[1], truth, "truth")
     for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
-        show(panel, error_map(image, truth, prediction), f"{method}\nDice {dice_of(prediction, truth):.3f}")
+        show(panel, error_map(image, truth, prediction), f"{method}\n{dice_text(prediction, truth)}")
     for panel in axes.flat[2 + len(predictions):]:
         panel.set_axis_off()
     figure.suptitle("false positives red, false negatives cyan", fontsize=9)
@@ -221,7 +222,7 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
         show(row[0], image, stem)
         add_scale_bar(row[0], image, pixel_size)
         show(row[1], error_map(image, truth, prediction),
-             f"Dice {dice_of(prediction, truth):.3f}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
+             f"{dice_text(prediction, truth)}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
         shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(shown, ax=row[2], shrink=0.8, pad=0.02)
     figure.suptitle(f"{method}: its worst slices", fontsize=10)
@@ -239,7 +240,7 @@ def draw_stored(stored: dict[str, np.ndarray], pixel_size: float = 0.0) -> dict[
         masks = {method: probability >= threshold for method, probability in maps.items()}
         figures[f"methods_{stem}"] = draw_methods(image, truth, masks, name, pixel_size)
         figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, name, last, pixel_size)
-        seen.append((dice_of(masks[last], truth), (name, image, truth, maps[last])))
+        seen.append((overlap_metrics(masks[last], truth)["dice"], (name, image, truth, maps[last])))
     if seen:
         worst = [slices for _, slices in sorted(seen, key=lambda s: s[0])[:3]]
         figures["worst"] = draw_worst(worst, threshold, last, pixel_size)
@@ -282,7 +283,7 @@ def draw_uncertainty(image: np.ndarray, truth: np.ndarray, prediction: np.ndarra
         As `uncertainty.error_rates`, of each kind of uncertainty.
     """
     figure, axes = new_figure(1, 3, 3.7, width_ratios=(1, 1, 1.1))
-    show(axes[0, 0], error_map(image, truth, prediction), f"FP red, FN cyan; Dice {dice_of(prediction, truth):.3f}")
+    show(axes[0, 0], error_map(image, truth, prediction), f"FP red, FN cyan; {dice_text(prediction, truth)}")
     add_scale_bar(axes[0, 0], image, pixel_size)
     shown = show(axes[0, 1], uncertainty, "uncertainty", cmap="viridis", vmin=0)
     figure.colorbar(shown, cax=axes[0, 1].inset_axes((0.05, -0.06, 0.9, 0.03)), orientation="horizontal")

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "splits": {"slices", "utils"},
     "config": {"model_unet", "slices", "utils"},
     "datasets": {"commands", "slices", "splits", "utils", "views"},
-    "viz_slices": set(),
+    "viz_slices": {"utils"},
     "utils_viz": {"commands", "utils", "viz_slices"},
     "stitching": {"utils"},
     "volumes": {"slices", "utils"},

@@ -15,8 +15,6 @@ def test_weighted_quantiles():
     assert found["D50_number"] == 2.0
     assert found["D50_volume"] == 4.0
     assert found["D90_number"] == 4.0
-    shares = sizes.size_distribution(table["diameter"][:4].to_numpy(), table["volume"][:4].to_numpy())
-    assert shares["share"].tolist() == [0.1, 0.2, 0.3, 1.0]
 
 
 def test_two_samples_of_one_distribution_and_of_two():
