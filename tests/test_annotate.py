@@ -1,3 +1,5 @@
+"""What to annotate next: typical slices first, none twice, none that cannot be ranked."""
+
 import dataclasses
 import re
 import shutil

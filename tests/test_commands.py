@@ -1,3 +1,5 @@
+"""How command lines end: one line and a status, whatever happened, and work in hand is finished."""
+
 import os
 import signal
 import subprocess

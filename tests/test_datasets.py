@@ -1,3 +1,5 @@
+"""A data folder becomes slices by role, every fault in it is named, and crops contain what they should."""
+
 import re
 import shutil
 

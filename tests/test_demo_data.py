@@ -1,3 +1,5 @@
+"""The synthetic data are as hard as promised, their truth is known, and the same seed gives the same bytes."""
+
 import hashlib
 
 import cv2

@@ -1,3 +1,5 @@
+"""Scores against MONAI and closed forms, intervals and tests that keep their promise, and the command line."""
+
 import warnings
 
 import cv2

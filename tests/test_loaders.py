@@ -1,3 +1,5 @@
+"""Batches: which slices in which order, whatever workers do, and what is said when one dies."""
+
 import dataclasses
 import itertools
 import multiprocessing

@@ -1,3 +1,5 @@
+"""The U-Net: size and cost of the recipe, frozen blocks that stay frozen, averages that cover everything."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""What a phase saves and finds again."""
+
 import json
 from pathlib import Path
 

@@ -12,6 +12,8 @@ import pytest
 
 import demo_data
 from conftest import ROOT, TINY, as_options, write_data
+from utils import read_json
+from utils_viz import results_table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"^```\n(.*?)^```", README, re.M | re.S)).replace("\\\n", "").splitlines()
@@ -116,3 +118,23 @@ def test_no_command_is_forgotten():
         if (ROOT / f"{module}.py").exists():
             text = "".join((ROOT / f"{name}.py").read_text() for name in (module, "particles", "config"))
             assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}:" in text, f"{module}.py {option}"
+
+
+def test_tables_are_those_of_the_committed_runs():
+    for run in ("reference_demo", "reference_demo_best"):
+        full, patches = (results_table(ROOT / "runs" / run, kind) for kind in ("full", "patches"))
+        for method in full.index:
+            row = f"| {full['dice'][method]} | {patches['dice'][method]} | {full['surface_dice'][method]} |"
+            assert row in README, f"{run}, {method}: {row}"
+    study = pd.read_csv(ROOT / "runs" / "study_few_labels" / "summary.csv")
+    assert len(study) > 20
+    for row in study.itertuples():
+        assert f"{row.dice:.3f} ({row.low:.3f}–{row.high:.3f})" in README, row
+        if row.role == "teacher" and row.variant == "best":
+            assert f"{row.gain:+.3f} ({row.gain_low:.3f}–{row.gain_high:.3f}), p = {row.p:.2f}".replace(
+                "(-", "(−") in README, row
+    measured = read_json(ROOT / "runs" / "reference_volume" / "summary.json")["masks"]
+    for name, found in measured.items():
+        cells = f"| {found['particles']} | "
+        (line,) = [line for line in README.splitlines() if cells in line]
+        assert line.endswith(f"| {found['D50_volume']:.2f} µm |"), name

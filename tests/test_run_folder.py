@@ -1,3 +1,5 @@
+"""One process per run folder; how a run was made, whether that is still so, and states that can be damaged."""
+
 import json
 import os
 import pickle

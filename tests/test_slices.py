@@ -1,3 +1,5 @@
+"""Every form of slice and mask is read as stored, or refused with a reason."""
+
 import itertools
 
 import cv2

@@ -1,3 +1,5 @@
+"""Pairing of images and masks, and splits that keep their parts apart."""
+
 import itertools
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Whole runs: what they leave, what the control gets, and that test slices decide nothing."""
+
 import dataclasses
 import json
 import re

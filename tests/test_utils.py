@@ -1,3 +1,5 @@
+"""Devices, scores, files that are whole or not there, and checkpoints that tell when they were damaged."""
+
 import errno
 import json
 import os

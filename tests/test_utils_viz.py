@@ -1,3 +1,5 @@
+"""Plots of tables: every line that should be there, and every figure of a run from its folder alone."""
+
 import dataclasses
 
 import numpy as np

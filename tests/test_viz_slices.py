@@ -1,3 +1,5 @@
+"""Pictures of slices: panels, scale bars of the right length, errors in words."""
+
 import numpy as np
 import pandas as pd
 import pytest
