@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 import tomllib
 
 import pytest
@@ -126,7 +127,6 @@ def test_every_import_is_declared():
     declared = {re.match(r"[\w-]+", r)[0] for r in project()["project"]["dependencies"]}
     names = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "mpl_toolkits": "matplotlib"}
     used = {names.get(n, n) for m in MAY_IMPORT for n in imports_of(ROOT / f"{m}.py")}
-    import sys
     assert used - set(MAY_IMPORT) - set(sys.stdlib_module_names) - OPTIONAL <= declared
 
 
