@@ -123,10 +123,13 @@ def sum_up(data: Data) -> str:
     shapes = ", ".join({f"{s.image.shape[0]}×{s.image.shape[1]}": None for s in labelled})
     shares = [100 * s.mask.mean() for s in labelled]
     own = {s.path for s in data.unlabelled} <= {s.path for s in data.train}
-    plural = "s" * (len(labelled) > 1)
+    plural, first = "s" * (len(labelled) > 1), data.unlabelled[0]
+    others = "none unlabelled, the training slices serve as such" if own else f"{len(data.unlabelled)} unlabelled"
+    if not own and (whole := read_image(first.path).shape) != first.image.shape:
+        others += f", {first.stem} cut to {first.image.shape[0]}×{first.image.shape[1]} of {whole[0]}×{whole[1]} px"
     return (f"{len(labelled)} labelled slice{plural} of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
             f"{len(data.train)} to train on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
-            + ("none unlabelled, the training slices serve as such" if own else f"{len(data.unlabelled)} unlabelled"))
+            f"{others}")
 
 
 def load_slice(image_path: Path, mask_path: Path, percentiles: tuple[float, float], foreground: str) -> Slice:
@@ -153,17 +156,18 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
     root = Path(root)
     images, masks = list_files(root / IMAGES), list_files(root / MASKS, MASK_SUFFIXES)
     scans, problems = list_files(root / UNLABELLED), []
+    known = {*images, *masks, *scans}
     for folder, suffixes in ((IMAGES, IMAGE_SUFFIXES), (MASKS, MASK_SUFFIXES), (UNLABELLED, IMAGE_SUFFIXES)):
         for path in sorted((root / folder).glob("*")):
-            if path not in images + masks + scans and not path.name.startswith("."):
+            if path not in known and not path.name.startswith("."):
                 problems.append(f"{path}: is not read; only {', '.join(suffixes)} are")
     if not images:
         problems.append(f"{root / IMAGES}: no .tif slice found; put the labelled slices there")
     for files in (images, masks, scans):
-        for path in files:
-            twins = [p.name for p in files if p.stem == path.stem and p != path]
-            if twins and path.name < min(twins):
-                problems.append(f"{path}: same stem as {', '.join(twins)}; keep one of them")
+        for _, same in itertools.groupby(sorted(files, key=lambda p: (p.stem, p.name)), lambda p: p.stem):
+            first, *twins = same
+            if twins:
+                problems.append(f"{first}: same stem as {', '.join(p.name for p in twins)}; keep one of them")
     shapes, contents = {}, {}
     for path in tqdm([*images, *scans], "check", unit="slice", leave=False, delay=QUIET_SECONDS):
         try:

@@ -16,7 +16,8 @@ from skimage.filters import gaussian, threshold_otsu
 from tqdm import tqdm
 
 import particles
-from slices import MASK_SUFFIXES, Slice, center_patch, list_files, read_mask
+from outputs import roi_of
+from slices import MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files, read_mask
 from splits import pair_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
@@ -301,9 +302,10 @@ def main() -> None:
     if maps and not of_files and maps.shape != open_volume(given.pred).shape:
         raise InputError(f"{given.uncertainty}: has shape {maps.shape}, {given.pred} {open_volume(given.pred).shape}")
     places = {Path(name).stem: i for i, name in enumerate(maps.names)} if maps and of_files else {}
-    rows, counts = [], 0
-    for i, (name, *masks) in enumerate(folder_pairs(given.pred, given.truth, given.mask_foreground) if of_files
+    rows, counts, roi = [], 0, roi_of(given.pred)
+    for i, (name, *whole) in enumerate(folder_pairs(given.pred, given.truth, given.mask_foreground) if of_files
                                        else volume_pairs(given.pred, given.truth)):
+        masks = [crop_roi(mask, roi, str(name)) for mask in whole]
         row = {"stem": name.stem, **slice_metrics(*masks)}
         if given.pixel_size:
             for kind, mask in zip(("predicted", "truth"), masks, strict=True):
@@ -314,10 +316,12 @@ def main() -> None:
         if maps:
             place = places.get(name.stem, len(maps)) if of_files else i
             doubt = doubts(place) if place < len(maps) else None
-            if doubt is None or doubt.shape != masks[0].shape:
-                raise InputError(f"{given.uncertainty}: has no map of {name} of {masks[0].shape} px; give what "
+            if doubt is None or doubt.shape != whole[0].shape:
+                raise InputError(f"{given.uncertainty}: has no map of {name} of {whole[0].shape} px; give what "
                                  "predict.py --uncertainty wrote beside these masks")
-            counts = counts + count_errors(doubt, masks[0].astype(bool) != masks[1].astype(bool))
+            counts = counts + count_errors(crop_roi(doubt, roi), masks[0].astype(bool) != masks[1].astype(bool))
+    if roi:
+        print(f"inside rows {roi[0]}–{roi[1]}, columns {roi[2]}–{roi[3]}, where {given.pred} was predicted")
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="{:.4f}".format, max_rows=60))
     for metric in METRICS:

@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from blocks import LIMITS, MASK, Blocks, ThreeAxes
-from slices import IMAGE_SUFFIXES
+from slices import IMAGE_SUFFIXES, crop_roi, parse_roi
 from utils import InputError, lock, read_json, write_json
 from volumes import Volume, plain_name, stamp
 from write_volumes import write_like
@@ -56,6 +57,28 @@ def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
 def record_of(target: Path, volume: Volume) -> Path:
     """The file that says how a result was made."""
     return target / "prediction.json" if volume.kind == "folder" else target.with_name(f"{target.name}.json")
+
+
+def roi_of(path: Path) -> tuple[int, int, int, int] | None:
+    """The region in which a mask was predicted, as its record says; None where it says nothing, or all was looked at.
+
+    Outside nothing was looked for: a particle that this border cuts is cut, and no particle beyond is missed.
+    """
+    path = Path(os.path.abspath(path))
+    for record in (path / "prediction.json", path.with_name(f"{path.name}.json")):
+        if record.is_file():
+            settings = read_json(record).get("settings")
+            roi = settings.get("roi") if isinstance(settings, dict) else None
+            return parse_roi(",".join(map(str, roi))) if isinstance(roi, list) else None
+    return None
+
+
+def crop_volume(volume: Volume, roi: tuple[int, int, int, int] | None) -> Volume:
+    """A volume of what lies in a region of each slice; see `crop_roi`."""
+    if roi is None:
+        return volume
+    return replace(volume, shape=(*volume.shape[:-2], roi[1] - roi[0], roi[3] - roi[2]),
+                   read=lambda i: crop_roi(volume.read(i), roi, volume.names[i]))
 
 
 def part_of(target: Path) -> Path:

@@ -22,6 +22,7 @@ from skimage.measure import find_contours, marching_cubes, mesh_surface_area, re
 from tqdm import tqdm
 
 from components import find_components, split_touching
+from outputs import crop_volume, roi_of
 from sizes import compare_sizes, invented, summarise_sizes
 from uncertainty import SMALLEST
 from commands import Parser
@@ -297,24 +298,28 @@ def main(arguments: list[str]) -> None:
         raise InputError("one of MASKS has a pixel size and another has none; give --pixel-size")
     if len(set(flat.values())) > 1:
         raise InputError("one of MASKS is a slice and another a volume; give --in-slices, or measure them one by one")
+    rois = {name: roi_of(volume.path) for name, volume in volumes.items()}
     first, *others = volumes
     beside = {name: open_volume(other) for name in ("uncertainty", "truth") if (other := getattr(given, name))}
     for other in beside.values():
         if other.shape != volumes[first].shape:
             raise InputError(f"{other.path}: has shape {other.shape}, {given.masks[0]} {volumes[first].shape}")
-    maps = {name: (mask_reader if name == "truth" else map_reader)(other) for name, other in beside.items()}
+    maps = {name: (mask_reader if name == "truth" else map_reader)(crop_volume(other, rois[first]))
+            for name, other in beside.items()}
     tables, summaries = {}, {}
     for name, volume in volumes.items():
         spacing, unit = voxels[name]
         neck = given.neck * spacing[-1] if given.split else None
-        table = tables[name] = measure_masks(volume, spacing, flat[name], neck, given.smallest, maps,
-                                             given.max_uncertainty)
+        table = tables[name] = measure_masks(crop_volume(volume, rois[name]), spacing, flat[name], neck, given.smallest,
+                                             maps, given.max_uncertainty)
+        if rois[name]:                                                  # places are those in the whole slice
+            table["row"], table["column"] = table["row"] + rois[name][0], table["column"] + rois[name][2]
         large = int(table["unmeasured"].eq(True).sum()) if "unmeasured" in table else 0
         if large:
             print(f"{volume.path}: {large} components are too large to be looked at (a box of more than {BOX_VOXELS} "
                   "voxels): not split, without shape", file=sys.stderr)
         summaries[name] = {"masks": str(volume.path), "unit": unit, "voxel": spacing, "in_slices": flat[name],
-                           "split": given.neck if given.split else None, "smallest": given.smallest,
+                           "roi": rois[name], "split": given.neck if given.split else None, "smallest": given.smallest,
                            "max_uncertainty": given.max_uncertainty, "too_large": large, **table.attrs,
                            **summarise_sizes(table), **invented(table)}
     compared = [{"masks": name, "with": first, **compare_sizes(tables[first], tables[name])} for name in others]

@@ -33,6 +33,7 @@ CAPTIONS = {
     "slice": "The first training slice: as stored, in the percentile window the network sees, and with its mask.",
     "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
 }
+PER_SLICE = ("methods", "prediction")
 FEW = 6  # with fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05
 METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice (2 px)"}
 SECTIONS = {"Where it is right, and wrong": ("paired", "methods", "worst", "prediction", "calibration"),
@@ -244,7 +245,7 @@ def optional(path: Path) -> dict:
 def known(run: Path, figures: dict[str, Figure], kind: str) -> list[str]:
     """Names of one kind of figure, drawn now or before: the first of those that there is one of for each slice."""
     drawn = {*figures, *(path.stem for path in (run / "figures").glob("*.png"))}
-    return sorted(name for name in drawn if name == kind or name.startswith(f"{kind}_"))[:1]
+    return sorted(name for name in drawn if name == kind or (kind in PER_SLICE and name.startswith(f"{kind}_")))[:1]
 
 
 def picture(run: Path, figures: dict[str, Figure], name: str) -> dict:

@@ -45,10 +45,7 @@ class Slice:
 def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """Files with one of `suffixes` (any case), in natural order (2 before 10), hidden ones left out.
 
-    Raises
-    ------
-    InputError
-        For a name with line breaks or bytes that are no text, and for what is there but no folder.
+    `InputError` for a name with line breaks or bytes that are no text, and for what is there but no folder.
     """
     if not os.path.lexists(folder):
         return []
@@ -306,6 +303,9 @@ def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = N
             raise InputError(f"{path}: {len(values)} grey values do not tell which side of the threshold "
                              f"{threshold:g} is foreground; set --mask-foreground dark or bright")
         foreground = "dark" if paint_dark else "bright"
+    corners = array[np.ix_((0, -1), (0, -1))]
+    if foreground == "dark" and image is None and len(values) >= FEW and not corners.any():
+        raise InputError(f"{path}: is 0 in all corners: paint, or outside the field of view? save it as 0 and 255")
     return (inside & ((array <= threshold) == (foreground == "dark"))).astype(np.uint8)
 
 

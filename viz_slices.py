@@ -43,7 +43,7 @@ def show(axes, image: np.ndarray, title: str = "", **options) -> object:
     shown = axes.imshow(image, interpolation="antialiased", **{"cmap": "gray", **options})
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)             # file names are no formulas
     return shown
 
 
@@ -235,7 +235,7 @@ def draw_stored(stored: dict[str, np.ndarray], pixel_size: float = 0.0) -> dict[
     methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
     for i, stem in enumerate(stored["stems"]):
         image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
-        name, last = str(stem).replace("$", r"\$"), methods[-1]                 # no formula
+        name, last = str(stem), methods[-1]
         maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
         masks = {method: probability >= threshold for method, probability in maps.items()}
         figures[f"methods_{stem}"] = draw_methods(image, truth, masks, name, pixel_size)
@@ -318,12 +318,15 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
             panel.step(whole["diameter"], share, where="post", color=colour, lw=1.5)
             medians += [f"{whole['diameter'].iloc[np.searchsorted(share, 0.5)]:.3g}"] if len(whole) else []
         text = f"{len(whole)} whole particles; D50 {' and '.join(medians)} {unit}" if medians else "no whole particle"
-        axes[0, 0].plot([], [], color=colour, lw=1.5, label=f"{name}: {text}")
+        shown = " " * name.startswith("_") + name               # a label that begins with _ would be hidden
+        axes[0, 0].plot([], [], color=colour, lw=1.5, label=f"{shown}: {text}")
     for panel, title in zip(axes[0], ("number of particles", f"their {size}"), strict=True):
         panel.axhline(0.5, color="0.85", lw=0.8, zorder=0)
         panel.set(xlabel=f"equivalent diameter [{unit}]", ylim=(0, 1.02))
         panel.set_title(f"by {title}", fontsize=9)
     axes[0, 0].set_ylabel("share up to this diameter")
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False,
-                  title=f"D50 by number and by {size}", title_fontsize=8)
+    legend = figure.legend(loc="outside lower center", fontsize=8, frameon=False,
+                           title=f"D50 by number and by {size}", title_fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)                                  # file names are no formulas
     return figure

@@ -121,7 +121,7 @@ def test_check_says_what_the_folder_was_taken_for(data_folder, command):
     def said():
         return command("datasets", "check", data_folder, "--roi", "8,72,8,72")[1].splitlines()[1]
     assert said() == ("8 labelled slices of 64×64 px, 5–40 % foreground: 6 to train on, 1 to choose the checkpoint, "
-                      "1 to test; 3 unlabelled")
+                      "1 to test; 3 unlabelled, scan_0 cut to 64×64 of 80×80 px")
     shutil.rmtree(data_folder / UNLABELLED)
     assert said().endswith("; none unlabelled, the training slices serve as such")
 

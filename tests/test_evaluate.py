@@ -147,6 +147,22 @@ def test_command_line(tmp_path, command):
     assert "must be above 0" in command("evaluate", *options, "--pixel-size", -1)[2]
 
 
+def test_only_the_region_that_was_predicted_is_scored(tmp_path, command):
+    truth = np.zeros((60, 70), np.uint8)
+    truth[10:20, 10:20] = truth[40:50, 50:60] = 255                     # the second one lies outside
+    predicted = np.where(np.arange(60)[:, None] < 30, truth, 0).astype(np.uint8)
+    for folder, content in {"pred": predicted, "truth": truth}.items():
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "s_0.tif", content)
+    options = ("evaluate", "--pred", tmp_path / "pred", "--truth", tmp_path / "truth")
+    assert "mean dice         0.6667" in command(*options)[1]
+    (tmp_path / "pred" / "prediction.json").write_text('{"settings": {"roi": [5, 35, 5, 45]}}')
+    code, out, err = command(*options)
+    assert code == 0, err
+    assert "inside rows 5–35, columns 5–45" in out
+    assert "mean dice         1.0000" in out
+
+
 def test_unmatched_and_doubled_predictions_are_errors_whatever_the_folders_are_called(tmp_path, command, monkeypatch):
     for folder in ("truth", "truth_pred"):
         (tmp_path / folder).mkdir()

@@ -207,3 +207,33 @@ def test_nothing_to_measure_beside_a_map(command, tmp_path):
     code, _, err = command("evaluate", "particles", tmp_path / "none.tif", "--uncertainty", tmp_path / "u.tif",
                            "--max-uncertainty", 0.45)
     assert code == 0, err
+
+
+def test_a_border_of_the_region_that_was_predicted_cuts_particles(command, tmp_path):
+    """Masks of `predict.py --roi` are as large as the slices, and zero where nothing was looked for."""
+    whole, roi = np.zeros((3, 80, 90), np.uint8), (10, 70, 20, 80)
+    whole[:, 30:40, 40:50] = 255                                        # wholly inside
+    whole[:, 55:70, 60:80] = 255                                        # cut by the lower right corner
+    for name, content in {"cropped": whole[:, 10:70, 20:80], "kept": whole}.items():
+        (tmp_path / name).mkdir()
+        for i, one in enumerate(content):
+            tifffile.imwrite(tmp_path / name / f"s_{i}.tif", one)
+    (tmp_path / "kept" / "prediction.json").write_text(json.dumps({"settings": {"roi": roi}}))
+    tables = {}
+    for name in ("cropped", "kept"):
+        code, _, err = command("evaluate", "particles", tmp_path / name, "--in-slices")
+        assert code == 0, err
+        tables[name] = pd.read_csv(tmp_path / f"{name}_particles" / f"{name}.csv")
+    assert tables["kept"]["touches_border"].tolist() == [False, True] * 3
+    assert tables["kept"]["row"].tolist() == [34.5, 62.0] * 3
+    assert tables["kept"]["column"].tolist() == [44.5, 69.5] * 3
+    places = ["row", "column"]
+    pd.testing.assert_frame_equal(tables["kept"].drop(columns=places), tables["cropped"].drop(columns=places))
+
+
+def test_masks_of_any_name_have_a_figure(masks, command, tmp_path, recwarn):
+    for name in ("a$_$b.tif", "_hidden.tif"):
+        masks.with_name(name).write_bytes(masks.read_bytes())
+    code, _, err = command("evaluate", "particles", tmp_path / "a$_$b.tif", tmp_path / "_hidden.tif")
+    assert code == 0, err
+    assert not [w for w in recwarn if "legend" in str(w.message)]

@@ -176,6 +176,14 @@ def test_every_caption_is_of_a_figure_and_every_figure_has_a_place():
     assert sorted(kind for kinds in report.SECTIONS.values() for kind in kinds) == sorted(report.CAPTIONS)
 
 
+def test_a_figure_of_another_kind_is_not_taken_for_one(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("sizes_unlabelled", "methods_s_01", "methods_s_00"):
+        (tmp_path / "figures" / f"{name}.png").touch()
+    assert report.known(tmp_path, {}, "sizes") == []
+    assert report.known(tmp_path, {}, "methods") == ["methods_s_00"]
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
         report.write_report(tmp_path)

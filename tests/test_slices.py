@@ -123,6 +123,8 @@ def test_outside_of_a_round_field_of_view_is_not_foreground(tmp_path):
     image[outside], truth[outside] = 0, 0
     tifffile.imwrite(tmp_path / "m.tif", np.where(truth == 1, np.float32(-SCALE), image))
     np.testing.assert_array_equal(slices.read_mask(tmp_path / "m.tif", image=image), truth)
+    with pytest.raises(InputError, match="is 0 in all corners: paint, or outside the field of view"):
+        slices.read_mask(tmp_path / "m.tif")                            # the slice, which would tell, is not there
     tifffile.imwrite(tmp_path / "unpainted.tif", image)
     with pytest.raises(InputError, match=r"do not tell which side|neither a binary mask"):
         slices.read_mask(tmp_path / "unpainted.tif", image=image)
