@@ -36,7 +36,9 @@ def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, te
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_wait_for_the_work_in_hand(number):
-    seen, before = [], signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
+    seen, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # in the background of a shell it is ignored
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
     try:
         end = pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext()
         with end, commands.held_back() as came:
@@ -44,7 +46,8 @@ def test_signals_wait_for_the_work_in_hand(number):
             seen.append(list(came))
         assert seen == [[number], *["term"] * (number == signal.SIGTERM)]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_an_interruption_that_a_library_makes_an_error_of_is_one_still(capsys):
