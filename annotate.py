@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.spatial.distance import cdist
-from tqdm import tqdm
 
 from config import Config
 from datasets import Data
@@ -15,7 +14,7 @@ from model_unet import UNet
 from slices import Slice
 from stitching import predict_image
 from uncertainty import slice_uncertainty
-from utils import InputError, choose_device, load_checkpoint, write_atomically
+from utils import InputError, choose_device, load_checkpoint, quiet_bar, write_atomically
 
 MODELS = ("ssl_student", "ssl_teacher")
 DEEPEST = ("down4", "bottleneck")  # blocks whose features describe a slice
@@ -128,7 +127,7 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
         return predict_image(model, s.image, device, config.patch_size, 0.25, config.tta)
 
     rows, features = [], []
-    for s in tqdm([*data.train, *slices], "what to annotate next", unit="slice", leave=False):
+    for s in quiet_bar([*data.train, *slices], "what to annotate next"):
         with collected_features(teacher) as passes:
             probability = predict(teacher, s)
         features.append(torch.cat(passes).mean(0).numpy())

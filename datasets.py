@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from slices import (
     IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, crop_roi, cut_window, list_files, parse_roi, percentile_window,
@@ -21,11 +20,10 @@ from slices import (
 )
 from splits import PARTS, make_split, pair_files, split_problems
 from commands import Parser, run_command_line
-from utils import InputError, read_json
+from utils import InputError, quiet_bar, read_json
 from views import build_geometry, build_intensity, make_views
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
-QUIET_SECONDS = 5  # reading that takes longer shows how far it is
 
 
 # --- loading --------------------------------------------------------------------------------------------------
@@ -83,7 +81,7 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     kept = evenly_spaced(train, labels or len(train))
     unlabelled = [Slice(s.path, s.image) for s in train if s not in kept]
     held_back, sizes = {s.image.tobytes(): s.stem for s in [*val, *test]}, {s.image.shape for s in labelled.values()}
-    for path in tqdm(scans, "read", unit="slice", leave=False, delay=QUIET_SECONDS):
+    for path in quiet_bar(scans, "read"):
         image = percentile_window(crop_scan(read_image(path), roi, sizes, path), percentiles, str(path))
         if image.tobytes() in held_back:
             raise InputError(f"{path}: has the pixels of {held_back[image.tobytes()]}, a validation or test slice; "
@@ -168,12 +166,12 @@ def check_data(root: Path, roi: tuple[int, int, int, int] | None = ROI, foregrou
             first, *twins = same
             if twins:
                 problems.append(f"{first}: same stem as {', '.join(p.name for p in twins)}; keep one of them")
-    shapes, contents = {}, {}
-    for path in tqdm([*images, *scans], "check", unit="slice", leave=False, delay=QUIET_SECONDS):
+    shapes, contents, cropped = {}, {}, set(scans)
+    for path in quiet_bar([*images, *scans], "check"):
         try:
             image = read_image(path)
             shapes[path] = image.shape
-            if path in scans:
+            if path in cropped:
                 image = crop_scan(image, roi, {shapes.get(p) for p in images}, path)
             pixels = hashlib.sha256(percentile_window(image, name=str(path))).digest()
             contents.setdefault((image.shape, pixels), []).append(path)

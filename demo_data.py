@@ -29,7 +29,7 @@ from tqdm import tqdm
 from slices import ROI
 from splits import split_by_blocks
 from commands import Parser, run_command_line
-from utils import PROGRESS_SECONDS, InputError, alone, write_atomically, write_json
+from utils import PROGRESS_SECONDS, InputError, alone, quiet_bar, write_atomically, write_json
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
@@ -233,8 +233,10 @@ def _write_demo(output: Path, seed: int, scans: int, labelled: int) -> None:
         (folder / sub).mkdir(parents=True)
     truth.mkdir()
     with drawing_pool() as pool:
-        list(pool.map(partial(write_slice, folder=folder, seed=seed), range(labelled)))
-        list(pool.map(partial(write_scan, folder=folder, truth_folder=truth, seed=seed, scans=scans), range(scans)))
+        draw_scan = partial(write_scan, folder=folder, truth_folder=truth, seed=seed, scans=scans)
+        for draw, name, count in ((partial(write_slice, folder=folder, seed=seed), "labelled slices", labelled),
+                                  (draw_scan, "unlabelled scans", scans)):
+            list(quiet_bar(pool.map(draw, range(count)), name, total=count))
     held_back = round(0.18 * labelled)
     split = split_by_blocks([f"slice_{i:02d}" for i in range(labelled)], held_back, held_back)
     write_json(folder / "splits" / "split.json", split)

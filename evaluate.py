@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from scipy import ndimage, stats
 from skimage.filters import gaussian, threshold_otsu
-from tqdm import tqdm
 
 import particles
 from outputs import roi_of
@@ -22,7 +21,7 @@ from splits import pair_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
 from commands import Parser, run_command_line
-from utils import PROGRESS_SECONDS, InputError, overlap_metrics, write_atomically, write_json, write_npz
+from utils import InputError, overlap_metrics, quiet_bar, write_atomically, write_json, write_npz
 from volumes import ZARR_FILES, map_reader, mask_reader, open_volume
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
@@ -270,7 +269,7 @@ def volume_pairs(pred: Path, truth: Path) -> Iterator[tuple[Path, np.ndarray, np
     if volumes[0].shape != volumes[1].shape:
         raise InputError(f"{pred}: has shape {volumes[0].shape}, {truth} {volumes[1].shape}; they must be of one shape")
     readers = [mask_reader(volume) for volume in volumes]
-    for i in tqdm(range(len(volumes[0])), "evaluate", unit="slice", mininterval=PROGRESS_SECONDS, leave=False):
+    for i in quiet_bar(range(len(volumes[0])), "evaluate"):
         yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), *(read(i) for read in readers)
 
 

@@ -19,14 +19,13 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.measure import find_contours, marching_cubes, mesh_surface_area, regionprops_table
-from tqdm import tqdm
 
 from components import find_components, split_touching
 from outputs import crop_volume, roi_of
 from sizes import compare_sizes, invented, summarise_sizes
 from uncertainty import SMALLEST
 from commands import Parser
-from utils import InputError, write_atomically, write_json
+from utils import InputError, quiet_bar, write_atomically, write_json
 from viz_slices import draw_sizes
 from volumes import IN_UM, Volume, map_reader, mask_reader, open_volume, plain_name
 
@@ -225,7 +224,7 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
         shares[i] = found.mean()
         return found
 
-    for start in tqdm(range(0, len(volume), depth), "particles", unit="slice" if depth == 1 else "volume", leave=False):
+    for start in quiet_bar(range(0, len(volume), depth), "particles", "slice" if depth == 1 else "volume"):
         several = {"time": start // volume.shape[-3]} if len(volume.shape) > 3 else {}
         if depth == 1:
             labels = label_parts(read(start), spacing[1:], neck)

@@ -32,7 +32,7 @@ from steps import NotFinite, largest_batch, make_optimizer, make_scheduler, trai
 from stitching import predict_image
 from team import Team, join_team, leave_team
 from utils import (
-    PROGRESS_SECONDS, InputError, choose_device, is_out_of_memory, load_checkpoint, one_line, read_json,
+    PROGRESS_SECONDS, InputError, choose_device, is_out_of_memory, load_checkpoint, one_line, quiet_bar, read_json,
     remove_leftovers, seed_everything, write_json, write_npz,
 )
 
@@ -223,7 +223,7 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
         return None
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
     return [predict_image(model, s.image, device, config.patch_size, 0.25) >= config.threshold
-            for s in tqdm(data.unlabelled, "foreground of the unlabelled", unit="slice", leave=False)]
+            for s in quiet_bar(data.unlabelled, "foreground of the unlabelled")]
 
 
 # --- a run ----------------------------------------------------------------------------------------------------

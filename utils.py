@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,9 @@ except ImportError:  # Windows has none: there nothing keeps two processes from 
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from tqdm import tqdm
 
+QUIET_SECONDS = 5.0  # what takes longer shows how far it is
 PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # between two updates of a bar: a log keeps every one
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as malloc.h numbers them
 
@@ -42,6 +44,11 @@ def one_line(text: object) -> str:
 def breaks_lines(text: str) -> bool:
     """Whether there are control characters, line breaks or bytes that are no text in it."""
     return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+def quiet_bar(items: Iterable, title: str, unit: str = "slice", total: int | None = None) -> Iterable:
+    """`items`, with a progress bar where they take longer than `QUIET_SECONDS`; it goes when they are done."""
+    return tqdm(items, title, total, leave=False, unit=unit, mininterval=PROGRESS_SECONDS, delay=QUIET_SECONDS)
 
 
 # --- seeding and device ---------------------------------------------------------------------------------------
