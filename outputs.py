@@ -63,6 +63,7 @@ def roi_of(path: Path) -> tuple[int, int, int, int] | None:
     """The region in which a mask was predicted, as its record says; None where it says nothing, or all was looked at.
 
     Outside nothing was looked for: a particle that this border cuts is cut, and no particle beyond is missed.
+    `InputError` where the record is damaged.
     """
     path = Path(os.path.abspath(path))
     for record in (path / "prediction.json", path.with_name(f"{path.name}.json")):

@@ -278,7 +278,7 @@ def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = N
     Raises
     ------
     InputError
-        As `read_array`, and when `auto` finds no unambiguous side.
+        As `read_array`, when `auto` finds no unambiguous side, or zeros may be paint or outside.
     """
     array = read_array(path)
     if array.dtype.kind not in "uifb" or not np.isfinite(array).all():

@@ -109,7 +109,7 @@ atexit.register(tell)
 
 @pytest.mark.parametrize("method", ["mean_teacher", "unimatch"])
 def test_training_in_two_processes(data_folder, workplace, command, method):
-    settings = {**TINY, "data": data_folder, "method": method, "batch_size": 4, "lr": 1e-4}
+    settings = {**TINY, "data": data_folder, "method": method, "batch_size": 4, "lr": 1e-5}  # rounding turns few pixels
     code, _, err = command("train", *as_options({**settings, "run": "one"}))
     assert code == 0, err
     with launch("train", *as_options({**settings, "run": "two"}), cwd=workplace, first=HASHES) as process:
@@ -121,13 +121,11 @@ def test_training_in_two_processes(data_folder, workplace, command, method):
         one, two = (pd.read_csv(workplace / "runs" / run / log) for run in ("one", "two"))
         assert one.columns.equals(two.columns)
         if method == "mean_teacher" or log == "sup_metrics.csv":        # each process draws its own dropped channels
-            scores = one.columns.str.contains("val_")             # pixels near the threshold change sides by rounding
-            np.testing.assert_allclose(two.loc[:, ~scores], one.loc[:, ~scores], atol=2e-3)
-            np.testing.assert_allclose(two.loc[:, scores], one.loc[:, scores], atol=0.02)
+            np.testing.assert_allclose(two, one, atol=2e-3)
     one, two = (load_checkpoint(workplace / "checkpoints" / run / "best_supervised.safetensors")[0]
                 for run in ("one", "two"))
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=2e-3, rtol=0)
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(data_folder, workplace):
