@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +101,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     with held_back() as came, tqdm(
             range(progress.epoch(steps), epochs), label, epochs, initial=progress.epoch(steps), unit="epoch",
             mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
-            disable=not team.leads) as bar:
-        labelled, unlabelled = data_of_phase(config, data, phase, progress.step, device, team, ssl)
+            disable=not team.leads) as bar, data_of_phase(
+            config, data, phase, progress.step, device, team, ssl) as (labelled, unlabelled):
         for epoch in bar:
             lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
             if not progress.losses:
@@ -173,14 +174,17 @@ def out_of_memory(config: Config, student: UNet, teacher: UNet | None, team: Tea
         "--downsample") + ", in a new --run")
 
 
+@contextmanager
 def data_of_phase(config: Config, data: Data, phase: str, start: int, device: torch.device, team: Team,
-                  ssl: bool) -> tuple[Iterator[dict], Iterator[dict] | None]:
-    """Labelled and, in the semi-supervised phase, unlabelled batches from number `start` on."""
-    labelled = batches(config, make_dataset(config, data.train), phase, start, device, team)
-    if not ssl:
-        return labelled, None
-    unlabelled = make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views)
-    return labelled, batches(config, unlabelled, f"{phase} unlabelled", start, device, team)
+                  ssl: bool) -> Iterator[tuple[Iterator[dict], Iterator[dict] | None]]:
+    """Labelled and, where `ssl`, unlabelled batches from number `start` on; what makes them ends with the block."""
+    with closing(batches(config, make_dataset(config, data.train), phase, start, device, team)) as labelled:
+        if not ssl:
+            yield labelled, None
+            return
+        views = make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views)
+        with closing(batches(config, views, f"{phase} unlabelled", start, device, team)) as unlabelled:
+            yield labelled, unlabelled
 
 
 def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:

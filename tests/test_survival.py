@@ -67,6 +67,11 @@ AFTER_SAVING = f"{OFTEN}real, left = progress.save_state, [%d]\n" \
                f"def dies(*a):\n real(*a)\n left[0] -= 1\n left[0] < 0 and {KILL}\n" \
                "progress.save_state = dies"
 
+AT_CLOSING = "from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader\n" \
+             "real = Loader._shutdown_workers\n" \
+             "def told(self):\n os.kill(os.getpid(), 15)\n real(self)\n" \
+             "Loader._shutdown_workers = told\nsys.argv.append('--num-workers=2')"
+
 
 class Trainer:
     """Starts `train.py` again and again."""
@@ -203,6 +208,14 @@ def test_being_told_to_stop(peace, tmp_path, number, seed):
     assert set(codes) <= {codes[0], 0}
     finish(trainer, tmp_path / "a", whole)
     print(f"survived {codes.count(codes[0])} {number.name}s")
+
+
+def test_being_told_to_stop_while_the_processes_of_a_loader_end(peace, tmp_path):
+    """What is raised in a destructor, as they end in one, is printed with a traceback and forgotten."""
+    assert peace[0].run(tmp_path / "a", AT_CLOSING) == 143
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert "Traceback" not in log
+    assert log.splitlines()[-1] == "stopped; what was finished is kept"
 
 
 @pytest.mark.parametrize("limit", [90, 170, 350])
