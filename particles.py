@@ -148,12 +148,12 @@ def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int
     smallest : int
         Components of fewer voxels are left out.
     """
-    components = find_components((read(i) != 0 for i in range(shape[0])), shape)
+    components = find_components((read(i) != 0 for i in quiet_bar(range(shape[0]), "find particles")), shape)
     deepest = int((components.high - components.low)[:, 0].max(initial=1))
     held = max(2, BOX_VOXELS // (shape[1] * shape[2]))
     masks = lru_cache(min(deepest + 8, 8 * held))(lambda i: np.packbits(read(i) != 0, axis=1))      # eight in a byte
     maps = {name: lru_cache(min(deepest + 8, held))(one) for name, one in (beside or {}).items()}
-    for i in np.lexsort(components.low.T[::-1]):
+    for i in quiet_bar(np.lexsort(components.low.T[::-1]), "measure particles", "particle"):
         low, high = components.low[i], components.high[i]
         if components.voxels[i] < smallest:
             continue
@@ -224,7 +224,8 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
         shares[i] = found.mean()
         return found
 
-    for start in quiet_bar(range(0, len(volume), depth), "particles", "slice" if depth == 1 else "volume"):
+    starts = range(0, len(volume), depth)
+    for start in quiet_bar(starts, "particles") if depth == 1 else starts:      # a volume has bars of its own
         several = {"time": start // volume.shape[-3]} if len(volume.shape) > 3 else {}
         if depth == 1:
             labels = label_parts(read(start), spacing[1:], neck)

@@ -1,6 +1,7 @@
 """Particles against closed forms: discs, spheres, ellipsoids; and against the whole volume in memory."""
 
 import math
+import re
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.special import ellipe
 
 import components
 import particles
+import utils
 
 
 def ellipsoid(axes: tuple[float, ...], shift: float = 0.0, margin: int = 3) -> np.ndarray:
@@ -155,6 +157,15 @@ def test_a_volume_is_measured_as_if_it_were_in_memory(blobs, neck, monkeypatch):
     assert found["component"].nunique() == ndimage.label(blobs, np.ones((3, 3, 3)))[1]
     assert found["uncertainty"].between(0, 1).all()
     assert len(reads) < 3 * len(blobs)
+
+
+def test_a_volume_that_takes_long_shows_how_far_it_is(blobs, monkeypatch, capsys):
+    for name in ("QUIET_SECONDS", "PROGRESS_SECONDS"):
+        monkeypatch.setattr(utils, name, 0.0)
+    pd.concat(particles.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3))
+    shown = capsys.readouterr().err
+    for title in ("find particles", "measure particles"):
+        assert len(set(re.findall(rf"{title}: +(\d+)%", shown))) > 5
 
 
 def test_small_and_too_large_components(blobs, monkeypatch):
