@@ -178,6 +178,7 @@ def out_of_memory(config: Config, student: UNet, teacher: UNet | None, team: Tea
 def data_of_phase(config: Config, data: Data, phase: str, start: int, device: torch.device, team: Team,
                   ssl: bool) -> Iterator[tuple[Iterator[dict], Iterator[dict] | None]]:
     """Labelled and, where `ssl`, unlabelled batches from number `start` on; what makes them ends with the block."""
+    # closed where signals wait (`held_back`): what is raised while a loader's processes end is lost in a destructor
     with closing(batches(config, make_dataset(config, data.train), phase, start, device, team)) as labelled:
         if not ssl:
             yield labelled, None
