@@ -69,7 +69,8 @@ def _ending(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError):
         name, why = one_line(error.filename or ""), one_line(error.strerror or error)
         return 2, f"error: {name}: {why}; check path, rights, space"
-    if isinstance(error, torch.OutOfMemoryError):
+    of_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) or "ALLOC_FAILED" in str(error)
+    if is_out_of_memory(error) and of_gpu:
         return 2, "error: the device is out of memory; free it of other work, or take --device cpu"
     if is_out_of_memory(error):
         why = one_line(error)[:200] or "no more is there"

@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import random
+import re
+import subprocess
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +32,16 @@ from tqdm import tqdm
 
 QUIET_SECONDS = 5.0  # what takes longer shows how far it is
 PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # between two updates of a bar: a log keeps every one
+OLDEST_DRIVER = {11: "450", 12: "525", 13: "580"}  # for each CUDA: NVIDIA, CUDA compatibility, minor versions
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as malloc.h numbers them
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used. One line: which file or setting, what was found, the cure."""
+
+
+class WorkerDied(InputError):
+    """A process that makes views is gone: killed for memory, by a crash, or because the whole job was told to stop."""
 
 
 def one_line(text: object) -> str:
@@ -61,34 +69,146 @@ def seed_everything(seed: int) -> None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: CUDA, else MPS, else CPU; else as torch names it (`cuda:1`). `InputError` where that is not here.
+    """Return the device that `name` stands for: `auto` is CUDA, else MPS, else the CPU; `cuda:1` as torch names it.
 
-    Of several processes on one machine, each gets a GPU of its own.
+    Of several processes on one machine, each gets a GPU of its own. On CUDA float32 means IEEE float32 from then on:
+    torch lets cuDNN round the operands of float32 convolutions to 10 bits (TF32) unless it is told otherwise.
+
+    Where `auto` comes to the CPU although there is an NVIDIA GPU, one line on standard error says why.
+
+    Raises
+    ------
+    InputError
+        When the device is not here, cannot be used by this build of PyTorch, or belongs to the parent of this process.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return choose_automatically()
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not supported")
-        torch.empty(1, device=device)
+        torch.ones(1, device=device)  # fills one number: a GPU that this build has no kernels for fails here
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
+        if "forked subprocess" in why:
+            raise InputError(f"device {name!r}: the notebook has used the GPU before it started this process; restart "
+                             "its kernel, and launch the processes before anything chooses a device") from None
         raise InputError(f"device {name!r} cannot be used ({why}); choose auto, cpu, cuda or mps") from None
+
     if device.type == "cpu":
         keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
+def choose_automatically() -> torch.device:
+    """Return the best device that can be used; see `choose_device`."""
+    with warnings.catch_warnings(record=True) as caught:  # torch tells of a driver that is too old in several lines
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if available:
+        try:
+            return choose_device("cuda")
+        except InputError as error:
+            if "no kernel image" not in str(error):
+                raise
+            say_once("the NVIDIA GPU of this machine is of a kind that this build of PyTorch has no kernels for, so "
+                     f"the CPU is used: install a build for an older CUDA than {torch.version.cuda}")
+            return choose_device("cpu")
+    if torch.backends.mps.is_available():
+        return choose_device("mps")
+    say_why_no_gpu(" ".join(str(caught[0].message).split()) if caught else "")
+    return choose_device("cpu")
+
+
+def say_once(line: str) -> None:
+    """Print a line on standard error, once, and in the first process of a job only."""
+    if line not in _said and os.environ.get("RANK", "0") == "0":
+        _said.add(line)
+        print(line, file=sys.stderr)
+
+
+_said: set[str] = set()
+
+
+def say_why_no_gpu(reason: str) -> None:
+    """Say, once, why PyTorch cannot use an NVIDIA GPU of this machine; nothing where there is none, or it was hidden.
+
+    `reason` is what torch said of it, if anything.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return
+    driver = nvidia_driver()
+    if driver is None:
+        return
+
+    if torch.version.cuda is None:
+        cure = "this PyTorch was built without CUDA; install the build for CUDA that pytorch.org names"
+    else:
+        needed = OLDEST_DRIVER.get(int(torch.version.cuda.split(".")[0]))
+        new_enough = needed and driver[0].isdigit() and int(driver.split(".")[0]) >= int(needed)
+        if new_enough:
+            cure = reason or "torch does not say why; nvidia-smi may"
+        else:
+            wanted = f"a driver of version {needed} or newer" if needed else "a newer driver"
+            cure = (f"this PyTorch is built for CUDA {torch.version.cuda} and needs {wanted}; update the driver, or "
+                    "install a build of PyTorch for an older CUDA")
+    say_once(f"an NVIDIA GPU with driver {driver} is here, but cannot be used, so the CPU is: {cure}")
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of the NVIDIA driver of this machine, such as 535.183.01; None where there is no such GPU."""
+    try:
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                               capture_output=True, text=True, timeout=20)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return asked.stdout.split()[0]
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+
+    # A container may have the device, but not the program.
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
+    return found[0] if found else "of unknown version"
+
+
+def resolve_precision(device: torch.device, precision: str = "auto") -> str:
+    """Return what convolutions are computed in: `float32` or `bfloat16`; `auto` is bfloat16 on a CUDA GPU that has it.
+
+    GPUs before Ampere (Turing: RTX 20, T4) have none in hardware; torch would emulate it, slower than float32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    with torch.cuda.device(device):  # the question below is about the current device
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Context in which convolutions are computed in `precision`: float32, bfloat16, or auto, which is bfloat16 on CUDA.
+    """Return a context in which convolutions are computed in `precision`, as `resolve_precision` understands it.
 
     Weights, normalisation statistics and losses stay float32.
     """
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    half = resolve_precision(device, precision) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a small tensor of the CPU on `device`; on CUDA without making the CPU wait for what is computed there.
+
+    A copy from ordinary memory waits; one from memory that the operating system may not move (pinned) is only queued.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def keep_freed_memory() -> None:
@@ -184,9 +304,15 @@ def folder_to_disk(path: Path) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on whatever device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    """Return whether memory ran out, on whatever device.
+
+    CUDA says so in several ways: torch's own allocator raises `OutOfMemoryError`; cuDNN and cuBLAS, which take memory
+    of their own, say ALLOC_FAILED; the driver's answer comes as `AcceleratorError`, as many other faults do.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def remove_leftovers(folder: Path) -> None:

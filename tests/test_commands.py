@@ -17,6 +17,10 @@ from utils import InputError
 @pytest.mark.parametrize(("result", "status", "text"), [
     (None, 0, ""), (1, 1, ""),
     (torch.OutOfMemoryError(), 2, "error: the device is out of memory; free it of other work, or take --device cpu\n"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2,
+     "error: the device is out of memory; free it of other work, or take --device cpu\n"),
+    (torch.AcceleratorError("CUDA error: out of memory"), 2,
+     "error: the device is out of memory; free it of other work, or take --device cpu\n"),
     (MemoryError("5 GB"), 2, "error: out of memory (5 GB); smaller slices or windows, or a larger machine\n"),
     (PermissionError(13, "Not permitted", "/out"), 2, "error: /out: Not permitted; check path, rights, space\n"),
     (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 import utils
 from conftest import ROOT
 from model_unet import UNet
+from pretend_cuda import pretended_gpu
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -49,6 +51,132 @@ def test_devices():
     for name in ("toaster", "cuda:99", "meta"):
         with pytest.raises(InputError, match=f"device '{name}' cannot be used"):
             utils.choose_device(name)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A machine on which PyTorch finds no GPU, whatever is there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(utils, "_said", set())
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("cuda", "driver", "said"), [
+    ("13.2", "535.183.01", "driver 535.183.01 is here, .* CUDA 13.2 and needs a driver of version 580 or newer"),
+    ("12.6", "470.82", "driver 470.82 is here, .* needs a driver of version 525 or newer"),
+    ("13.2", "590.44", "driver 590.44 is here, but cannot be used, so the CPU is: torch does not say why"),
+    ("99.0", "600.1", "needs a newer driver"), ("13.2", "of unknown version", "needs a driver of version 580"),
+    (None, "580.65.06", "was built without CUDA")])
+def test_a_gpu_that_cannot_be_used_is_told_once(no_gpu, capsys, cuda, driver, said):
+    no_gpu.setattr(utils, "nvidia_driver", lambda: driver)
+    no_gpu.setattr(torch.version, "cuda", cuda)
+    for _ in range(2):
+        assert utils.choose_device("auto").type == "cpu"
+    err = capsys.readouterr().err
+    assert re.search(said, err)
+    assert err.count("\n") == 1
+
+
+def test_a_driver_that_is_new_enough_is_not_blamed(no_gpu, capsys):
+    def unavailable():
+        warnings.warn("CUDA initialization: Unexpected error\nfrom cudaGetDeviceCount()", UserWarning, stacklevel=1)
+        return False
+    no_gpu.setattr(torch.cuda, "is_available", unavailable)
+    no_gpu.setattr(utils, "nvidia_driver", lambda: "590.44")
+    no_gpu.setattr(torch.version, "cuda", "13.2")
+    assert utils.choose_device("auto").type == "cpu"
+    assert capsys.readouterr().err == ("an NVIDIA GPU with driver 590.44 is here, but cannot be used, so the CPU is: "
+                                       "CUDA initialization: Unexpected error from cudaGetDeviceCount()\n")
+
+
+def test_a_gpu_that_is_too_old_for_this_build_is_left_alone_by_auto(no_gpu, capsys):
+    real = torch.ones
+
+    def ones(*arguments, device=None):
+        if str(device).startswith("cuda"):
+            raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+        return real(*arguments, device=device)
+    no_gpu.setattr(torch.cuda, "is_available", lambda: True)
+    no_gpu.setattr(torch, "ones", ones)
+    assert utils.choose_device("auto").type == "cpu"
+    assert "has no kernels for, so the CPU is used: install a build for an older CUDA" in capsys.readouterr().err
+    with pytest.raises(InputError, match="device 'cuda' cannot be used"):
+        utils.choose_device("cuda")
+
+
+def test_in_a_job_the_first_process_speaks_for_all(monkeypatch, capsys):
+    monkeypatch.setattr(utils, "_said", set())
+    monkeypatch.setenv("RANK", "3")
+    utils.say_once("something")
+    monkeypatch.setenv("RANK", "0")
+    utils.say_once("something")
+    assert capsys.readouterr().err == "something\n"
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", None])
+def test_nothing_is_said_where_there_is_no_gpu_or_it_was_hidden(no_gpu, capsys, hidden):
+    no_gpu.setattr(utils, "nvidia_driver", lambda: None if hidden is None else "535.1")
+    if hidden is not None:
+        no_gpu.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    utils.choose_device("auto")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("printed", "status", "expected"), [("580.65.06\n580.65.06\n", 0, "580.65.06"), ("", 9, None)])
+def test_the_driver_is_what_nvidia_smi_says(tmp_path, monkeypatch, printed, status, expected):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{printed}'\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if status and os.path.exists("/proc/driver/nvidia/version"):
+        pytest.skip("there is a driver")
+    assert utils.nvidia_driver() == expected
+
+
+def test_a_process_that_was_forked_from_one_with_a_gpu_is_refused_in_one_line(monkeypatch):
+    def forked(*_, **__):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, …")
+    monkeypatch.setattr(torch, "ones", forked)
+    with pytest.raises(InputError, match="the notebook has used the GPU before it started this process; restart"):
+        utils.choose_device("cuda")
+
+
+def test_float32_on_cuda_is_not_rounded_to_ten_bits(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pretended_gpu():
+        utils.choose_device("cuda")
+        assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_what_auto_precision_comes_to(monkeypatch, has_it):
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return has_it or including_emulation
+    with pretended_gpu():
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        gpu = torch.device("cuda")
+        assert utils.resolve_precision(gpu) == ("bfloat16" if has_it else "float32")
+        assert asked == [False]                                 # emulated it is slower than float32
+        assert utils.resolve_precision(gpu, "float32") == "float32"
+        assert utils.resolve_precision(gpu, "bfloat16") == "bfloat16"
+    assert utils.resolve_precision(CPU) == "float32"
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+    (torch.AcceleratorError("CUDA error: out of memory"), True),
+    (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+    (RuntimeError("DataLoader worker is out of shared memory"), False),
+    (InputError("--batch-size 4: out of memory; 2 fits"), False)])
+def test_in_how_many_ways_memory_runs_out(error, expected):
+    assert utils.is_out_of_memory(error) == expected
 
 
 def test_seeding():
