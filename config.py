@@ -48,7 +48,8 @@ class Config:
                          "fields of that preset that are not given", lambda v: v == "supervised" or v in PRESETS)
     seed: int = option(0, "seed of weights, crops, views and the random split, 0 or more", _between(0, 2**63 - 1))
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    num_workers: int = option(-1, "processes that make views, up to 256; -1: 4 with CUDA, else none",
+    num_workers: int = option(-1, "processes that make views, up to 256; -1: up to 4 for each of the two "
+                              "loaders with CUDA, as cores allow, else none",
                               _between(-1, 256))
     # data
     split: str = option("auto", "random, blocks, a JSON file, or auto: DATA/splits/split.json, else random")
@@ -95,8 +96,8 @@ class Config:
                              _between(1, MANY))
     steps_per_epoch: int = option(0, "optimiser steps an epoch; 0: one pass over the labelled slices",
                                   _between(0, MANY))
-    precision: str = option("auto", "of convolutions in training: float32, bfloat16, or auto: bfloat16 with "
-                            "CUDA, else float32",
+    precision: str = option("auto", "of convolutions, in training and prediction: float32, bfloat16, or auto: "
+                            "bfloat16 on a CUDA GPU that has it, else float32",
                             _one_of("auto", "float32", "bfloat16"))
     batch_size: int = option(4, "patches per step, labelled and unlabelled each, 1 to 4096", _between(1, 4096))
     lr: float = option(1e-3, "AdamW learning rate (one_cycle: its peak), above 0", lambda v: v > 0)

@@ -21,7 +21,8 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1
     Parameters
     ----------
     logits : (B, 1, H, W) float tensor
-    target : (B, 1, H, W) float tensor of 0 and 1
+    target : (B, 1, H, W) float tensor
+        0 and 1; of block means shares of foreground between them, for which soft Dice is smallest at a decision.
     smooth : float
         Pixels added to numerator and denominator.
     weight : (B, 1, H, W) float tensor of 0 and 1, or None
@@ -41,7 +42,8 @@ def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, bce_weight: float 
     Parameters
     ----------
     logits : (B, 1, H, W) float tensor
-    target : (B, 1, H, W) float tensor of 0 and 1
+    target : (B, 1, H, W) float tensor
+        0 and 1, or shares of foreground between them.
     bce_weight : float in [0, 1]
     """
     bce = F.binary_cross_entropy_with_logits(logits.float(), target)
@@ -81,24 +83,34 @@ def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: s
     return bce if kind == "bce" else 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=sure)
 
 
-def cutmix_boxes(count: int, size: int, probability: float, generator: torch.Generator,
-                 device: torch.device | str = "cpu") -> torch.Tensor:
-    """(count, 1, size, size) bool: one random box per image, or none with probability 1 − `probability`.
+def draw_boxes(count: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw one random box per image: (count, 4) integers, its first row, end row, first column and end column [px].
 
-    Sides are drawn on the CPU, pixels filled on `device`: only four numbers per image travel.
-
-    A box covers 0.1 to 0.5 of the image with sides in a ratio of up to 2 (CutMix: Yun et al., 2019, arXiv:1905.04899;
-    for semi-supervised segmentation: French et al., 2020, arXiv:1906.01916).
+    A box covers 0.1 to 0.5 of the (size, size) image with sides in a ratio of up to 2. With probability
+    1 − `probability` an image gets none: four zeros. CutMix: Yun et al., 2019, arXiv:1905.04899; for semi-supervised
+    segmentation: French et al., 2020, arXiv:1906.01916.
     """
-    sides = []
+    boxes = []
     for use, area, ratio, y, x in torch.rand(count, 5, generator=generator).tolist():
-        area, ratio = 0.1 + 0.4 * area, 2.0 ** (2 * ratio - 1)
-        height, width = (min(size, round(size * math.sqrt(area * r))) for r in (ratio, 1 / ratio))
-        top, left = round(y * (size - height)), round(x * (size - width))
-        sides.append((top, top + height, left, left + width) if use < probability else (0, 0, 0, 0))
-    top, bottom, left, right = torch.tensor(sides, device=device).T[:, :, None]                # (count, 1) each
-    pixel = torch.arange(size, device=device)                                                  # (size,)
-    rows, columns = (pixel >= top) & (pixel < bottom), (pixel >= left) & (pixel < right)       # (count, size)
+        if use >= probability:
+            boxes.append((0, 0, 0, 0))
+            continue
+        area = 0.1 + 0.4 * area
+        ratio = 2.0 ** (2 * ratio - 1)
+        height = min(size, round(size * math.sqrt(area * ratio)))
+        width = min(size, round(size * math.sqrt(area / ratio)))
+        top = round(y * (size - height))
+        left = round(x * (size - width))
+        boxes.append((top, top + height, left, left + width))
+    return torch.tensor(boxes)
+
+
+def fill_boxes(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Return where `draw_boxes` has boxes: (count, 4) integers → (count, 1, size, size) bool, on the same device."""
+    top, bottom, left, right = boxes.T[:, :, None]                             # (count, 1) each
+    pixel = torch.arange(size, device=boxes.device)                            # (size,)
+    rows = (pixel >= top) & (pixel < bottom)                                   # (count, size)
+    columns = (pixel >= left) & (pixel < right)                                # (count, size)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
@@ -107,13 +119,18 @@ def mix(batch: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     return torch.where(boxes, batch.roll(-1, 0), batch)
 
 
-def drop_channels(features: list[torch.Tensor], share: float, generator: torch.Generator) -> list[torch.Tensor]:
-    """Each (B, C, H, W) tensor with a random `share` of its channels zero, the others scaled by 1/(1 − `share`).
+def draw_kept_channels(count: int, channels: tuple[int, ...], share: float,
+                       generator: torch.Generator) -> list[torch.Tensor]:
+    """Draw which channels of each level stay: a (count, C) tensor per level, 0 or, for what stays, 1/(1 − `share`).
 
     The feature perturbation of UniMatch (Yang et al., 2023, arXiv:2208.09910, section 3.2).
     """
-    keep = [(torch.rand(f.shape[:2], generator=generator) >= share).to(f) / (1 - share) for f in features]
-    return [f * k[:, :, None, None] for f, k in zip(features, keep, strict=True)]
+    return [(torch.rand(count, c, generator=generator) >= share) / (1 - share) for c in channels]
+
+
+def scale_channels(features: list[torch.Tensor], factors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Multiply each channel of (B, C, H, W) features by its factor in (B, C), level by level."""
+    return [f * k.to(f)[:, :, None, None] for f, k in zip(features, factors, strict=True)]
 
 
 def cosine_ramp_up(epoch: int, length: int) -> float:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 ENCODER_BLOCKS = ("down1", "down2", "down3", "down4", "bottleneck")  # from fine to coarse; any may be frozen
+CHANNELS = (1, 2, 4, 8, 16)  # of their results, as multiples of the width
 EPSILON = 1e-5  # added to a variance
 STRIDE = 16  # four poolings: height and width of an input are multiples of this
 
@@ -41,17 +42,36 @@ class NormReLU(nn.Module):
 class DoubleConv(nn.Sequential):
     """Two 3×3 convolutions, each followed by InstanceNorm and ReLU. (B, Cin, H, W) → (B, Cout, H, W).
 
-    The convolutions have no bias: InstanceNorm subtracts the mean of each channel and with it any bias.
+    The convolutions have no bias: InstanceNorm subtracts the mean of each channel and with it any bias. `first` is the
+    kind of the first of them.
     """
 
-    def __init__(self, channels_in: int, channels_out: int):
+    def __init__(self, channels_in: int, channels_out: int, first: type[nn.Conv2d] = nn.Conv2d):
         super().__init__(
-            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            first(channels_in, channels_out, 3, padding=1, bias=False),
             NormReLU(),
             nn.Identity(),  # so that the second convolution is number 3, as in checkpoints of earlier versions
             nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
             NormReLU(),
         )
+
+
+class FirstConv(nn.Conv2d):
+    """The convolution that sees grey values: always in float32, its result in the precision of the others.
+
+    Above ½ the numbers that bfloat16 knows are 1/256 apart, and 8-bit grey values k/255 hardly more: with autocast each
+    bright pixel would be moved by up to half a grey level before anything has looked at it, where a faint particle has
+    a contrast of a few. With one channel in, this convolution is a thousandth of the arithmetic.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) float32 → (B, C, H, W), float32 or what autocast computes in."""
+        kind = x.device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
+            return super().forward(x)
+        with torch.autocast(kind, enabled=False):
+            y = super().forward(x.float())
+        return y.to(torch.get_autocast_dtype(kind))
 
 
 class UNet(nn.Module):
@@ -60,8 +80,10 @@ class UNet(nn.Module):
     With `base_channels=64` it has 31.45 M parameters and needs 120.9 GFLOP for one 256×256 image. A last
     DoubleConv at full resolution (`refine`) sharpens outlines before the 1×1 head.
 
-    With `downsample=k` the network works on means of k×k pixels and its logits are interpolated back, so that
-    windows, masks and losses stay in the pixels of the slice: the same network sees k times as far, and costs 1/k².
+    With `downsample=k` the network works on means of k×k pixels: it sees k times as far, and costs 1/k². By default it
+    makes these means itself and interpolates its logits back, so that windows and masks stay in the pixels of the
+    slice. In training, slices are reduced to such means before views are made of them (`datasets.Views`), and
+    `forward(…, reduced=True)` leaves both out.
 
     Parameters
     ----------
@@ -73,7 +95,7 @@ class UNet(nn.Module):
     Raises
     ------
     ValueError
-        In `encode`, when height or width (after downsampling) is not a multiple of 16 or both are 16 (InstanceNorm
+        In `forward`, when height or width (after downsampling) is not a multiple of 16 or both are 16 (InstanceNorm
         at the coarsest level needs more than one pixel).
     """
 
@@ -83,7 +105,7 @@ class UNet(nn.Module):
         if downsample > 1:  # weights without it are those of the plain network
             self.register_buffer("downsample", torch.tensor(downsample))
         self.factor = downsample
-        self.down1 = DoubleConv(1, c)
+        self.down1 = DoubleConv(1, c, FirstConv)
         self.down2 = DoubleConv(c, 2 * c)
         self.down3 = DoubleConv(2 * c, 4 * c)
         self.down4 = DoubleConv(4 * c, 8 * c)
@@ -115,22 +137,30 @@ class UNet(nn.Module):
         return model.eval()
 
     def forward(self, x: torch.Tensor, perturb: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None,
-                ) -> torch.Tensor:
-        """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits; `perturb` may change what `encode` gives."""
-        features = self.encode(x)
-        return self.decode(features if perturb is None else perturb(features))
+                reduced: bool = False) -> torch.Tensor:
+        """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits; `perturb` may change what `encode` gives.
 
-    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 1, H, W) images → the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16).
-
-        H and W are those after downsampling.
+        With `reduced` the images are means of `downsample`² pixels already, and so are meant the logits.
         """
+        stride = STRIDE if reduced else STRIDE * self.factor
         height, width = x.shape[-2:]
-        stride = STRIDE * self.factor
         if height % stride or width % stride or height * width <= stride * stride:
             raise ValueError(f"input is {height}×{width}; sides must be multiples of {stride}, and not both {stride}")
-        if self.factor > 1:
+
+        if self.factor > 1 and not reduced:
             x = F.avg_pool2d(x, self.factor)
+        features = self.encode(x)
+        if perturb is not None:
+            features = perturb(features)
+        logits = self.decode(features)
+        if self.factor > 1 and not reduced:
+            logits = F.interpolate(logits, scale_factor=self.factor, mode="bilinear", align_corners=False)
+        return logits
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 1, H, W) images at the network's resolution → the features of every level, from (B, c, H, W) to
+        (B, 16c, H/16, W/16).
+        """
         x1 = self.down1(x)                              # (B,  c, H, W)
         x2 = self.down2(F.max_pool2d(x1, 2))            # (B, 2c, H/2, W/2)
         x3 = self.down3(F.max_pool2d(x2, 2))            # (B, 4c, H/4, W/4)
@@ -139,22 +169,23 @@ class UNet(nn.Module):
         return [x1, x2, x3, x4, x5]
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """What `encode` gave, perturbed or not → (B, 1, H, W) logits of the input's size."""
+        """What `encode` gave, perturbed or not → (B, 1, H, W) logits at the network's resolution."""
         x1, x2, x3, x4, x5 = features
         y = self.up4(_upsample_and_concatenate(x5, x4))  # (B, 8c, H/8, W/8)
         y = self.up3(_upsample_and_concatenate(y, x3))   # (B, 4c, H/4, W/4)
         y = self.up2(_upsample_and_concatenate(y, x2))   # (B, 2c, H/2, W/2)
         y = self.up1(_upsample_and_concatenate(y, x1))   # (B,  c, H, W)
-        logits = self.head(self.refine(y))              # (B, 1, H, W)
-        if self.factor > 1:
-            logits = F.interpolate(logits, scale_factor=self.factor, mode="bilinear", align_corners=False)
-        return logits
+        return self.head(self.refine(y))                 # (B, 1, H, W)
 
 
 def _upsample_and_concatenate(coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """(B, C1, H/2, W/2) and (B, C2, H, W) → (B, C1 + C2, H, W)."""
+    """(B, C1, H/2, W/2) and (B, C2, H, W) → (B, C1 + C2, H, W), in the precision of `skip`.
+
+    Autocast interpolates in float32; joined as that, both halves would be, and the next convolution would have to round
+    twice as many numbers, of twice the size.
+    """
     fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
-    return torch.cat([skip, fine], dim=1)
+    return torch.cat([skip, fine.to(skip.dtype)], dim=1)
 
 
 def freeze(model: UNet, blocks: tuple[str, ...]) -> None:

@@ -344,6 +344,16 @@ def cut_window(array: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     return array[np.ix_(rows, columns)]
 
 
+def reduce_slice(array: np.ndarray, side: int) -> np.ndarray:
+    """Means of side×side pixels: (H, W) uint8 → (⌈H/side⌉, ⌈W/side⌉) uint8; mirrored where a block is not full."""
+    if side == 1:
+        return array
+    height, width = array.shape
+    padded = np.pad(array, ((0, -height % side), (0, -width % side)), mode="symmetric")
+    rows, columns = (length // side for length in padded.shape)
+    return cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
 def center_patch(array: np.ndarray, size: int) -> np.ndarray:
     """(size, size) from the middle of (H, W); a smaller array is mirrored at its edges."""
     return cut_window(array, (array.shape[0] - size) // 2, (array.shape[1] - size) // 2, size)

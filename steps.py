@@ -1,19 +1,22 @@
-"""One training step for every method, an epoch of them, and the optimizer with its schedule.
+"""Student and teacher, one training step for every method, an epoch of them, and the optimizer with its schedule.
 
 Mean Teacher, CutMix, FixMatch and UniMatch differ in settings alone (`config.PRESETS`).
 """
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
 
 from config import Config
-from loaders import WorkerDied
-from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
-from model_unet import UNet, ema_update
-from utils import autocast, is_out_of_memory
+from losses import (
+    bce_dice_loss, consistency_loss, draw_boxes, draw_kept_channels, fill_boxes, mix, scale_channels,
+)
+from model_unet import CHANNELS, UNet, ema_update, freeze
+from utils import InputError, WorkerDied, autocast, is_out_of_memory, load_checkpoint, send
 
 
 class NotFinite(ArithmeticError):
@@ -24,41 +27,95 @@ class NotFinite(ArithmeticError):
         self.number = number
 
 
+def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:
+    """Network to train, from the checkpoint `start` or random weights, and its moving average where there is one."""
+    student = UNet(config.base_channels, config.downsample).to(device)
+    if start is not None:
+        path = config.checkpoint(start)
+        try:
+            student.load_state_dict(load_checkpoint(path)[0])
+        except RuntimeError:
+            raise InputError(f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
+                             "was it put there by hand? choose another --run") from None
+    average = copy.deepcopy(student).eval().requires_grad_(False) if ssl or config.weight_average else None
+    if ssl:
+        freeze(student, config.freeze)
+    return student, average
+
+
 def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None = None,
                 unlabelled: dict | None = None, generator: torch.Generator | None = None,
                 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Supervised and consistency loss of one step (0 without a teacher); only the student gets gradients.
 
-    All views pass the student as one batch: InstanceNorm treats images singly. Boxes and dropped channels are
-    drawn from `generator`. With feature dropout its stream weighs as much as all strong views together (UniMatch,
-    arXiv:2208.09910).
+    All is at the network's resolution: sides P of `patch_size / downsample` pixels. All views pass the student as one
+    batch: InstanceNorm treats images singly. Boxes and dropped channels are drawn from `generator`. With feature
+    dropout its stream weighs as much as all strong views together (UniMatch, arXiv:2208.09910).
     """
     if teacher is None:
-        loss = bce_dice_loss(student(labelled["strong"]), labelled["mask"], config.bce_weight)
+        logits = student(labelled["strong"], reduced=True)
+        loss = bce_dice_loss(logits, labelled["mask"], config.bce_weight)
         return loss, torch.zeros_like(loss)
+
     weak = unlabelled["weak"]                                                       # (B, 1, P, P)
+    strong_views = unlabelled["strong"].split(1, dim=1)                             # V × (B, 1, P, P)
+    count, size = len(weak), weak.shape[-1]
+
+    # What is random is drawn before the teacher is asked, so that it travels to the device while that computes.
+    boxes = []
+    if config.cutmix_p:
+        boxes = [send(draw_boxes(count, size, config.cutmix_p, generator), weak.device) for _ in strong_views]
+    kept_channels = []
+    if config.feature_dropout:
+        channels = tuple(config.base_channels * multiple for multiple in CHANNELS)
+        kept_channels = [send(factors, weak.device) for factors in
+                         draw_kept_channels(count, channels, config.feature_dropout, generator)]
+
     with torch.no_grad():
-        target = teacher(weak).float().sigmoid()                                    # (B, 1, P, P)
+        pseudo_label = teacher(weak, reduced=True).float().sigmoid()                # (B, 1, P, P)
+
     inputs, targets = [labelled["strong"]], []
-    for strong in unlabelled["strong"].split(1, dim=1):                             # V × (B, 1, P, P)
-        boxes = cutmix_boxes(len(weak), weak.shape[-1], config.cutmix_p, generator, weak.device)
-        inputs.append(mix(strong, boxes))
-        targets.append(mix(target, boxes))
+    for i, strong in enumerate(strong_views):
+        target = pseudo_label
+        if boxes:
+            filled = fill_boxes(boxes[i], size)
+            strong, target = mix(strong, filled), mix(target, filled)
+        inputs.append(strong)
+        targets.append(target)
+
+    def perturb(features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Drop channels of the last B images, which are the weak views."""
+        dropped = scale_channels([f[-count:] for f in features], kept_channels)
+        return [torch.cat([f[:-count], d]) for f, d in zip(features, dropped, strict=True)]
 
     def consistency(logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         return consistency_loss(logits, goal, config.consistency, config.confidence, config.hard_labels)
 
-    def perturb(features: list[torch.Tensor]) -> list[torch.Tensor]:
-        dropped = drop_channels([f[-len(weak):] for f in features], config.feature_dropout, generator)
-        return [torch.cat([f[:-len(weak)], d]) for f, d in zip(features, dropped, strict=True)]
-
-    all_views = torch.cat([*inputs, *[weak] * bool(config.feature_dropout)])        # (B + V·B or B + V·B + B, 1, P, P)
-    logits = student(all_views, perturb if config.feature_dropout else None)
-    supervised = bce_dice_loss(logits[:len(inputs[0])], labelled["mask"], config.bce_weight)
-    unsupervised = consistency(logits[len(inputs[0]):][:len(weak) * len(targets)], torch.cat(targets))
     if config.feature_dropout:
-        unsupervised = 0.5 * unsupervised + 0.5 * consistency(logits[-len(weak):], target)
+        logits = student(torch.cat([*inputs, weak]), perturb, reduced=True)         # (B + V·B + B, 1, P, P)
+    else:
+        logits = student(torch.cat(inputs), reduced=True)                           # (B + V·B, 1, P, P)
+
+    first, last = len(labelled["strong"]), len(labelled["strong"]) + count * len(targets)
+    supervised = bce_dice_loss(logits[:first], labelled["mask"], config.bce_weight)
+    unsupervised = consistency(logits[first:last], torch.cat(targets))
+    if config.feature_dropout:
+        unsupervised = 0.5 * unsupervised + 0.5 * consistency(logits[last:], pseudo_label)
     return supervised, unsupervised
+
+
+@contextmanager
+def trying_algorithms() -> Iterator[None]:
+    """While it is open, cuDNN tries its algorithms for each shape that this process has not met, and keeps the fastest.
+
+    All steps have the same shapes. Predictions have not: windows come in batches of many sizes, each to be tried.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: torch.optim.Optimizer, scheduler,
@@ -85,32 +142,36 @@ def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: 
     alpha = config.weight_average if unlabelled is None else config.ema_alpha
     losses = [] if losses is None else losses
     first = numbers.start - len(losses)                                             # step of the epoch
-    for number in numbers:
-        try:
-            batch, other = next(labelled), next(unlabelled) if unlabelled else None
-        except WorkerDied:
-            if stop():                                                              # it was told to stop too
+    with trying_algorithms():
+        for number in numbers:
+            try:
+                batch, other = next(labelled), next(unlabelled) if unlabelled else None
+            except WorkerDied:
+                if stop():                                                          # it was told to stop too
+                    break
+                raise
+
+            entropy = [config.seed, *b"step", number, *[rank] * (rank > 0)]
+            seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(seed >> 1))
+            with autocast(weights[0].device, config.precision):
+                supervised, consistency = step_losses(config, student, batch, average if unlabelled else None, other,
+                                                      generator)
+            optimizer.zero_grad(set_to_none=True)
+            (supervised + lam * consistency).backward()
+            norm = get_total_norm([p.grad for p in weights if p.grad is not None])
+            losses.append(torch.stack([supervised.detach(), consistency.detach(), norm]))
+
+            if config.nonfinite == "stop" or losses[-1].isfinite().all():
+                optimizer.step()
+                if average is not None:
+                    trained = getattr(student, "module", student)                   # inside what averages gradients
+                    ema_update(average, trained, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
+            if config.schedule != "plateau":
+                scheduler.step()
+            if stop():
                 break
-            raise
-        entropy = [config.seed, *b"step", number, *[rank] * (rank > 0)]
-        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed >> 1))
-        with autocast(weights[0].device, config.precision):
-            supervised, consistency = step_losses(config, student, batch, average if unlabelled else None, other,
-                                                  generator)
-        optimizer.zero_grad(set_to_none=True)
-        (supervised + lam * consistency).backward()
-        norm = get_total_norm([p.grad for p in weights if p.grad is not None])
-        losses.append(torch.stack([supervised.detach(), consistency.detach(), norm]))
-        if config.nonfinite == "stop" or losses[-1].isfinite().all():
-            optimizer.step()
-            if average is not None:
-                trained = getattr(student, "module", student)                       # inside what averages gradients
-                ema_update(average, trained, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
-        if config.schedule != "plateau":
-            scheduler.step()
-        if stop():
-            break
+
     if not losses:
         return None
     found = torch.stack(losses).cpu().double()                                      # (steps, 3)
@@ -137,7 +198,8 @@ def largest_batch(config: Config, student: UNet, teacher: UNet | None, fails: in
 
 def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -> bool:
     """Whether a step of this batch size, forward and backward, finds enough memory; tried on grey patches."""
-    patch = torch.full((batch, 1, config.patch_size, config.patch_size), 0.5, device=next(student.parameters()).device)
+    side = config.patch_size // config.downsample
+    patch = torch.full((batch, 1, side, side), 0.5, device=next(student.parameters()).device)
     labelled = {"strong": patch, "mask": patch.round()}
     unlabelled = teacher and {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}
     try:

@@ -4,7 +4,6 @@ What a step is stands in `steps`.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import sys
@@ -23,14 +22,14 @@ from config import (
 )
 from datasets import Data, Views, describe_data, load_data, sum_up, used_files
 from evaluate import evaluate_models, validate
-from loaders import make_loader, seed_of
+from loaders import choose_workers, make_loader, seed_of
 from losses import cosine_ramp_up
-from model_unet import UNet, freeze
+from model_unet import UNet
 from progress import Progress, not_finite, state_path
 from run_folder import differences, forget_state, open_run, read_phases
 from slices import read_image
-from steps import NotFinite, largest_batch, make_optimizer, make_scheduler, train_epoch
-from stitching import predict_image
+from steps import NotFinite, build_models, largest_batch, make_optimizer, make_scheduler, train_epoch
+from stitching import forget_what_fitted, predict_image
 from team import Team, join_team, leave_team
 from utils import (
     PROGRESS_SECONDS, InputError, choose_device, is_out_of_memory, load_checkpoint, one_line, quiet_bar, read_json,
@@ -133,17 +132,24 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
         elif team.leads:
             progress.finish(device, {"epochs": epochs, "steps": epochs * steps, "label": label, "processes": team.size,
                                      "parameters": sum(p.numel() for p in student.parameters())})
+        forget_what_fitted()                        # beside optimizer and gradients; now their memory is free again
         if not stopped:
             team.wait()
         elif not came:                                                              # the first of the team was told to
             raise Terminated
 
 
+def all_finite(models: dict[str, UNet]) -> bool:
+    """Return whether all weights are numbers; asked of the device once, not once for each tensor."""
+    finite = [tensor.isfinite().all() for model in models.values() for tensor in model.state_dict().values()]
+    return bool(torch.stack(finite).all())
+
+
 def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], scheduler, progress: Progress,
               epoch: int, epochs: int, row: dict) -> None:
     """Validate where it is due, keep the best weights, write the row; in every process of a team."""
     due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
-    if due and not all(t.isfinite().all() for model in models.values() for t in model.state_dict().values()):
+    if due and not all_finite(models):
         raise not_finite(config, data, progress.phase, [progress.step - 1])
     skipped = int(row.pop("skipped"))
     if skipped:
@@ -152,7 +158,8 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
     progress.losses.clear()
     scores = team.tell({name: validate(
         model, data.val if due and team.leads else [], choose_device(config.device), config.patch_size,
-        config.threshold, config.overlap if config.selection == "full" else None) for name, model in models.items()})
+        config.threshold, config.overlap if config.selection == "full" else None, config.precision)
+        for name, model in models.items()})
     current = scores[next(iter(models))]
     row = {"epoch": epoch + 1, **row} | {f"val_{k}": value for k, value in current.items()} | {
         f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()}
@@ -179,7 +186,7 @@ def data_of_phase(config: Config, data: Data, phase: str, start: int, device: to
                   ssl: bool) -> Iterator[tuple[Iterator[dict], Iterator[dict] | None]]:
     """Labelled and, where `ssl`, unlabelled batches from number `start` on; what makes them ends with the block."""
     # closed where signals wait (`held_back`): what is raised while a loader's processes end is lost in a destructor
-    with closing(batches(config, make_dataset(config, data.train), phase, start, device, team)) as labelled:
+    with closing(batches(config, make_dataset(config, data.train, weak=False), phase, start, device, team)) as labelled:
         if not ssl:
             yield labelled, None
             return
@@ -188,35 +195,19 @@ def data_of_phase(config: Config, data: Data, phase: str, start: int, device: to
             yield labelled, unlabelled
 
 
-def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:
-    """Network to train, from the checkpoint `start` or random weights, and its moving average where there is one."""
-    student = UNet(config.base_channels, config.downsample).to(device)
-    if start is not None:
-        path = config.checkpoint(start)
-        try:
-            student.load_state_dict(load_checkpoint(path)[0])
-        except RuntimeError:
-            raise InputError(f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
-                             "was it put there by hand? choose another --run") from None
-    average = copy.deepcopy(student).eval().requires_grad_(False) if ssl or config.weight_average else None
-    if ssl:
-        freeze(student, config.freeze)
-    return student, average
-
-
-def make_dataset(config: Config, slices: list, guides: list | None = None, strong_views: int = 1) -> Views:
-    """Weak and strong views of slices with these settings."""
-    return Views(slices, config.patch_size, config.foreground_crop, guides, strong_views,
-                 config.subset(GEOMETRY), config.subset(INTENSITY))
+def make_dataset(config: Config, slices: list, guides: list | None = None, strong_views: int = 1,
+                 weak: bool = True) -> Views:
+    """Weak, where asked for, and strong views of slices with these settings."""
+    return Views(slices, config.patch_size, config.foreground_crop, guides, strong_views, config.subset(GEOMETRY),
+                 config.subset(INTENSITY), config.downsample, weak)
 
 
 def batches(config: Config, views: Views, name: str, start: int, device: torch.device, team: Team) -> Iterator[dict]:
     """Endless batches from number `start` on, of each this process's part; `name` sets their order and views apart from
     those of other phases.
     """
-    workers = config.num_workers if config.num_workers >= 0 else 4 if device.type == "cuda" else 0
-    return make_loader(views, config.batch_size, seed_of(config.seed, name), start, workers, device, team.rank,
-                       team.size)
+    return make_loader(views, config.batch_size, seed_of(config.seed, name), start,
+                       choose_workers(config.num_workers, device), device, team.rank, team.size)
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
@@ -227,7 +218,8 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
     if not config.unlabelled_foreground:
         return None
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
-    return [predict_image(model, s.image, device, config.patch_size, 0.25) >= config.threshold
+    return [predict_image(model, s.image, device, config.patch_size, 0.25, precision=config.precision)
+            >= config.threshold
             for s in quiet_bar(data.unlabelled, "foreground of the unlabelled")]
 
 
@@ -245,7 +237,10 @@ def prepare(config: Config, resume: bool = False) -> Data:
     Until this process ends, no other may work in that folder.
     """
     data, team = read_slices(config), join_team(device := choose_device(config.device))
-    team.part_of_batch(config.batch_size)
+    part = team.part_of_batch(config.batch_size)
+    if config.cutmix_p and part == 1:
+        raise InputError(f"--batch-size {config.batch_size}: leaves one sample to each of {team.size} processes, and "
+                         f"--cutmix-p mixes the samples of a process; --batch-size {2 * team.size} or more")
     if config.nonfinite == "skip" and team.size > 1:
         raise InputError("--nonfinite skip: is for one process; others would not know of the skipped step")
     if team.leads:
@@ -273,6 +268,8 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
     first, views = data.train[0], {}
     for kind, slices in (("labelled", data.train), ("unlabelled", data.unlabelled)):
         batch = next(make_loader(make_dataset(config, slices), 8, [config.seed, *b"figure", *kind.encode()]))
+        if config.downsample > 1:
+            views["patch_size"] = np.array(config.patch_size)
         views |= {f"{kind}_{name}": (tensor[:, 0] * 255).round().byte().numpy() for name, tensor in batch.items()}
     write_npz(config.run_folder / "samples.npz", raw=read_image(first.path), image=first.image, mask=first.mask,
               percentiles=np.array(config.percentiles), **views)
@@ -284,7 +281,8 @@ def verify(folder: Path) -> int:
     config = stored_config(folder / "config.json")
     weights = {path.name: path for path in (Path("checkpoints") / config.run).glob("best_*.safetensors")}
     lines = differences(folder, choose_device(config.device), used_files(config.data, config.split,
-                                                                       config.max_unlabelled), weights)
+                                                                       config.max_unlabelled), weights,
+                        config.precision)
     print("\n".join(map(one_line, lines)) or f"{folder}: data, code, weights and versions are those of the run")
     return int(bool(lines))
 
@@ -298,7 +296,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
     models = {method: UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device)
               for method, name in method_names(config.method).items() if name in trained}
     return evaluate_models(models, data.test, data.train, config.run_folder, CONTROL, device, config.patch_size,
-                           config.overlap, config.threshold, config.tta)
+                           config.overlap, config.threshold, config.tta, config.precision)
 
 
 def main() -> int | None:
@@ -322,8 +320,25 @@ def main() -> int | None:
     return run(config, resume, describe_profile(config, changes))
 
 
+def launch(config: Config, processes: int, resume: bool = False) -> None:
+    """Train with several processes, one per GPU, from a notebook: `launch(config, 4)`.
+
+    The processes are forks of the notebook's kernel, which must not have used a GPU itself: a fork cannot.
+
+    Raises
+    ------
+    InputError
+        When this process has used CUDA already.
+    """
+    if torch.cuda.is_initialized():
+        raise InputError("launch: this notebook has used the GPU already, and its processes could not; restart the "
+                         "kernel, and launch before anything else chooses a device")
+    from accelerate import notebook_launcher
+    notebook_launcher(run, (config, resume), num_processes=processes)
+
+
 def run(config: Config, resume: bool = False, remark: str = "") -> None:
-    """All of a run: every phase, the tables, what to annotate next. Also for `accelerate.notebook_launcher`."""
+    """All of a run: every phase, the tables, what to annotate next."""
     from report import write_report  # which imports what draws figures: a second that a typing error need not wait for
     team = join_team(choose_device(config.device))
     if team.leads and remark:

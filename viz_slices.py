@@ -47,12 +47,16 @@ def show(axes, image: np.ndarray, title: str = "", **options) -> object:
     return shown
 
 
-def add_scale_bar(axes, image: np.ndarray, pixel_size: float) -> None:
-    """A bar of a round length, at most a third of an image's width: in µm, or in pixels where `pixel_size` is 0."""
-    most = image.shape[1] * (pixel_size or 1.0) / 3
+def add_scale_bar(axes, image: np.ndarray, pixel_size: float, block: float = 1.0) -> None:
+    """A bar of a round length, at most a third of an image's width: in µm, or in pixels where `pixel_size` is 0.
+
+    A pixel of the image stands for `block` pixels of the slice along each side.
+    """
+    shown_pixel = block * (pixel_size or 1.0)
+    most = image.shape[1] * shown_pixel / 3
     power = 10.0 ** np.floor(np.log10(most))
     length = max(step * power for step in (1, 2, 5) if step * power <= most)
-    bar = AnchoredSizeBar(axes.transData, length / (pixel_size or 1.0), f"{length:g} {'µm' if pixel_size else 'px'}",
+    bar = AnchoredSizeBar(axes.transData, length / shown_pixel, f"{length:g} {'µm' if pixel_size else 'px'}",
                           "lower left", pad=0.3, borderpad=0.4, sep=2, color="white", size_vertical=len(image) / 80,
                           fontproperties={"size": 8})
     bar.patch.set(facecolor="black", edgecolor="none", alpha=0.6)
@@ -94,7 +98,8 @@ def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figur
     Parameters
     ----------
     samples : dict
-        `labelled_weak`, `labelled_strong`, `labelled_mask`, `unlabelled_weak`, `unlabelled_strong`: (N, P, P) uint8.
+        `labelled_weak`, `labelled_strong`, `labelled_mask`, `unlabelled_weak`, `unlabelled_strong`: (N, P, P) uint8;
+        `patch_size`, their side in pixels of the slice, where that is not P.
     """
     figure, axes = new_figure(4, 4, 9.2)
     chosen = {}
@@ -107,15 +112,16 @@ def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figur
     limit = max(1.0, *(np.percentile(np.abs(d), 99.5) for d in differences.values()))   # one for all: comparable
     for row, ((kind, i), place) in zip(axes, chosen.items(), strict=False):
         weak, difference = samples[f"{kind}_weak"][place], differences[kind, i]
+        block = float(samples.get("patch_size", weak.shape[1])) / weak.shape[1]
         show(row[0], weak, f"{kind}: weak view" if i == 0 else "")
         show(row[1], samples[f"{kind}_strong"][place], "strong view" if i == 0 else "")
         show(row[2], difference, f"strong − weak (±{limit:.0f} grey levels)" if i == 0 else "",
              cmap="PuOr", vmin=-limit, vmax=limit)
-        add_scale_bar(row[0], weak, pixel_size)
+        add_scale_bar(row[0], weak, pixel_size, block)
         if not difference.any():
             write_inside(row[2], "not changed\n(by chance)")
         if kind == "labelled":
-            painted = tint(weak, samples["labelled_mask"][place], (0.9, 0.6, 0.0))
+            painted = tint(weak, samples["labelled_mask"][place] >= 128, (0.9, 0.6, 0.0))
             show(row[3], painted, "mask on weak view" if i == 0 else "")
         else:
             row[3].set_axis_off()

@@ -66,8 +66,9 @@ class PlainViews(Dataset):
         inner = slice(margin, margin + size)
         seed_apart(self.intensity, rng)
         strong = self.intensity(image=np.ascontiguousarray(replayed["image"][inner, inner]))["image"]
-        found = {"weak": recorded["image"][inner, inner], "strong": strong, "mask": replayed["mask"][inner, inner]}
-        return {name: to_float(name, torch.from_numpy(np.ascontiguousarray(array)[None]))
+        mask = 255 * replayed["mask"][inner, inner]
+        found = {"weak": recorded["image"][inner, inner], "strong": strong, "mask": mask}
+        return {name: to_float(torch.from_numpy(np.ascontiguousarray(array)[None]))
                 for name, array in found.items()}
 
 

@@ -56,7 +56,7 @@ class FloatViews(Views):
     """Views as batches have them: float32, in [0, 1]."""
 
     def __getitem__(self, key):
-        return {name: to_float(name, tensor) for name, tensor in super().__getitem__(key).items()}
+        return {name: to_float(tensor) for name, tensor in super().__getitem__(key).items()}
 
 
 def write_data(root: Path, count: int = 8, scans: int = 3, size: tuple[int, int] = (64, 64)) -> Path:

@@ -1,11 +1,14 @@
 """Batches: which slices in which order, whatever workers do, and what is said when one dies."""
 
 import dataclasses
+import faulthandler
 import itertools
 import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import commands
 import loaders
 import progress
 import train
-from conftest import labelled
+from conftest import ROOT, TINY, as_options, labelled
 from datasets import Views
 from utils import InputError
 
@@ -54,6 +57,114 @@ def test_the_slices_of_a_batch_are_known_without_making_it(start):
         made.clear()
         next(loader)
         assert loaders.drawn(5, 2, [3], number) == made
+
+
+# --- how many processes ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(16, 1, 4), (8, 1, 4), (4, 1, 2), (1, 1, 1), (16, 4, 2)])
+def test_a_gpu_gets_as_many_workers_as_the_cores_that_a_job_may_use_allow(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(loaders, "QUOTA", Path("none"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert loaders.choose_workers(-1, torch.device("cuda")) == expected
+    assert loaders.choose_workers(-1, torch.device("cpu")) == 0
+    assert loaders.choose_workers(7, torch.device("cuda")) == 7
+
+
+@pytest.mark.parametrize(("quota", "expected"), [
+    ("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8)])
+def test_a_container_that_gets_a_share_of_all_cores_uses_no_more(monkeypatch, tmp_path, quota, expected):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(loaders, "QUOTA", tmp_path / "cpu.max")
+    assert loaders.usable_cores() == expected
+
+
+@pytest.mark.parametrize(("room", "expected"), [
+    (10, (4, 2)), (9, (4, 1)), (6, (4, 1)), (5, (3, 1)), (4, (2, 1)), (3, (1, 1)), (2, (0, 0))])
+def test_no_more_is_prefetched_than_shared_memory_holds(room, expected):
+    workers, prefetch = loaders.fit_workers(4, 1000, room * 1000 + 500)
+    assert (workers, prefetch) == expected
+    assert workers == 0 or (workers * prefetch + 2) * 1000 <= room * 1000 + 500
+
+
+def test_an_item_is_as_large_as_it_says():
+    for views in (Views(labelled(), 32), Views(labelled(), 64, downsample=2, strong_views=2, weak=False)):
+        assert views.item_bytes == sum(tensor.nbytes for tensor in views[0, 0].values())
+
+
+COUNTED = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch, loaders
+torch.set_num_threads(1)
+started, real = [], loaders.DataLoader
+def counted(*arguments, **options):
+    started.append(options["num_workers"])
+    return real(*arguments, **options)
+loaders.DataLoader = counted
+"""
+TRAIN = """
+import commands, train
+try:
+    commands.run_command_line(train.main)
+finally:
+    print("workers", started[2:])                   # after those of the figure of the views
+"""
+LARGE_BATCHES = """
+import itertools
+from conftest import labelled
+from datasets import Views
+views = Views(labelled(2, (1100, 1100)), 1024, geometry={{"rotation": 0.0}}, intensity={{"blur_p": 0.0}})
+{change}
+for batch in itertools.islice(loaders.make_loader(views, 2, [0], num_workers=4), 9):
+    assert batch["weak"].shape == (2, 1, 1024, 1024)
+print("workers", started)
+"""
+
+
+def in_small_shared_memory(code: str, *arguments: str, cwd: Path, **names: str) -> subprocess.CompletedProcess:
+    """Run Python code in a mount namespace of its own, whose /dev/shm has 64 MB as that of a container."""
+    inside = 'mount -t tmpfs -o size=64m none /dev/shm && exec "$@"'
+    code = (COUNTED + code).format(root=str(ROOT), **names)
+    return subprocess.run(["unshare", "-m", "bash", "-c", inside, "bash", sys.executable, "-W", "ignore", "-c", code,
+                           *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> None:
+    """Where this process may make mount namespaces, and mount in them."""
+    try:
+        mounted = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev/shm"], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if mounted.returncode:
+        pytest.skip("may not mount in a namespace of its own")
+
+
+def test_best_trains_with_four_workers_in_the_shared_memory_of_a_container(namespaces, data_folder, tmp_path):
+    options = {**TINY, "data": data_folder, "run": "small", "num_workers": 4, "sup_epochs": 1, "ssl_epochs": 1,
+               "method": "best", "patch_size": 768, "downsample": 4, "tta": False, "batch_size": 4}
+    done = in_small_shared_memory(TRAIN, *as_options(options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "workers [4, 4, 4, 4]" in done.stdout                        # three phases, the last with two loaders
+    assert "/dev/shm" not in done.stderr
+
+
+def test_batches_that_do_not_fit_into_shared_memory_get_fewer_workers(namespaces, tmp_path):
+    """A batch is 6 MB; four workers would have eight of them ready."""
+    done = in_small_shared_memory(LARGE_BATCHES, cwd=tmp_path, change="")
+    assert done.returncode == 0, done.stderr
+    assert "workers [2]" in done.stdout
+    assert "/dev/shm has room for the batches of 2 loader processes, not of 4: 2 are used" in done.stderr
+
+
+def test_shared_memory_that_is_full_is_an_error_with_a_cure(namespaces, tmp_path):
+    """Others may fill it, too: here nobody looks at how much is free."""
+    change = "loaders.shared_memory = lambda: float('inf')\nloaders.PREFETCH = 8"
+    done = in_small_shared_memory(LARGE_BATCHES, cwd=tmp_path, change=change)
+    assert done.returncode == 1
+    assert re.search(r"InputError: /dev/shm: the shared memory .* is full; take --num-workers 0", done.stderr)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------
@@ -111,6 +222,32 @@ def test_a_broken_pipe_tells_of_a_death_that_is_not_seen_yet(error):
     assert re.match(r"s2\.tif: a process died while it made views of this slice \(", str(watched.death(error)))
     workers[0].kill()
     workers[0].join()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_worker_that_a_bus_error_killed_found_no_shared_memory():
+    watched = loaders.Watched(Views(labelled(), 32), 1)
+    def touch_what_is_not_there():
+        faulthandler.disable()                              # of pytest: it would print where
+        os.kill(os.getpid(), signal.SIGBUS)
+    worker = multiprocessing.get_context("fork").Process(target=touch_what_is_not_there)
+    worker.start()
+    watched.remember_processes()
+    watched.at[:2] = worker.pid, 3
+    worker.join()
+    found = watched.death(RuntimeError(f"DataLoader worker (pid(s) {worker.pid}) exited unexpectedly"))
+    assert str(found).startswith("/dev/shm: the shared memory in which loader processes hand over their batches is ")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_thread_that_ended_because_a_worker_died_tells_of_its_death():
+    """The thread that copies batches to pinned memory may see it before the loader does."""
+    watched = loaders.Watched(Views(labelled(), 32), 1)
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    worker.start()
+    watched.at[:2] = worker.pid, 3
+    worker.join()
+    assert "s3.tif: a process died" in str(watched.death(RuntimeError("Pin memory thread exited unexpectedly")))
 
 
 def test_other_errors_stay_what_they_are():

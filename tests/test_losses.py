@@ -110,7 +110,7 @@ def test_weighted_dice_ignores_what_does_not_count():
 
 def test_cutmix_boxes_and_mixing():
     generator = torch.Generator().manual_seed(0)
-    boxes = losses.cutmix_boxes(400, 64, 0.5, generator)
+    boxes = losses.fill_boxes(losses.draw_boxes(400, 64, 0.5, generator), 64)
     shares = boxes.float().mean(dim=(1, 2, 3))
     used = shares[shares > 0]
     assert 150 < len(used) < 250
@@ -119,7 +119,7 @@ def test_cutmix_boxes_and_mixing():
         rows, columns = box.any(1).sum(), box.any(0).sum()
         assert box.sum() == rows * columns                     # one full rectangle
         assert 0.2 < rows / columns < 4.5
-    assert not losses.cutmix_boxes(50, 64, 0.0, generator).any()
+    assert not losses.draw_boxes(50, 64, 0.0, generator).any()
     image, probability = torch.rand(3, 1, 64, 64), torch.rand(3, 1, 64, 64)
     box = boxes[shares > 0][:3]
     mixed = losses.mix(image, box)
@@ -132,7 +132,8 @@ def test_cutmix_boxes_and_mixing():
 
 def test_dropped_channels_are_zero_and_the_mean_stays():
     generator = torch.Generator().manual_seed(0)
-    dropped, = losses.drop_channels([torch.ones(40, 50, 2, 2)], 0.3, generator)
+    factors = losses.draw_kept_channels(40, (50,), 0.3, generator)
+    (dropped,) = losses.scale_channels([torch.ones(40, 50, 2, 2)], factors)
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     assert torch.equal(dropped.amax((2, 3)), dropped.amin((2, 3)))
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import model_unet
 from model_unet import ENCODER_BLOCKS, NormReLU, UNet, ema_update, freeze
 
 
@@ -57,6 +58,46 @@ def test_downsampling_works_on_block_means_and_gives_logits_of_the_input_size():
     with FlopCounterMode(display=False) as counts:
         plain(x)
     assert counts.get_total_flops() == 4 * half
+
+
+def test_reduced_images_pass_the_network_as_they_are():
+    torch.manual_seed(0)
+    model, x = UNet(2, 3).eval(), torch.rand(2, 1, 96, 144)
+    small = model(torch.nn.functional.avg_pool2d(x, 3), reduced=True)
+    assert small.shape == (2, 1, 32, 48)
+    torch.testing.assert_close(model(x), torch.nn.functional.interpolate(small, scale_factor=3, mode="bilinear"))
+    with pytest.raises(ValueError, match="input is 24×48; sides must be multiples of 16"):
+        model(torch.zeros(1, 1, 24, 48), reduced=True)
+    plain = UNet(2).eval()
+    assert torch.equal(plain(x[..., :32, :32], reduced=True), plain(x[..., :32, :32]))
+
+
+def test_grey_values_are_not_rounded_before_they_are_seen_in_half_precision():
+    grey = torch.randint(128, 256, (2, 1, 32, 32)) / 255
+    assert (255 * (grey.bfloat16().float() - grey)).abs().max() > 0.4    # of a grey level
+    torch.manual_seed(0)
+    first = UNet(8).down1[0]
+    exact = first(grey)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = first(grey)
+        rounded = torch.nn.functional.conv2d(grey, first.weight, padding=1)
+    assert seen.dtype == rounded.dtype == torch.bfloat16                 # what follows is computed in half precision
+    assert torch.equal(seen, exact.bfloat16())
+    assert not torch.equal(rounded, exact.bfloat16())
+
+    target = torch.randn_like(exact)
+    gradients = {}
+    for name, output in (("exact", exact), ("seen", seen), ("rounded", rounded)):
+        (gradients[name],) = torch.autograd.grad((output.float() * target).sum(), first.weight)
+    errors = {name: float((gradients[name] - gradients["exact"]).norm()) for name in ("seen", "rounded")}
+    assert errors["seen"] < errors["rounded"]
+
+
+def test_both_halves_of_a_join_are_in_the_precision_of_the_skip():
+    coarse, skip = torch.rand(1, 2, 4, 4), torch.rand(1, 3, 8, 8).bfloat16()
+    joined = model_unet._upsample_and_concatenate(coarse, skip)
+    assert joined.dtype == torch.bfloat16
+    assert joined.shape == (1, 5, 8, 8)
 
 
 def test_every_parameter_gets_a_gradient():

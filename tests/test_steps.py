@@ -11,8 +11,10 @@ import steps
 import train
 from config import Config, make_config
 from conftest import TINY, FloatViews, disc_slice
-from losses import bce_dice_loss, consistency_loss, cutmix_boxes, drop_channels, mix
-from model_unet import ENCODER_BLOCKS, UNet
+from losses import (
+    bce_dice_loss, consistency_loss, draw_boxes, draw_kept_channels, fill_boxes, mix, scale_channels,
+)
+from model_unet import CHANNELS, ENCODER_BLOCKS, UNet
 from slices import Path, Slice, percentile_window
 from utils import load_checkpoint, overlap_metrics
 
@@ -39,11 +41,11 @@ def test_feature_dropout_weighs_as_much_as_the_strong_views():
     student, teacher, labelled, unlabelled = semi_batches()
     views, target = unlabelled["strong"], teacher(unlabelled["weak"]).sigmoid()
     strong = sum(consistency_loss(student(v), target) for v in views.split(1, dim=1)) / 2
-    generator = torch.Generator().manual_seed(1)
-    torch.rand(2, 5, generator=generator), torch.rand(2, 5, generator=generator)     # the boxes of two views
-    expected = drop_channels(student.encode(unlabelled["weak"]), 0.5, generator)
+    factors = draw_kept_channels(2, tuple(2 * c for c in CHANNELS), 0.5, torch.Generator().manual_seed(1))
+    expected = scale_channels(student.encode(unlabelled["weak"]), factors)
     weak = consistency_loss(student.decode(expected), target)
-    supervised, loss = steps.step_losses(Config(feature_dropout=0.5), student, labelled, teacher, unlabelled,
+    config = Config(feature_dropout=0.5, base_channels=2)
+    supervised, loss = steps.step_losses(config, student, labelled, teacher, unlabelled,
                                          torch.Generator().manual_seed(1))
     torch.testing.assert_close(supervised, bce_dice_loss(student(labelled["strong"]), labelled["mask"]))
     torch.testing.assert_close(loss, 0.5 * strong + 0.5 * weak)
@@ -51,7 +53,7 @@ def test_feature_dropout_weighs_as_much_as_the_strong_views():
 
 def test_cutmix_mixes_image_and_target_with_the_same_boxes():
     student, teacher, labelled, unlabelled = semi_batches()
-    boxes = cutmix_boxes(2, 32, 1.0, torch.Generator().manual_seed(4))
+    boxes = fill_boxes(draw_boxes(2, 32, 1.0, torch.Generator().manual_seed(4)), 32)
     view = unlabelled["strong"][:, :1]
     expected = consistency_loss(student(mix(view, boxes)), mix(teacher(unlabelled["weak"]).sigmoid(), boxes))
     _, loss = steps.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},

@@ -1,5 +1,6 @@
 """Two processes do what one does: the same batches, weights and scores; every slice once; a death is an error."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import tifffile
 import torch
 
+import train
 from config import Config
 from conftest import ROOT, TINY, as_options, disc_slice, labelled
 from loaders import Draws, make_loader
@@ -86,6 +88,28 @@ def test_alone():
     assert Team(1, 2).share(list(range(5))) == [1, 3]
     with pytest.raises(InputError, match="--batch-size 3: cannot be shared by 2 processes"):
         Team(1, 2).part_of_batch(3)
+
+
+def test_a_part_of_one_sample_has_nothing_to_be_mixed_with(tiny, monkeypatch):
+    """CutMix fills the box of a view from the next one of the same process: of one view, from itself."""
+    monkeypatch.setattr(train, "join_team", lambda device: Team(0, 2))
+    with pytest.raises(InputError, match=r"--batch-size 2: leaves one sample to each of 2 processes, .* 4 or more"):
+        train.prepare(dataclasses.replace(tiny, cutmix_p=0.5))
+    monkeypatch.setattr(train, "open_folder", lambda *_: None)
+    train.prepare(tiny)                                              # nothing is mixed
+    train.prepare(dataclasses.replace(tiny, cutmix_p=0.5, batch_size=4))
+
+
+def test_processes_are_not_launched_from_a_notebook_that_has_used_the_gpu(tiny, monkeypatch):
+    launched = []
+    monkeypatch.setattr("accelerate.notebook_launcher", lambda *arguments, **options: launched.append(
+        (arguments, options)))
+    train.launch(tiny, 3)
+    assert launched == [((train.run, (tiny, False)), {"num_processes": 3})]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(InputError, match=r"launch: this notebook has used the GPU already, .* restart the kernel"):
+        train.launch(tiny, 3)
+    assert len(launched) == 1
 
 
 # --- two processes --------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import loaders
 import views
 from conftest import FloatViews as Views
 from conftest import labelled
-from slices import Path, Slice
+from slices import Path, Slice, reduce_slice
 
 
 def test_tensor_is_what_normalize_gives():
     image = np.random.default_rng(0).integers(0, 256, (5, 6)).astype(np.uint8)
     expected = views.A.Normalize(mean=0, std=1, max_pixel_value=255)(image=image)["image"]
-    np.testing.assert_allclose(loaders.to_float("weak", torch.from_numpy(image)).numpy(), expected, atol=1e-7)
+    np.testing.assert_allclose(loaders.to_float(torch.from_numpy(image)).numpy(), expected, atol=1e-7)
 
 
 def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():
@@ -191,6 +191,120 @@ def test_two_strong_views_differ_from_each_other_in_grey_only():
     assert not torch.equal(item["strong"][0], item["strong"][1])
     assert torch.equal(item["strong"][:1], single[1, 5]["strong"])
     assert (item["strong"] - item["weak"]).abs().mean() < 0.2
+
+
+# --- at the resolution of the network -------------------------------------------------------------------------
+
+def blocks(array: np.ndarray, side: int) -> np.ndarray:
+    height, width = (length // side for length in array.shape)
+    return array[:height * side, :width * side].reshape(height, side, width, side).mean((1, 3))
+
+
+def test_views_of_reduced_slices_are_the_reduced_views():
+    """Without interpolation, geometry and means of blocks can be exchanged."""
+    slices = labelled(2, (96, 128))
+    options = {"geometry": {"rotation": 0.0, "quarter_turns": True}, "intensity": {"blur_p": 0.0}}
+    whole, reduced = Views(slices, 128, **options), Views(slices, 128, downsample=4, **options)
+    for seed in range(20):
+        full, small = whole[seed % 2, seed], reduced[seed % 2, seed]
+        assert small["weak"].shape == small["mask"].shape == (1, 32, 32)
+        if torch.equal(full["weak"][0, :4, :4], full["weak"][0, :4, :4].flip(0)):
+            continue                                                     # mirrored there
+        inner = slice(8, 24)                                             # 128 > 96: what is mirrored in may differ
+        np.testing.assert_allclose(small["weak"][0][inner, inner], blocks(full["weak"][0].numpy(), 4)[inner, inner],
+                                   atol=0.6 / 255)
+        np.testing.assert_allclose(small["mask"][0][inner, inner], blocks(full["mask"][0].numpy(), 4)[inner, inner],
+                                   atol=0.6 / 255)
+
+
+@pytest.mark.parametrize(("smooth", "least"), [(0.0, 0.8), (1.5, 0.88)])
+def test_turned_block_means_have_the_noise_that_predictions_see(smooth, least):
+    """Interpolated linearly they would have two thirds of white noise, and three quarters of noise of 1.5 pixels."""
+    noise = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    if smooth:
+        noise = cv2.GaussianBlur(noise, (0, 0), smooth)
+    image = (128 + 40 * noise / noise.std()).clip(0, 255).astype(np.uint8)
+    made = Views([Slice(Path("a"), image)], 256, downsample=4, intensity={"blur_p": 0.0},
+                 geometry={"rotation": 45.0, "zoom": 1.3, "quarter_turns": True})
+    seen = np.mean([255 * float(made[0, seed]["weak"].std()) for seed in range(30)])
+    assert least < seen / reduce_slice(image, 4).std() < 1.1
+
+
+def test_correlated_noise_stays_correlated_on_block_means():
+    grey, found = np.full((384, 384), 128, np.uint8), []
+    for downsample in (1, 2):
+        transform = views.build_intensity(blur_p=0.0, intensity_p=1.0, correlated_noise=0.3, downsample=downsample)
+        image, correlations = reduce_slice(grey, downsample), []
+        for seed in range(12):
+            views.seed_apart(transform, np.random.default_rng(seed))
+            made = transform(image=image)["image"].astype(float)
+            made = made if downsample > 1 else blocks(made, 2)
+            if made.std() > 10:
+                correlations.append(np.corrcoef(made[:, 1:].ravel(), made[:, :-1].ravel())[0, 1])
+        found.append(np.mean(correlations))
+    assert found[1] == pytest.approx(found[0], abs=0.2)
+    assert found[1] > 0.3
+
+
+def test_a_mask_of_block_means_holds_shares_of_foreground():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :30] = 1                                                     # half of a block of four
+    made = Views([Slice(Path("a"), mask * np.uint8(200), mask)], 64, downsample=4, intensity={"blur_p": 0.0},
+                 geometry={"rotation": 0.0, "flip_p": 0.0, "vertical_flip_p": 0.0})
+    row = made[0, 0]["mask"][0, 3]
+    assert row.tolist() == [1.0] * 7 + [pytest.approx(128 / 255)] + [0.0] * 8
+
+
+def test_a_slice_that_is_no_multiple_of_the_blocks_is_filled_up():
+    array = np.random.default_rng(0).integers(0, 256, (7, 10)).astype(np.uint8)
+    small = reduce_slice(array, 4)
+    assert small.shape == (2, 3)
+    np.testing.assert_allclose(small[:1, :2], blocks(array, 4)[:1], atol=0.51)
+    assert reduce_slice(array, 1) is array
+    assert reduce_slice(array[:1, :1], 4)[0, 0] == array[0, 0]
+
+
+@pytest.mark.parametrize("name", ["noise", "correlated_noise", "shading"])
+@pytest.mark.parametrize("side", [2, 4])
+def test_noise_on_block_means_is_as_strong_as_block_means_of_noise(name, side):
+    grey = np.full((384, 384), 128, np.uint8)
+    deviations = []
+    for downsample in (1, side):
+        transform = views.build_intensity(blur_p=0.0, intensity_p=1.0, downsample=downsample, **{name: 0.3})
+        image, found = reduce_slice(grey, downsample), []
+        for seed in range(40):
+            views.seed_apart(transform, np.random.default_rng(seed))
+            made = transform(image=image)["image"].astype(float)
+            found.append((made if downsample > 1 else blocks(made, side)).std())
+        deviations.append(np.mean(found))
+    assert deviations[1] == pytest.approx(deviations[0], rel=0.25)       # of random strengths, drawn in other orders
+
+
+def test_blur_on_block_means_is_as_wide_as_in_the_slice():
+    """Variance of the blurred image of a point, in pixels of the slice."""
+    side, point = 2, np.zeros((130, 130), np.uint8)
+    point[64:66, 64:66] = 255
+
+    def spread(image: np.ndarray) -> float:
+        weights = image.astype(float) / image.sum()
+        rows, columns = np.indices(image.shape)
+        return sum((weights * (axis - (weights * axis).sum())**2).sum() for axis in (rows, columns))
+    widths = []
+    for downsample in (1, side):
+        transform = views.build_intensity(blur_p=1.0, motion_blur=0.0, blur_limit=13, downsample=downsample)
+        image, found = reduce_slice(point, downsample), []
+        for seed in range(60):
+            views.seed_apart(transform, np.random.default_rng(seed))
+            found.append(spread(transform(image=image)["image"]) * downsample**2)
+        widths.append(np.mean(found))
+    assert 0.7 < widths[1] / widths[0] < 1.6
+
+
+def test_items_without_a_weak_view_are_otherwise_the_same():
+    whole, part = Views(labelled(), 48), Views(labelled(), 48, weak=False)
+    assert set(part[0, 3]) == {"strong", "mask"}
+    for name, tensor in part[0, 3].items():
+        assert torch.equal(tensor, whole[0, 3][name])
 
 
 def test_quarter_turns_show_all_four_sides():
