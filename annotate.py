@@ -12,11 +12,13 @@ from config import Config
 from datasets import Data
 from model_unet import UNet
 from slices import Slice
-from stitching import predict_image
+from stitching import place_windows, predict_image
 from uncertainty import slice_uncertainty
 from utils import InputError, choose_device, load_checkpoint, quiet_bar, write_atomically
 
 MODELS = ("ssl_student", "ssl_teacher")
+OVERLAP = 0.25  # of windows
+ATTEMPTS = 10  # each with at most half as many windows at a time, where memory runs out: enough for any number
 DEEPEST = ("down4", "bottleneck")  # blocks whose features describe a slice
 
 
@@ -101,6 +103,28 @@ def rank_by_coverage(labelled: np.ndarray, unlabelled: np.ndarray, preferred: np
     return np.array(order), 1 - np.array(left) / total, gains[order] / total
 
 
+def predict_slice(config: Config, model: UNet, s: Slice, device: torch.device) -> np.ndarray:
+    """Foreground probability of a slice, (H, W), through windows that overlap as little as a ranking needs."""
+    return predict_image(model, s.image, device, config.patch_size, OVERLAP, config.tta, config.precision)
+
+
+def describe_slice(config: Config, teacher: UNet, s: Slice, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability of a slice, (H, W), and its features, (F,): the mean over all windows and symmetries.
+
+    Where memory runs out on the way, windows are predicted again, a few at a time, and what was collected before would
+    count twice. The slice is then described anew, with as many windows at a time as have turned out to fit.
+    """
+    views = len(place_windows(s.image.shape, config.patch_size, OVERLAP)) * (8 if config.tta else 1)
+    for _ in range(ATTEMPTS):
+        with collected_features(teacher) as passes:
+            probability = predict_slice(config, teacher, s, device)
+        features = torch.cat(passes)                                            # (views, F)
+        if len(features) == views:
+            return probability, features.mean(0).numpy()
+    raise InputError(f"{s.path}: memory ran out in each of {ATTEMPTS} attempts to describe this slice; free the device "
+                     "of other work")
+
+
 def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
     """Write `annotate_next.csv`: the unlabelled slices, the one to annotate next first; the table.
 
@@ -123,17 +147,14 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
             raise InputError(f"{config.checkpoint(name)}: missing; train a semi-supervised method first")
     student, teacher = (UNet.from_weights(load_checkpoint(config.checkpoint(name))[0]).to(device) for name in MODELS)
 
-    def predict(model: UNet, s: Slice) -> np.ndarray:
-        return predict_image(model, s.image, device, config.patch_size, 0.25, config.tta)
-
     rows, features = [], []
     for s in quiet_bar([*data.train, *slices], "what to annotate next"):
-        with collected_features(teacher) as passes:
-            probability = predict(teacher, s)
-        features.append(torch.cat(passes).mean(0).numpy())
+        probability, described = describe_slice(config, teacher, s, device)
+        features.append(described)
         if len(features) > len(data.train):
+            of_student = predict_slice(config, student, s, device)
             rows.append({"stem": s.stem, "file": str(s.path),
-                         **slice_uncertainty(predict(student, s), probability, config.threshold)})
+                         **slice_uncertainty(of_student, probability, config.threshold)})
     features, table = np.stack(features), pd.DataFrame(rows)
     certain = (table["entropy"] <= table["entropy"].median()).to_numpy()
     order, coverage, alone = rank_by_coverage(*np.split(features, [len(data.train)]), certain)

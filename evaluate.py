@@ -77,16 +77,17 @@ def predict_otsu(image: np.ndarray, sigma: float, bright: bool) -> np.ndarray:
 
 
 def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, patch_size: int, threshold: float,
-             overlap: float | None = None) -> dict[str, float | None]:
+             overlap: float | None = None, precision: str = "auto") -> dict[str, float | None]:
     """Mean Dice and IoU per slice, of centre patches or, given an `overlap`, of full images; None without slices."""
     model.eval()
     if not slices:
         return {"dice": None, "iou": None}
     if overlap is None:
-        found = probability_of(model, np.stack([center_patch(s.image, patch_size) for s in slices]), device)
+        patches = np.stack([center_patch(s.image, patch_size) for s in slices])
+        found = probability_of(model, patches, device, precision=precision)
         truths = [center_patch(s.mask, patch_size) for s in slices]
     else:
-        found = predict_images(model, (s.image for s in slices), device, patch_size, overlap)
+        found = predict_images(model, (s.image for s in slices), device, patch_size, overlap, precision=precision)
         truths = [s.mask for s in slices]
     scores = [overlap_metrics(p >= threshold, truth) for p, truth in zip(found, truths, strict=True)]
     return {name: float(np.mean([s[name] for s in scores])) for name in ("dice", "iou")}
@@ -94,7 +95,7 @@ def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, 
 
 def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train: list[Slice], folder: Path,
                     control: str, device: torch.device, patch_size: int, overlap: float, threshold: float,
-                    tta: bool = False) -> dict:
+                    tta: bool = False, precision: str = "auto") -> dict:
     """Score models and smoothed Otsu on test slices, as centre patches and as stitched full images.
 
     A centre patch is predicted from one window; its inner `CENTRE` pixels are scored, so that recipes with different
@@ -123,11 +124,12 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     maps, full = {"Otsu": [mask.astype(np.float32) for mask in otsu]}, {"Otsu": otsu}
     patches = {"Otsu": [center_patch(mask, side) for mask in otsu]}
     for method, model in models.items():
-        maps[method] = list(predict_images(model, (s.image for s in test), device, patch_size, overlap, tta))
+        maps[method] = list(predict_images(model, (s.image for s in test), device, patch_size, overlap, tta,
+                                           precision=precision))
         full[method] = [probability >= threshold for probability in maps[method]]
         windows = [center_patch(s.image, patch_size) for s in test]
         patches[method] = [center_patch(window, side) >= threshold for window in
-                           (probability_of(model, np.stack(windows), device, tta) if test else ())]
+                           (probability_of(model, np.stack(windows), device, tta, precision) if test else ())]
     stems = [s.stem for s in test]
     tables = {"patches": slice_table(patches, [center_patch(t, side) for t in truths], stems),
               "full": slice_table(full, truths, stems)}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -107,9 +108,27 @@ def is_finished(found: dict[str, Path], volume: Volume, identity: dict) -> bool:
     if not there or (part / "whole").exists():
         return False
     made = read_json(record) if record in there else {}
+    old = isinstance(made.get("settings"), dict) and "precision" not in made["settings"]
+    if old:  # earlier versions did not say in what precision they predicted; what they finished is whole, and stays
+        settings = {name: value for name, value in identity["settings"].items() if name != "precision"}
+        identity = identity | {"settings": settings}
     if len(there) == 1 + len(found) and {**made, **identity, "files": stamp(volume)} == made:
+        if old:
+            print(f"{target}: was finished by an earlier version, which does not say in what precision; kept",
+                  file=sys.stderr)
         return True
-    raise InputError(f"{there[0]}: exists, and was not made from this input with these settings; {ELSE}")
+    raise InputError(f"{there[0]}: exists, and was not made from this input with these settings"
+                     f"{what_differs(made, identity)}; {ELSE}")
+
+
+def what_differs(made: dict, wanted: dict) -> str:
+    """Return in words which settings of a prediction are not those that are wanted now; "" where others differ."""
+    before, now = made.get("settings"), wanted["settings"]
+    if not isinstance(before, dict):
+        return ""
+    changed = [f"{name} was {before.get(name, 'not stated')}, is {now[name]}" for name in now
+               if before.get(name) != now[name]]
+    return f" ({', '.join(changed)})" if changed else ""
 
 
 def held_in(part: Path) -> list[Path]:
@@ -132,7 +151,8 @@ def begin(part: Path, identity: dict, leads: bool = True) -> None:
         except InputError:
             raise InputError(f"{part}: holds {held[0].name} and does not say what it belongs to; {ELSE}") from None
         if begun != identity:
-            raise InputError(f"{part}: was begun with other settings or input; {ELSE}")
+            raise InputError(f"{part}: was begun with other settings or input{what_differs(begun, identity)}; give "
+                             f"what it was begun with, or {ELSE}")
     elif leads:
         write_json(about, identity)
 

@@ -32,7 +32,7 @@ from slices import apply_window, as_grey, crop_roi, grey_limits, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
 from commands import Parser, run_command_line
-from utils import PROGRESS_SECONDS, InputError, choose_device, load_checkpoint
+from utils import PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, resolve_precision
 from volumes import Volume, fingerprint, open_volume, stamp
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
@@ -50,6 +50,7 @@ class Options:
     probabilities: bool = False
     uncertainty: str = ""       # total: of the decision; spread: of the predictions
     three_axes: bool = False
+    precision: str = "auto"     # of convolutions; see `utils.resolve_precision`
 
     @property
     def kinds(self) -> list[str]:
@@ -131,7 +132,8 @@ def predict_block(models: torch.nn.Module, block: list[Grey], settings: dict, op
     """Mask, and probability and uncertainty where wanted, of each slice of a block; 0 outside the ROI and if blank."""
     images = [grey.image for grey in block if grey.image is not None]
     spread = options.uncertainty == SPREAD
-    found = predict_images(models, images, device, settings["patch_size"], settings["overlap"], options.tta, spread)
+    found = predict_images(models, images, device, settings["patch_size"], settings["overlap"], options.tta, spread,
+                           options.precision)
     results = []
     for grey in block:
         maps = np.zeros((1 + spread, *grey.shape), np.float32)
@@ -235,6 +237,8 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
                          "checkpoints")
     if options.three_axes:
         check_cubes(volume)
+    # What another device, or no device, would compute in another precision is not mixed with what is there.
+    options = replace(options, precision=resolve_precision(device, options.precision))
     found = targets(volume, output, options.kinds)
     identity, target = identity_of(volume, checkpoints, settings, options), found[MASK]
     part = part_of(target)
@@ -275,13 +279,15 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, help="probability from which a pixel is foreground, 0 to 1 "
                         "(default: that of the training run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"], help="of convolutions; "
+                        "auto: bfloat16 on a CUDA GPU that has it, else float32")
     given = parser.parse_args()
     device = choose_device(given.device)
     threshold = load_model(given.checkpoint[0], device)[1]["threshold"] if given.threshold is None else given.threshold
     if not 1e-4 <= threshold < 1:
         raise InputError(f"--threshold {threshold:g}: must be between 0 and 1, and 0.0001 at least")
     options = Options(parse_roi(given.roi), given.window, given.tta, threshold, given.probabilities, given.uncertainty,
-                      given.three_axes)
+                      given.three_axes, given.precision)
     team = join_team(device)
     target = predict_volume(open_volume(given.input), given.checkpoint, given.output, options, device, team)
     if team.leads:

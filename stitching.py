@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from utils import InputError, autocast
+from utils import InputError, autocast, is_out_of_memory
 
 WINDOW_PIXELS = {"cuda": 32 * 256**2, "cpu": 4 * 256**2}  # of the network's input in one forward pass
 
@@ -38,6 +38,12 @@ def gaussian_window(size: int, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.maximum(np.outer(profile, profile), 1e-3).astype(np.float32)).to(device)
 
 
+def place_windows(shape: tuple[int, int], patch_size: int, overlap: float) -> list[tuple[slice, slice]]:
+    """Rows and columns of the windows through which an image of `shape`, filled up to one window, is looked at."""
+    rows, columns = (window_starts(max(length, patch_size), patch_size, overlap) for length in shape)
+    return [(slice(top, top + patch_size), slice(left, left + patch_size)) for top in rows for left in columns]
+
+
 def windows_at_once(model: torch.nn.Module, patch_size: int, device: torch.device) -> int:
     """Windows in one forward pass: on CUDA enough to fill it, else enough that its threads seldom wait."""
     side = patch_size // min(getattr(member, "factor", 1) for member in members(model))
@@ -51,34 +57,64 @@ def members(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 @torch.inference_mode()
 def window_moments(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False, square: bool = False,
-                   ) -> torch.Tensor:
+                   precision: str = "auto") -> torch.Tensor:
     """(B, P, P) uint8 windows → (B, 1, P, P) float32 foreground probability p, both where the model is.
 
     With `square` (B, 2, P, P): also the mean of p². Means are over the models of a `ModuleList` and, with `tta`, over
-    the eight flips and quarter turns of a square (test-time augmentation). Where the device's memory does not hold so
-    many windows, they are taken by halves.
+    the eight flips and quarter turns of a square (test-time augmentation). `precision` as in `utils.autocast`.
     """
     x = windows[:, None].float() / 255                                              # (B, 1, P, P)
     total = x.new_zeros(len(x), 1 + square, *x.shape[2:])
     views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
-    try:
-        with autocast(x.device):
-            for member, (turns, flip) in itertools.product(members(model), views):
-                view = member(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
-                back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
-                back = back.flip(-1) if flip else back
-                total[:, :1] += back
-                if square:
-                    total[:, 1:] += back.square()
-    except torch.OutOfMemoryError:
-        if len(windows) == 1:
-            raise
-    else:
-        return total / (len(views) * len(members(model)))
-    return torch.cat([window_moments(model, half, tta, square) for half in windows.chunk(2)])
+    with autocast(x.device, precision):
+        for member, (turns, flip) in itertools.product(members(model), views):
+            view = member(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
+            back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
+            back = back.flip(-1) if flip else back
+            total[:, :1] += back
+            if square:
+                total[:, 1:] += back.square()
+    return total / (len(views) * len(members(model)))
 
 
-def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False) -> np.ndarray:
+_fitting: dict[tuple, int] = {}  # how many windows fitted where too many were tried, by what a window needs
+
+
+def forget_what_fitted() -> None:
+    """Try as many windows as ever again: for when memory that was taken has been given back."""
+    _fitting.clear()
+
+
+def moments_that_fit(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False, square: bool = False,
+                     precision: str = "auto") -> torch.Tensor:
+    """Return `window_moments`, computed in as many parts as the memory of the device asks for.
+
+    Where it does not hold so many windows, half of them are tried, and that number is remembered: the next call for
+    such a model and such windows does not run out of memory again.
+    """
+    need = (windows.device, windows.shape[-1], square, precision, *(
+        (getattr(member, "factor", 1), sum(weight.numel() for weight in member.parameters()))
+        for member in members(model) if isinstance(member, torch.nn.Module)))
+    parts, done = [], 0
+    while done < len(windows):
+        count = min(len(windows) - done, _fitting.get(need, len(windows)))
+        try:
+            part = window_moments(model, windows[done:done + count], tta, square, precision)
+        except (RuntimeError, MemoryError) as error:
+            if count == 1 or not is_out_of_memory(error):
+                raise
+            _fitting[need] = (count + 1) // 2
+        else:
+            parts.append(part)
+            done += count
+            continue
+        if windows.is_cuda:
+            torch.cuda.empty_cache()  # here, where the error no longer holds what the attempt had computed
+    return torch.cat(parts)
+
+
+def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False,
+                   precision: str = "auto") -> np.ndarray:
     """Foreground probability of equally sized square images.
 
     Parameters
@@ -88,6 +124,8 @@ def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.devi
     batch : (B, P, P) uint8 ndarray
     tta : bool
         Average over the eight flips and quarter turns of a square (test-time augmentation).
+    precision : str
+        Of convolutions: float32, bfloat16, or auto as in `utils.resolve_precision`.
 
     Returns
     -------
@@ -99,7 +137,7 @@ def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.devi
         When the model's output is not a number.
     """
     some = torch.from_numpy(np.ascontiguousarray(batch)).split(windows_at_once(model, batch.shape[-1], device))
-    found = torch.cat([window_moments(model, windows.to(device), tta) for windows in some])
+    found = torch.cat([moments_that_fit(model, windows.to(device), tta, precision=precision) for windows in some])
     return checked(found[:, 0].cpu().numpy())
 
 
@@ -118,9 +156,7 @@ class Canvas:
         missing = [max(0, patch_size - length) for length in image.shape]
         self.corner = missing[0] // 2, missing[1] // 2
         padded = np.pad(image, [(m // 2, m - m // 2) for m in missing], mode="reflect")
-        rows, columns = (window_starts(length, patch_size, overlap) for length in padded.shape)
-        self.windows = [(slice(top, top + patch_size), slice(left, left + patch_size))
-                        for top in rows for left in columns]
+        self.windows = place_windows(padded.shape, patch_size, overlap)
         self.left = len(self.windows)
         self.pixels = torch.from_numpy(padded).to(device)                    # (H, W) uint8
         self.total = torch.zeros((1 + spread, *padded.shape), device=device)
@@ -148,11 +184,16 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(tensor.device))
-    return lambda: (arrived.synchronize(), host.numpy().copy())[1]
+
+    def arrive() -> np.ndarray:
+        arrived.synchronize()
+        return host.numpy().copy()
+    return arrive
 
 
 def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device: torch.device, patch_size: int = 256,
-                   overlap: float = 0.5, tta: bool = False, spread: bool = False) -> Iterator[np.ndarray]:
+                   overlap: float = 0.5, tta: bool = False, spread: bool = False, precision: str = "auto",
+                   ) -> Iterator[np.ndarray]:
     """Foreground probability of each of many images, in their order; see `predict_image`.
 
     With `spread` (2, H, W): also the standard deviation over all that was averaged, which is models of a `ModuleList`,
@@ -173,7 +214,8 @@ def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device:
     @torch.inference_mode()
     def compute() -> None:
         windows = torch.stack([canvas.pixels[window] for canvas, window in waiting])
-        for (canvas, window), moments in zip(waiting, window_moments(model, windows, tta, spread), strict=True):
+        found = moments_that_fit(model, windows, tta, spread, precision)
+        for (canvas, window), moments in zip(waiting, found, strict=True):
             canvas.add(window, moments)
         waiting.clear()
 
@@ -194,7 +236,7 @@ def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device:
 
 
 def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,
-                  overlap: float = 0.5, tta: bool = False) -> np.ndarray:
+                  overlap: float = 0.5, tta: bool = False, precision: str = "auto") -> np.ndarray:
     """Foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
 
     InstanceNorm makes a prediction depend on the whole window, so windows have the size used in training. The
@@ -202,7 +244,7 @@ def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.devic
 
     Parameters
     ----------
-    model, tta
+    model, tta, precision
         As in `probability_of`.
     image : (H, W) uint8 ndarray
     patch_size, overlap : int, float
@@ -217,4 +259,4 @@ def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.devic
     InputError
         When the model's output is not a number.
     """
-    return next(predict_images(model, [image], device, patch_size, overlap, tta))
+    return next(predict_images(model, [image], device, patch_size, overlap, tta, precision=precision))

@@ -114,7 +114,8 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def uncertainty_maps(student: torch.nn.Module, teacher: torch.nn.Module, images: list[np.ndarray], device: torch.device,
-                     patch_size: int, overlap: float) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+                     patch_size: int, overlap: float, precision: str = "auto",
+                     ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """Mean probability of both models over eight symmetries, and four maps of each image that say how unsure it is.
 
     `total`, the deviation √(p (1 − p)) of a decision at the mean probability p; `spread`, the deviation of p over
@@ -125,7 +126,7 @@ def uncertainty_maps(student: torch.nn.Module, teacher: torch.nn.Module, images:
     ----------
     images : list of (H, W) uint8 ndarrays
     """
-    found = [list(predict_images(torch.nn.ModuleList(some), images, device, patch_size, overlap, True, True))
+    found = [list(predict_images(torch.nn.ModuleList(some), images, device, patch_size, overlap, True, True, precision))
              for some in ((student,), (teacher,), (student, teacher))]
     means = [mean for mean, _ in found[2]]
     return means, {"total": [np.sqrt(mean * (1 - mean)) for mean in means],

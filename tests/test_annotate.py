@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import annotate
+import stitching
 import train
 from config import make_config
 from conftest import TINY, as_options, run
@@ -157,6 +158,26 @@ def test_ranking_compares_training_slices_with_the_unlabelled_in_the_eyes_of_the
     assert table["stem"].tolist() == [data.unlabelled[i].stem for i in order]
     np.testing.assert_allclose(table["coverage"], coverage, rtol=1e-4)
     np.testing.assert_allclose(table["coverage_alone"], alone, rtol=1e-4)
+
+
+def test_features_are_not_counted_twice_where_memory_runs_out(tiny, monkeypatch):
+    """The first windows of an attempt that fails are seen again when fewer are tried."""
+    config, data = dataclasses.replace(tiny, tta=True), train.read_slices(tiny)
+    teacher, s, device = random_models(config)["ssl_teacher"], data.unlabelled[0], choose_device("cpu")
+    expected = annotate.describe_slice(config, teacher, s, device)
+
+    monkeypatch.setattr(stitching, "_fitting", {})
+    failures = []
+
+    def runs_out(_module, inputs, _output):
+        if len(inputs[0]) > 2:
+            failures.append(len(inputs[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+    teacher.up4.register_forward_hook(runs_out)                # after the blocks whose features are collected
+    probability, features = annotate.describe_slice(config, teacher, s, device)
+    assert failures
+    np.testing.assert_allclose(probability, expected[0], atol=1e-5)
+    np.testing.assert_allclose(features, expected[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "block"), [("ssl_teacher", "bottleneck"), ("ssl_student", "refine")])

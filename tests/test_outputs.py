@@ -1,5 +1,6 @@
 """Outputs appear whole, never in the place of others, and belong to their input."""
 
+import json
 import os
 import signal
 import subprocess
@@ -46,6 +47,41 @@ def apply(command, checkpoint, monkeypatch):
     """`predict.py` in blocks of two slices: (exit status, standard error)."""
     monkeypatch.setattr("blocks.BLOCK", 2)
     return lambda *arguments: command("predict", *arguments, "--checkpoint", checkpoint, "--device", "cpu")[::2]
+
+
+def test_a_prediction_in_another_precision_is_another_one(apply, stack, tmp_path):
+    out, settings = tmp_path / "m.tif", tmp_path / "m.tif.json"
+    assert apply(stack, "--output", out)[0] == 0
+    assert json.loads(settings.read_text())["settings"]["precision"] == "float32"
+    code, err = apply(stack, "--output", out, "--precision", "bfloat16")
+    assert code == 2
+    assert "m.tif: exists, and was not made from this input with these settings (precision was float32, is bf" in err
+    assert apply(stack, "--output", out, "--precision", "float32") == (0, "")
+
+
+def test_an_interrupted_prediction_does_not_go_on_in_another_precision(apply, stack, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
+    code, err = apply(stack, "--output", tmp_path / "m.tif", "--precision", "bfloat16")
+    assert code == 2
+    assert "was begun with other settings or input (precision was float32, is bfloat16); give what it was begun" in err
+    assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
+
+
+def test_what_an_earlier_version_finished_is_whole(apply, stack, tmp_path):
+    """It did not say in what precision it predicted."""
+    out, record = tmp_path / "m.tif", tmp_path / "m.tif.json"
+    assert apply(stack, "--output", out)[0] == 0
+    about = json.loads(record.read_text())
+    del about["settings"]["precision"]
+    record.write_text(json.dumps(about))
+    before = out.stat().st_mtime_ns
+    code, err = apply(stack, "--output", out)
+    assert code == 0
+    assert "m.tif: was finished by an earlier version, which does not say in what precision; kept" in err
+    assert out.stat().st_mtime_ns == before
+    assert apply(stack, "--output", out, "--threshold", 0.4)[0] == 2
 
 
 def stop_after(monkeypatch, calls: int, name: str = "predict.predict_block") -> None:

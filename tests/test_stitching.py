@@ -146,7 +146,8 @@ def test_an_image_that_cannot_be_read_does_not_cost_those_before_it(monkeypatch,
     np.testing.assert_allclose(found, np.arange(5) * 10 / 255, atol=1e-6)
 
 
-def test_a_device_that_is_too_small_gets_fewer_windows():
+def test_a_device_that_is_too_small_gets_fewer_windows_and_that_is_remembered(monkeypatch):
+    monkeypatch.setattr(stitching, "_fitting", {})
     sizes = []
 
     def model(x):
@@ -155,10 +156,25 @@ def test_a_device_that_is_too_small_gets_fewer_windows():
             raise torch.OutOfMemoryError("no room")
         return torch.logit(x.clamp(1e-6, 1 - 1e-6))
     windows = torch.randint(0, 256, (7, 16, 16), dtype=torch.uint8)
-    torch.testing.assert_close(stitching.window_moments(model, windows)[:, 0], windows / 255, atol=1e-5, rtol=0)
-    assert sizes == [7, 4, 2, 2, 3, 2, 1]
+    for expected in ([7, 4, 2, 2, 2, 1], [2, 2, 2, 1]):
+        sizes.clear()
+        found = stitching.moments_that_fit(model, windows)[:, 0]
+        torch.testing.assert_close(found, windows / 255, atol=1e-5, rtol=0)
+        assert sizes == expected
     with pytest.raises(torch.OutOfMemoryError):
-        stitching.window_moments(lambda x: model(torch.cat([x] * 3)), windows)
+        stitching.moments_that_fit(lambda x: model(torch.cat([x] * 3)), windows)
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again(monkeypatch):
+    monkeypatch.setattr(stitching, "_fitting", {})
+    sizes = []
+
+    def model(x):
+        sizes.append(len(x))
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        stitching.moments_that_fit(model, torch.zeros(4, 16, 16, dtype=torch.uint8))
+    assert sizes == [4]
 
 
 def test_windows_of_a_pass_fill_the_device():
