@@ -18,6 +18,7 @@ from utils import (
 
 SAVE_SHARE = 0.02    # of the time that states may take: else not every epoch has its own
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is killed
+FIRST_SECONDS = 15.0  # before the first state: that of the full recipe is 500 MB, and an epoch may take 0.1 s
 
 
 class Progress:
@@ -43,7 +44,7 @@ class Progress:
         self.step, self.losses, self.rate, self.best, self.shown = 0, [], 0.0, {}, ""
         self._kept: dict[str, dict] = {}        # best weights that are not on disk yet
         self._began = self._saved = time.perf_counter()
-        self._took = 0.0
+        self._took: float | None = None         # seconds that the last state took; None before the first
 
     def epoch(self, steps: int) -> int:
         """The epoch in hand, of so many `steps` each; all of its steps may be done, and its row not written."""
@@ -89,13 +90,17 @@ class Progress:
                 self._kept[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
     def save_if_due(self) -> None:
-        """Save, unless the last time was so long, or so short a time ago, that it would cost more than its share."""
-        if time.perf_counter() - self._saved > min(SAVE_SECONDS, self._took / SAVE_SHARE):
+        """After an epoch: save, unless that would cost more than its share of the time since the last state."""
+        interval = FIRST_SECONDS if self._took is None else self._took / SAVE_SHARE
+        if time.perf_counter() - self._saved > min(SAVE_SECONDS, interval):
             self.save()
 
     def within_epoch(self, first: int) -> None:
         """After a step of an epoch that began with step `first`: save once a minute, if all is still a number."""
-        if time.perf_counter() - self._saved > SAVE_SECONDS and torch.stack(self.losses).isfinite().all():
+        interval = FIRST_SECONDS if self._took is None else SAVE_SECONDS
+        if time.perf_counter() - self._saved <= min(SAVE_SECONDS, interval):
+            return
+        if torch.stack(self.losses).isfinite().all():
             self.step = first + len(self.losses)
             self.save()
 
@@ -118,7 +123,7 @@ class Progress:
         weights = {f"best_{name}.safetensors": self.config.checkpoint(name) for name in self.best}
         write_json(path, {**read_phases(self.config.run_folder), self.phase: {
             **about, "seconds": round(self.seconds, 1), "best": self.best, "weights": hashes(weights),
-            "environment": environment(device)}})
+            "environment": environment(device, self.config.precision)}})
         forget_state(self.state)
 
     def _write_best(self) -> None:

@@ -83,15 +83,18 @@ code { overflow-wrap: anywhere; font-size: .9em; }
 """
 
 
-def write_report(run: Path) -> Path:
-    """Draw the figures of a run and write its page; the path of it. `InputError` where the folder holds no run."""
+def write_report(run: Path, figures: dict[str, Figure] | None = None) -> Path:
+    """Write the page of a run; the path of it. `figures` are those of `draw_run`, which are drawn where not given.
+
+    `InputError` where the folder holds no run.
+    """
     run = Path(run)
     config = stored_config(run / "config.json")
     with blaming(run):
         sections: dict[str, list[dict]] = {"Results": result_tables(run)}
         stored = read_npz(run / "predictions.npz") if (run / "predictions.npz").exists() else None
         sizes = size_tables(stored, config.pixel_size or 1.0) if stored else {}
-        figures = dict(draw_run(run))
+        figures = dict(draw_run(run) if figures is None else figures)
         if sizes:
             figures["sizes"] = draw_sizes(sizes, "µm" if config.pixel_size else "px")
             figures["sizes"].savefig(run / "figures" / "sizes.png", dpi=100)

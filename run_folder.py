@@ -14,9 +14,13 @@ from pathlib import Path
 
 import torch
 
-from utils import InputError, lock, one_line, read_json, remove_leftovers, write_atomically, write_json
+from utils import (
+    InputError, lock, one_line, read_json, remove_leftovers, resolve_precision, write_atomically, write_json,
+)
 
 PACKAGES = ("torch", "torchvision", "albumentations", "opencv-python-headless", "scikit-image", "numpy", "tifffile")
+TRAINING_CODE = ("config.py", "datasets.py", "loaders.py", "losses.py", "model_unet.py", "slices.py", "splits.py",
+                 "steps.py", "train.py", "views.py")
 _held: dict[tuple[int, Path], int] = {}  # open locks of this process, until it ends
 
 
@@ -84,8 +88,11 @@ def _lives(signature: str) -> bool:
 
 # --- how the run was made -------------------------------------------------------------------------------------
 
-def environment(device: torch.device) -> dict:
-    """Date, versions, device, git state and command line of this process, to be stored beside results."""
+def environment(device: torch.device, precision: str = "auto") -> dict:
+    """Date, versions, device, git state and command line of this process, to be stored beside results.
+
+    `precision` is what was asked for; what it comes to on this device is stored.
+    """
     def git(*arguments: str) -> str | None:
         try:
             result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -99,6 +106,7 @@ def environment(device: torch.device) -> dict:
         "git_commit": commit, "git_dirty": None if changes is None else bool(changes),
         "command": "notebook" if "ipykernel" in sys.argv[0] else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": resolve_precision(device, precision),
         "cpu_threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
@@ -140,7 +148,7 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
         other settings.
     """
     take(folder)
-    path = folder / "config.json"
+    path, precision = folder / "config.json", settings.get("precision", "auto")
     if path.exists():
         if not resume:
             raise InputError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --run")
@@ -150,12 +158,23 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
         if changed:
             raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
         about = folder / "environment.json"
-        for line in moved(read_about(about), environment(device)) if about.exists() else ():
+        for line in moved(read_about(about), environment(device, precision)) if about.exists() else ():
             print(f"{folder}: {line}: the last digits will not be those of an uninterrupted run", file=sys.stderr)
+        if changed := changed_code(folder):
+            print(f"{folder}: was begun with another version of {', '.join(changed)}; what is trained from here on may "
+                  "differ from what was, in more than its last digits", file=sys.stderr)
     else:
-        about = environment(device) | {"code": hashes(code_files()), "data": hashes(data or {})}
+        about = environment(device, precision) | {"code": hashes(code_files()), "data": hashes(data or {})}
         write_json(folder / "environment.json", about)
         write_json(path, settings)  # last: where it is, the other is
+
+
+def changed_code(folder: Path) -> list[str]:
+    """Return the modules that decide what is trained, and are not those with which the run in `folder` was begun."""
+    path = folder / "environment.json"
+    before = read_about(path).get("code", {}) if path.exists() else {}
+    now = hashes({name: file for name, file in code_files().items() if name in TRAINING_CODE})
+    return [name for name in now if name in before and before[name] != now[name]]
 
 
 # --- whether that is still so ---------------------------------------------------------------------------------
@@ -171,7 +190,7 @@ def read_about(path: Path) -> dict:
 
 def moved(stored: dict, now: dict) -> list[str]:
     """What differs between two `environment`s that can change the last digits of a result, one line each."""
-    lines = [f"{name} was {stored[name]}, is {now[name]}" for name in ("device", "cpu_threads", "python")
+    lines = [f"{name} was {stored[name]}, is {now[name]}" for name in ("device", "precision", "cpu_threads", "python")
              if name in stored and stored[name] != now[name]]
     before, after = stored.get("packages", {}), now["packages"]
     return lines + [f"{name} was {before[name]}, is {after.get(name)}" for name in before
@@ -189,7 +208,8 @@ def read_phases(folder: Path) -> dict:
     return phases
 
 
-def differences(folder: Path, device: torch.device, data: dict[str, Path], weights: dict[str, Path]) -> list[str]:
+def differences(folder: Path, device: torch.device, data: dict[str, Path], weights: dict[str, Path],
+                precision: str = "auto") -> list[str]:
     """What is no longer as it was when the run in `folder` was made, one line each: data, code, weights, versions.
 
     Parameters
@@ -214,7 +234,7 @@ def differences(folder: Path, device: torch.device, data: dict[str, Path], weigh
             if before.get(name) != now.get(name):
                 lines.append(f"{files.get(name, name)}: " + (
                     "is missing" if name not in now else "is new" if name not in before else "has changed"))
-    return lines + moved(stored, environment(device))
+    return lines + moved(stored, environment(device, precision))
 
 
 # --- states to go on from -------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def test_the_better_weights_are_kept_and_without_validation_the_last(phase):
 
 
 @pytest.mark.parametrize(("took", "ago", "saves"), [
-    (0.0, 0.01, True), (0.1, 4.0, False), (0.1, 6.0, True), (10.0, 59.0, False), (10.0, 61.0, True)])
+    (None, 14.0, False), (None, 16.0, True), (0.0, 0.01, True),
+    (0.1, 4.0, False), (0.1, 6.0, True), (10.0, 59.0, False), (10.0, 61.0, True)])
 def test_states_cost_their_share_of_the_time_and_at_most_a_minute_is_lost(phase, monkeypatch, took, ago, saves):
     first, _ = phase
     first._took, first._saved = took, progress.time.perf_counter() - ago

@@ -48,6 +48,26 @@ def test_another_machine_is_named_when_a_run_goes_on(tmp_path, capsys):
     assert "numpy was 1.0, is" in lines[1]
 
 
+def test_a_run_that_another_version_began_says_so_when_it_goes_on(tmp_path, capsys):
+    run_folder.open_run(tmp_path, {}, CPU, resume=False)
+    run_folder.open_run(tmp_path, {}, CPU, resume=True)
+    assert capsys.readouterr().err == ""
+    path = tmp_path / "environment.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "code": {**about["code"], "views.py": "0", "report.py": "0"}}))
+    run_folder.open_run(tmp_path, {}, CPU, resume=True)
+    err = capsys.readouterr().err
+    assert "was begun with another version of views.py; what is trained from here on may differ" in err
+    assert err.count("\n") == 1
+
+
+def test_another_precision_is_named_when_a_run_goes_on(tmp_path, capsys):
+    run_folder.open_run(tmp_path, {"precision": "auto"}, CPU, resume=False)
+    assert json.loads((tmp_path / "environment.json").read_text())["precision"] == "float32"
+    run_folder.open_run(tmp_path, {"precision": "bfloat16"}, CPU, resume=True, free=("precision",))
+    assert "precision was float32, is bfloat16" in capsys.readouterr().err
+
+
 # --- who works in it ------------------------------------------------------------------------------------------
 
 OTHER = """
