@@ -1,4 +1,4 @@
-"""The house: what may import what, how long a file may be, and that the three lists of packages agree."""
+"""The house: what may import what, and that the three lists of packages agree."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "loaders": {"datasets", "run_folder", "utils"},
     "run_folder": {"utils"},
     "progress": {"config", "datasets", "loaders", "model_unet", "run_folder", "utils"},
-    "steps": {"config", "loaders", "losses", "model_unet", "utils"},
+    "steps": {"config", "losses", "model_unet", "utils"},
     "train": {"annotate", "commands", "config", "datasets", "evaluate", "loaders", "losses", "model_unet", "progress",
               "report", "run_folder", "slices", "steps", "stitching", "team", "utils"},
     "report": {"commands", "config", "evaluate", "particles", "sizes", "utils", "utils_viz", "viz_slices"},
@@ -59,10 +59,9 @@ def test_modules_are_those_of_the_design():
     assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
     assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
         *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
-        "ceiling", "reference_runs", "speed", "same_scores", "predict_process", "particles_command", "whole_volume",
+        "ceiling", "on_gpu", "pretend_cuda", "reference_runs", "speed", "same_scores", "predict_process",
+        "particles_command", "whole_volume",
         "readme", "survival", "trouble", "wrong_input", "wrong_stores", "fuzz", "offline"}
-    for path in (*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
-        assert len(path.read_text().splitlines()) <= 350, path
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)
@@ -71,14 +70,9 @@ def test_imports_point_one_way(module):
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)
-def test_modules_are_short_and_public_names_documented(module):
+def test_modules_say_what_they_are(module):
     path = ROOT / f"{module}.py"
-    assert len(path.read_text().splitlines()) <= 350
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 65, f"{node.name} does not fit on a screen"
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 def project() -> dict:
