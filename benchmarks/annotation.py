@@ -53,7 +53,7 @@ def score(config: Config, scans: list[Slice]) -> pd.DataFrame:
     """Dice of the supervised model on each annotated scan."""
     device = choose_device(config.device)
     model = UNet.from_weights(load_checkpoint(config.checkpoint("supervised"))[0]).to(device)
-    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap, config.tta)
+    masks = [predict_image(model, s.image, device, config.patch_size, config.overlap, config.tta, config.precision)
              >= config.threshold for s in scans]
     return slice_table({"supervised": masks}, [s.mask.astype(bool) for s in scans], [s.stem for s in scans])
 

@@ -31,7 +31,8 @@ from datasets import load_data  # noqa: E402
 from loaders import make_loader  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
 
-BATCHES, STEPS = 8, 1  # of one call, labelled and unlabelled, where no workers load
+BATCHES = 8  # of one call, labelled and unlabelled, where no workers load
+STEPS = {"cuda": 20, "cpu": 1}  # of one call, likewise: a GPU takes milliseconds, which a single wait would drown
 READY = 2  # batches that a worker loads ahead
 IMAGE = 768  # px, side of the predicted image
 
@@ -41,13 +42,25 @@ def per_call(count: int, config: Config) -> int:
     return max(count, 10 * READY * config.num_workers)
 
 
+def steps_per_call(config: Config, given: bool = False) -> int:
+    """Steps of one call; with `given` batches, which no worker loads."""
+    steps_at_least = STEPS.get(utils.choose_device(config.device).type, STEPS["cpu"])
+    return steps_at_least if given else per_call(steps_at_least, config)
+
+
 # --- this project ---------------------------------------------------------------------------------------------
 
-def our_batches(config: Config, part: str, workers: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of all labelled or all unlabelled slices of the folder, read once."""
+def our_batches(config: Config, part: str, workers: int, device: torch.device, weak: bool = True,
+                ) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of all labelled or all unlabelled slices of the folder, read once; `weak`: with weak views."""
     data = load_data(config.data, "blocks", 0.0, 0.0, roi=config.roi)
-    views = train.make_dataset(config, data.train if part == "labelled" else data.unlabelled)
+    views = train.make_dataset(config, data.train if part == "labelled" else data.unlabelled, weak=weak)
     return make_loader(views, config.batch_size, [config.seed, *part.encode()], 0, workers, device)
+
+
+def batches_of_a_step(config: Config, part: str, workers: int, device: torch.device) -> Iterator[dict]:
+    """As `train.py` has them: training on labelled crops takes no weak view."""
+    return our_batches(config, part, workers, device, weak=part == "unlabelled")
 
 
 def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, count: int) -> Repeat:
@@ -86,14 +99,14 @@ def training(step: Callable, batches: Callable, config: Config, semi: bool, give
              for part in ("labelled", "unlabelled")[:1 + semi]]
     if given:
         parts = [itertools.repeat(next(part)) for part in parts]
-    return step(config, *(parts if semi else [*parts, None]), STEPS if given else per_call(STEPS, config))
+    return step(config, *(parts if semi else [*parts, None]), steps_per_call(config, given))
 
 
 def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
     """Supervised steps of another network on this project's batches."""
     device = utils.choose_device(config.device)
     batches = our_batches(config, "labelled", max(0, config.num_workers), device)
-    return peers.network_step(make(), config, batches, per_call(STEPS, config))
+    return peers.network_step(make(), config, batches, steps_per_call(config))
 
 
 def image(predict: Callable, config: Config, plain: bool = True, side: int | None = None) -> Repeat:
@@ -125,15 +138,15 @@ OURS, PLAIN = "this project", "plain loop"
 RACES = {  # name → contender → how it is made from settings
     "loader": {OURS: partial(loader, our_batches), "plain loader": partial(loader, peers.plain_batches)},
     "supervised step": {
-        OURS: partial(training, our_step, our_batches, semi=False),
+        OURS: partial(training, our_step, batches_of_a_step, semi=False),
         PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=False),
         "MONAI BasicUNet": lambda config: other_network(lambda: peers.monai_unet(config.base_channels), config),
         "smp Unet, resnet34": lambda config: other_network(peers.smp_unet, config)},
     "Mean Teacher step": {
-        OURS: partial(training, our_step, our_batches, semi=True),
+        OURS: partial(training, our_step, batches_of_a_step, semi=True),
         PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=True)},
     "Mean Teacher step alone": {
-        OURS: partial(training, our_step, our_batches, semi=True, given=True),
+        OURS: partial(training, our_step, batches_of_a_step, semi=True, given=True),
         PLAIN: partial(training, peers.plain_step, our_batches, semi=True, given=True)},
     "image": {
         OURS: partial(image, lambda *arguments: stitching.predict_image(*arguments), plain=False),
@@ -146,8 +159,9 @@ def work_of(race: str, config: Config) -> tuple[int, str]:
     """How much one call does, and of what."""
     if race == "loader":
         return 2 * per_call(BATCHES, config), "batches"
-    return (1, f"image of {IMAGE}² px") if race == "image" else (
-        STEPS if "alone" in race else per_call(STEPS, config), "steps")
+    if race == "image":
+        return 1, f"image of {IMAGE}² px"
+    return steps_per_call(config, "alone" in race), "steps"
 
 
 # --- this project without one of its ideas --------------------------------------------------------------------
@@ -214,8 +228,8 @@ def without_joint_batch() -> None:
         if teacher is None:
             return supervised, nothing
         with torch.no_grad():
-            target = teacher(unlabelled["weak"]).float().sigmoid()
-        return supervised, steps.consistency_loss(student(unlabelled["strong"]), target)
+            target = teacher(unlabelled["weak"], reduced=True).float().sigmoid()
+        return supervised, steps.consistency_loss(student(unlabelled["strong"], reduced=True), target)
     steps.step_losses = losses
 
 
@@ -285,15 +299,25 @@ def changed(make: Callable[[Config], Repeat], field: str) -> Callable[[Config, i
     return lambda config, value: make(dataclasses.replace(config, **{field: value}))
 
 
-_step = partial(training, our_step, our_batches, semi=True, given=True)
+_step = partial(training, our_step, batches_of_a_step, semi=True, given=True)
 SCALES = {  # axis → values, what is done with each, and what one call is
     "batch size": ((1, 2, 4, 8, 16), changed(_step, "batch_size"), "Mean Teacher step"),
-    "base channels": ((4, 8, 16, 32), changed(_step, "base_channels"), "Mean Teacher step"),
+    "base channels": ((4, 8, 16, 32, 64, 128), changed(_step, "base_channels"), "Mean Teacher step"),
     "image side [px]": ((256, 512, 768, 1024, 1536), lambda config, side: image(
         stitching.predict_image, config, plain=False, side=side), "image"),
     "slices": ((1, 4, 16), stream, "stream of images"),
     "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches, count=40), "num_workers"), "80 batches of views"),
 }
+
+
+SLOW_ON_A_CPU = {"base channels": (64, 128)}  # a minute and more for a step of the larger ones
+
+
+def values_of(axis: str, device: torch.device) -> tuple[int, ...]:
+    """The values of an axis that are measured on this device."""
+    values, _, _ = SCALES[axis]
+    left_out = SLOW_ON_A_CPU.get(axis, ()) if device.type == "cpu" else ()
+    return tuple(value for value in values if value not in left_out)
 
 
 def make_contender(race: str, name: str, config: Config) -> Repeat:

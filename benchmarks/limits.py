@@ -28,7 +28,7 @@ from model_unet import UNet, freeze  # noqa: E402
 from steps import step_losses  # noqa: E402
 from stitching import window_starts  # noqa: E402
 from commands import Parser, run_command_line  # noqa: E402
-from utils import choose_device  # noqa: E402
+from utils import choose_device, resolve_precision  # noqa: E402
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 ADAMW_BYTES = 28  # per weight, float32: reads weight, gradient and both moments, writes weight and both moments
@@ -93,8 +93,8 @@ def step_work(config: Config, semi: bool) -> Work:
         student, teacher = (UNet(config.base_channels, config.downsample) for _ in range(2))
         if semi:
             freeze(student, config.freeze)
-        batch = {name: torch.empty(config.batch_size, count, config.patch_size, config.patch_size)
-                 for name, count in (("weak", 1), ("strong", 1), ("mask", 1))}
+        side = config.patch_size // config.downsample
+        batch = {name: torch.empty(config.batch_size, 1, side, side) for name in ("weak", "strong", "mask")}
         unlabelled = {**batch, "strong": torch.empty(config.batch_size, config.strong_views, *batch["weak"].shape[2:])}
 
     def step() -> None:
@@ -140,8 +140,8 @@ def best_seconds(run: Callable[[], object], device: torch.device, least: float =
 
 
 def measure_ceilings(device: torch.device) -> Ceilings:
-    """Fastest matrix product (bfloat16 on CUDA, else float32) and fastest copy of this device."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Fastest matrix product (in the precision that `auto` comes to there) and fastest copy of this device."""
+    dtype = getattr(torch, resolve_precision(device))
     rates = []
     for n in (4096, 8192) if device.type == "cuda" else (1024, 2048):
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))

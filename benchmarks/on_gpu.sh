@@ -1,26 +1,74 @@
 #!/usr/bin/env bash
-# All measurements that need a CUDA GPU, in one call:  bash benchmarks/on_gpu.sh [python]
-# Tables go to benchmarks/results, the classic run (its seconds: runs/classic_gpu/phases.json) to runs/classic_gpu.
-# What fails is named, and the rest still runs.
+# All that has to be measured on a CUDA GPU, in eight minutes of its time, most important first:
+#
+#     bash benchmarks/on_gpu.sh DEST [PYTHON] [cpu]
+#
+# Each result is in DEST the moment it is there, so that a lease that ends early costs only what comes last:
+#   first_minutes.json   at most 150 s; needs neither data nor albumentations nor zarr: is it right, how fast is a step,
+#                        an image, and which ideas would make a step faster?
+#   classic.json, best.json   at most 90 s each, and 30 s for a small demo: where the time of a whole run of the full
+#                        recipe goes
+#   races.json           at most 110 s: beside a plain loop, MONAI, and one window at a time
+#   log.txt              all that was printed
+# With `cpu` all of it runs on the CPU in miniature, to see that it does. A part that fails or takes too long is named,
+# and the others still run.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-python=${1:-.venv/bin/python}
+[ $# -ge 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$1"
+dest=$(cd "$1" && pwd)
+where=${3:-cuda}
+
+# The Python that was given, by its full path; else that of `make`, else the one of the machine.
+if [ $# -ge 2 ]; then
+    python=$2
+    [[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
+elif [ -x "$root/.venv/bin/python" ]; then
+    python=$root/.venv/bin/python
+else
+    python=python3
+fi
+cd "$root"
 export NO_ALBUMENTATIONS_UPDATE=1
-"$python" -c "import monai, segmentation_models_pytorch" 2>/dev/null ||
-    echo "MONAI or segmentation_models_pytorch is missing (make .venv/bench): their rows will be empty" >&2
-device=$("$python" -c "import torch; from benchmarks.speed import file_name; print(file_name(torch.device('cuda')))") ||
-    exit 1
+exec > >(tee "$dest/log.txt") 2>&1
+
 status=0
-measure() {
+measure() {  # measure SECONDS COMMAND…
+    local seconds=$(($1 * patience)) began=$SECONDS
+    shift
     echo "== $*"
-    "$python" "$@" || { status=1; echo "failed: $*" >&2; }
+    timeout -k 5 "$seconds" "$python" "$@" || { status=1; echo "failed or stopped after $((SECONDS - began)) s: $*"; }
+    echo "== $((SECONDS - began)) s"
 }
-measure benchmarks/limits.py --device cuda
-measure benchmarks/speed.py --device cuda
-measure benchmarks/speed.py --device cuda --batch-size 16 --races "Mean Teacher step alone" --no-ablation \
-    --output "benchmarks/results/${device}_batch_16.json"
-measure benchmarks/scaling.py --device cuda
-[ -d data/demo ] || measure demo_data.py --output data/demo
-time measure train.py --data data/demo --run classic_gpu --resume --profile full --device cuda
-cat runs/classic_gpu/phases.json
+
+if [ "$where" = cpu ]; then
+    patience=5  # times as long as a GPU may take
+    small=(--miniature)
+    scans=2
+    settings=(--base-channels=2 --patch-size=256 --sup-epochs=2 --ssl-epochs=2 --steps-per-epoch=2 --batch-size=2
+              --overlap=0 --tta=false)
+    race=(--base-channels 2 --batch-size 2 --rounds 1)
+else
+    patience=1
+    small=()
+    scans=40
+    settings=()
+    race=(--rounds 3)
+fi
+
+# The runs write runs/ and checkpoints/ into the folder that they are started in.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+measure 150 benchmarks/first_minutes.py --device "$where" --output "$dest/first_minutes.json" "${small[@]}"
+measure 30 demo_data.py --output "$work/demo" --scans "$scans"
+for method in mean_teacher best; do
+    name=$([ $method = best ] && echo best || echo classic)
+    cd "$work"
+    measure 90 "$root/benchmarks/full_run.py" --output "$dest/$name.json" --profile full --data=demo --run="$name" \
+        --method=$method --device="$where" "${settings[@]}"
+    cd "$root"
+done
+measure 110 benchmarks/speed.py --device "$where" --no-ablation --races "Mean Teacher step alone,image" \
+    --output "$dest/races.json" "${race[@]}"
 exit $status

@@ -31,10 +31,13 @@ def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
 
     A value that cannot be measured, for want of memory perhaps, is told and left out.
     """
-    from benchmarks.contenders import SCALES
+    from benchmarks.contenders import SCALES, steps_per_call, values_of
     for axis in axes:
-        values, _, unit = SCALES[axis]
-        for value in values:
+        unit = SCALES[axis][2]
+        count = steps_per_call(config, given=True)
+        if "step" in unit and count > 1:
+            unit = f"{count} × {unit}"
+        for value in values_of(axis, choose_device(config.device)):
             try:
                 found = run_race(axis, [str(value)], config, calls)
             except InputError as error:

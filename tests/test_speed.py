@@ -168,6 +168,17 @@ def test_workers_have_less_ready_than_a_call_takes():
     assert floors["Mean Teacher step"] == pytest.approx(80 * floors["Mean Teacher step alone"])
 
 
+def test_a_call_on_a_gpu_is_many_steps_and_wide_networks_are_measured_there(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(utils, "choose_device", lambda _: gpu)
+    config = dataclasses.replace(Config(), num_workers=0)
+    assert contenders.work_of("Mean Teacher step alone", config) == (20, "steps")
+    assert contenders.work_of("supervised step", config) == (20, "steps")
+    assert {64, 128} <= set(contenders.values_of("base channels", gpu))
+    assert not {64, 128} & set(contenders.values_of("base channels", torch.device("cpu")))
+    assert contenders.values_of("slices", gpu) == SCALES["slices"][0]
+
+
 def test_a_change_that_changes_nothing_here_does_not_run():
     cpu, gpu = (set(contenders.ablations("Mean Teacher step alone", torch.device(d))) for d in ("cpu", "cuda"))
     assert cpu - gpu == {"without kept memory", "without own normalisation"}
@@ -251,7 +262,8 @@ def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
     found = json.loads(path.read_text())
     table = pd.DataFrame(found["table"])
     assert table.groupby("axis", sort=False)["value"].apply(list).to_dict() == {
-        axis: [value for value in SCALES[axis][0] if (axis, value) != ("batch size", 16)] for axis in SCALES}
+        axis: [value for value in contenders.values_of(axis, torch.device("cpu"))
+               if (axis, value) != ("batch size", 16)] for axis in SCALES}
     assert table["seconds"].iloc[0] == 2.5
     assert {"environment", "processor", "settings"} <= set(found)
     assert path.with_suffix(".png").stat().st_size > 5000

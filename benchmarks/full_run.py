@@ -1,0 +1,131 @@
+"""Where the time of a whole run goes: seconds per phase and, in each, per part.
+
+    python benchmarks/full_run.py --output FILE.json [--profile full] --data=DIR --run=NAME [--any-setting=value]
+
+Trains as `train.py` with the same settings does, and times its parts from outside. A part is what the program waits for
+there: on a GPU a training step is only asked for, so what the device takes for the steps of an epoch shows in `steps`,
+which is the time that no other part explains. FILE is written after each phase.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import progress  # noqa: E402 - after the path
+import report  # noqa: E402
+import train  # noqa: E402
+from commands import Parser, run_command_line  # noqa: E402
+from config import make_config, parse_settings, profile  # noqa: E402
+from run_folder import environment  # noqa: E402
+from utils import choose_device, write_json  # noqa: E402
+
+PHASES = {"train_supervised": "supervised", "continue_supervised": "control", "train_mean_teacher": "semi-supervised"}
+REST = {"prepare": "reading the data", "evaluate_run": "tables", "rank_unlabelled": "what to annotate next"}
+
+
+class Clock:
+    """Seconds by phase and part. What is measured inside something else is not counted there again."""
+
+    def __init__(self, path: Path, about: dict):
+        self.path, self.about = path, about
+        self.seconds: dict[str, dict[str, float]] = {}
+        self.phase, self.inner = "", 0.0
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count seconds to a part of the phase in hand."""
+        parts = self.seconds.setdefault(self.phase, {})
+        parts[part] = parts.get(part, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what happens while this is open."""
+        outer, self.inner, began = self.inner, 0.0, time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.add(name, seconds - self.inner)
+            self.inner = outer + seconds
+
+    def timed(self, function: Callable, part: str) -> Callable:
+        """`function`, with its time counted to `part`."""
+        def call(*arguments, **options):
+            with self.part(part):
+                return function(*arguments, **options)
+        return call
+
+    def timed_phase(self, function: Callable, phase: str, part: str) -> Callable:
+        """`function`, which is a phase of its own: what its parts do not explain is `part`. Written when it ends."""
+        def call(*arguments, **options):
+            self.phase = phase
+            with self.part(part):
+                result = function(*arguments, **options)
+            self.phase = "other"
+            self.write()
+            return result
+        return call
+
+    def timed_items(self, make: Callable, part: str) -> Callable:
+        """`make`, which returns an iterator, with the time that each of its items is waited for counted to `part`."""
+        def items(*arguments, **options):
+            made = make(*arguments, **options)
+            try:
+                while True:
+                    with self.part(part):
+                        item = next(made, None)
+                    if item is None:
+                        return
+                    yield item
+            finally:
+                made.close()
+        return items
+
+    def write(self) -> None:
+        """Write what is known so far."""
+        phases = {phase: {part: round(seconds, 2) for part, seconds in parts.items()}
+                  for phase, parts in self.seconds.items()}
+        totals = {phase: round(sum(parts.values()), 2) for phase, parts in phases.items()}
+        write_json(self.path, {**self.about, "seconds": round(sum(totals.values()), 2), "phases": totals,
+                               "parts": phases})
+
+
+def watch(clock: Clock) -> None:
+    """Let the parts of a run be timed by `clock`."""
+    for name, phase in PHASES.items():
+        setattr(train, name, clock.timed_phase(getattr(train, name), phase, "steps"))
+    for name, phase in REST.items():
+        setattr(train, name, clock.timed_phase(getattr(train, name), phase, phase))
+    report.write_report = clock.timed_phase(report.write_report, "page and figures", "page and figures")
+    train.make_loader = clock.timed_items(train.make_loader, "waiting for batches")
+    train.validate = clock.timed(train.validate, "validation")
+    progress.save_state = clock.timed(progress.save_state, "states")
+    progress.save_checkpoint = clock.timed(progress.save_checkpoint, "weights")
+
+
+def main() -> None:
+    """Train, time, and write where the time went."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="write the seconds to this .json file")
+    parser.add_argument("--profile", default="full", choices=["full", "cpu"], help="as of train.py (%(default)s)")
+    given, options = parser.parse_known_args()
+    settings = parse_settings(options)
+    device = choose_device(settings.get("device", "auto"))
+    config = make_config(**{**profile(given.profile, device), **settings})
+    clock = Clock(given.output, {"environment": environment(device, config.precision),
+                                 "settings": dataclasses.asdict(config)})
+    watch(clock)
+    train.run(config)
+    clock.write()
+    for phase, parts in clock.seconds.items():
+        shown = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())
+        print(f"{phase:22s} {sum(parts.values()):7.1f} s: {shown}")
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,90 @@
+"""How long one core takes to make a sample: weak and strong views and mask of a crop, for each recipe.
+
+    python benchmarks/loader.py [--data DIR] [--samples 60] [--output FILE.json]
+
+Without DIR on a demo that is written for it. One thread; slices are in memory, as in training. Milliseconds per sample,
+median and mean over the samples. A GPU needs a batch of labelled and one of unlabelled samples per step: what a step
+may take on it, divided by the samples of both, times the number of worker processes, is what a sample may take here.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import cv2
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.speed import processor  # noqa: E402 - after the path
+from commands import Parser, run_command_line  # noqa: E402
+from config import make_config  # noqa: E402
+from datasets import Views  # noqa: E402
+from demo_data import write_demo  # noqa: E402
+from run_folder import environment  # noqa: E402
+from train import make_dataset, read_slices  # noqa: E402
+from utils import InputError, write_json  # noqa: E402
+
+METHODS = ("mean_teacher", "cutmix_mt", "fixmatch", "unimatch", "best")
+
+
+def time_samples(views: Views, samples: int) -> dict[str, float]:
+    """Median and mean milliseconds of so many samples, after a few that are not counted."""
+    count = len(views.slices)
+    for seed in range(5):
+        views[seed % count, seed]
+    seconds = []
+    for seed in range(samples):
+        began = time.perf_counter()
+        views[seed % count, seed]
+        seconds.append(time.perf_counter() - began)
+    return {"median_ms": round(1e3 * float(np.median(seconds)), 2), "mean_ms": round(1e3 * float(np.mean(seconds)), 2)}
+
+
+def measure(data: str, samples: int) -> list[dict]:
+    """A row per recipe and kind of slice."""
+    rows = []
+    for method in METHODS:
+        config = make_config(method=method, data=data, roi=None, split="blocks", labels=2)
+        slices = read_slices(config)
+        kinds = {"labelled": make_dataset(config, slices.train, weak=False),
+                 "unlabelled": make_dataset(config, slices.unlabelled, None, config.strong_views)}
+        for kind, views in kinds.items():
+            rows.append({"method": method, "kind": kind, **time_samples(views, samples),
+                         "kilobytes": round(views.item_bytes / 1000)})
+            print("{method:14s} {kind:11s} {median_ms:7.2f} ms (mean {mean_ms:.2f}), {kilobytes} kB".format(**rows[-1]),
+                  flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="a data folder (default: a demo)")
+    parser.add_argument("--samples", type=int, default=60, help="of each recipe and kind (%(default)s)")
+    parser.add_argument("--output", type=Path, help="write the table to this .json file")
+    given = parser.parse_args()
+    if given.samples < 1:
+        raise InputError("--samples: expected 1 or more")
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        data = given.data
+        if data is None:
+            data = f"{folder}/demo"
+            write_demo(Path(data), scans=6, labelled=6)
+        rows = measure(data, given.samples)
+    if given.output:
+        device = torch.device("cpu")
+        write_json(given.output, {"processor": processor(device), "environment": environment(device), "rows": rows})
+
+
+if __name__ == "__main__":
+    run_command_line(main)

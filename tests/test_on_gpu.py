@@ -1,0 +1,123 @@
+"""What is to be measured on a GPU, on a CPU in miniature: it runs, and the most important results come first."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import first_minutes, full_run, limits
+from conftest import ROOT
+
+
+def test_the_whole_script_runs_in_miniature(tmp_path):
+    dest = tmp_path / "dest"
+    done = subprocess.run(["bash", ROOT / "benchmarks" / "on_gpu.sh", dest, sys.executable, "cpu"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert {path.name for path in dest.iterdir()} == {"first_minutes.json", "classic.json", "best.json", "races.json",
+                                                      "log.txt"}
+    first = json.loads((dest / "first_minutes.json").read_text())
+    names = list(first)
+    assert not [name for name, values in first.items() if "failed" in values]
+    order = [next(i for i, name in enumerate(names) if name.startswith(kind))
+             for kind in ("device", "beside the CPU", "ceilings", "step", "images", "candidate")]
+    assert order == sorted(order)                                   # most important first
+    for name in ("classic", "best"):
+        run = json.loads((dest / f"{name}.json").read_text())
+        assert set(full_run.PHASES.values()) < set(run["phases"])
+        for phase in full_run.PHASES.values():
+            assert {"steps", "waiting for batches", "validation"} <= set(run["parts"][phase])
+    assert not list(tmp_path.glob("runs")) + list(tmp_path.glob("checkpoints"))
+    races = json.loads((dest / "races.json").read_text())
+    assert {row["race"] for row in races["table"]} == {"Mean Teacher step alone", "image"}
+
+
+def test_without_a_destination_the_script_says_how_it_is_called(tmp_path):
+    done = subprocess.run(["bash", ROOT / "benchmarks" / "on_gpu.sh"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bash benchmarks/on_gpu.sh DEST [PYTHON] [cpu]" in done.stderr
+
+
+def test_the_first_minutes_need_little_installed():
+    """As on a machine without albumentations, zarr, imagecodecs and Accelerate."""
+    code = ("import sys\n"
+            "for name in ('albumentations', 'zarr', 'imagecodecs', 'accelerate', 'jinja2', 'matplotlib'):\n"
+            "    sys.modules[name] = None\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            "import benchmarks.first_minutes")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_measurement_that_fails_is_named_and_the_others_are_kept(tmp_path):
+    results = first_minutes.Results(tmp_path / "r.json")
+
+    def fails():
+        raise torch.OutOfMemoryError("CUDA out of memory\nin two lines")
+    results.attempt("one", lambda: {"ms": 1.5})
+    results.attempt("two", fails)
+    results.attempt("three", lambda: {"ms": 2.5})
+    assert json.loads((tmp_path / "r.json").read_text()) == {
+        "one": {"ms": 1.5}, "two": {"failed": "OutOfMemoryError: CUDA out of memory in two lines"},
+        "three": {"ms": 2.5}}
+
+
+def test_a_device_that_computes_something_else_is_seen(monkeypatch):
+    bench = first_minutes.Bench(torch.device("cpu"), width=2, patch=32)
+    same = first_minutes.parity(bench, "float32")
+    assert set(same.values()) == {"0.0e+00"}
+    real, calls = first_minutes.ema_update, []
+
+    def update(teacher, student, alpha):
+        calls.append(1)
+        real(teacher, student, alpha if len(calls) == 1 else 0.51)  # the second one is that of the device
+    monkeypatch.setattr(first_minutes, "ema_update", update)
+    other = first_minutes.parity(bench, "float32")
+    assert (other["losses"], other["gradient"]) == ("0.0e+00", "0.0e+00")
+    assert float(other["average"]) > 1e-5
+
+
+def test_a_step_is_compared_with_its_floor():
+    bench = first_minutes.Bench(torch.device("cpu"), width=2, patch=32, batches=(2,), steps=2, rounds=1)
+    config = bench.config("best", batch_size=2)
+    assert (config.patch_size, config.downsample) == (128, 4)
+    slow, fast = (limits.Ceilings(rate, 1e15, 4) for rate in (1e9, 1e12))
+    found = [first_minutes.time_step(bench, config, True, ceilings)["× floor"] for ceilings in (slow, fast)]
+    assert found[1] > 100 * found[0] > 0
+
+
+def test_time_is_counted_once(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(full_run.time, "perf_counter", lambda: now[0])
+    clock = full_run.Clock(tmp_path / "f.json", {"a": 1})
+
+    def work(seconds):
+        now[0] += seconds
+
+    def phase():
+        work(1)
+        inner()
+        work(2)
+        next(items)
+    inner = clock.timed(lambda: work(10), "validation")
+    items = clock.timed_items(lambda: iter_of(work), "loading")()
+    clock.timed_phase(phase, "supervised", "steps")()
+    assert json.loads((tmp_path / "f.json").read_text()) == {
+        "a": 1, "seconds": 18.0, "phases": {"supervised": 18.0},
+        "parts": {"supervised": {"validation": 10.0, "loading": 5.0, "steps": 3.0}}}
+
+
+def iter_of(work):
+    while True:
+        work(5)
+        yield 1
+
+
+@pytest.mark.parametrize("option", ["--lr", "--speed=3"])
+def test_wrong_options_of_a_timed_run(command, tmp_path, option):
+    code, _, err = command("benchmarks.full_run", "--output", tmp_path / "f.json", option)
+    assert code == 2
+    assert err.startswith(f"error: {option}: no such option")
+    assert not (tmp_path / "f.json").exists()
