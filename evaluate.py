@@ -21,7 +21,9 @@ from splits import pair_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
 from commands import Parser, run_command_line
-from utils import InputError, overlap_metrics, quiet_bar, write_atomically, write_json, write_npz
+from utils import (
+    InputError, overlap_metrics, quiet_bar, resolve_precision, write_atomically, write_json, write_npz,
+)
 from volumes import ZARR_FILES, map_reader, mask_reader, open_volume
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
@@ -133,7 +135,8 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     stems = [s.stem for s in test]
     tables = {"patches": slice_table(patches, [center_patch(t, side) for t in truths], stems),
               "full": slice_table(full, truths, stems)}
-    summary = {"threshold": threshold, "control": control, "otsu": {"sigma": sigma, "bright": bright}}
+    summary = {"threshold": threshold, "precision": resolve_precision(device, precision),
+               "control": control, "otsu": {"sigma": sigma, "bright": bright}}
     for kind, table in tables.items():
         write_atomically(folder / f"test_{kind}.csv", lambda path, t=table: t.to_csv(path, index=False))
         rivals = [m for m in models if m != control] if control in models and test else []

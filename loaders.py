@@ -49,8 +49,13 @@ def choose_workers(asked: int, device: torch.device) -> int:
         return asked
     if device.type != "cuda":
         return 0
-    loaders_here = 2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(MOST_WORKERS, max(1, usable_cores() // loaders_here))
+    return min(MOST_WORKERS, max(1, usable_cores() // loaders_here()))
+
+
+def loaders_here() -> int:
+    """Return how many loaders this job has on this machine: two in each of its processes."""
+    stated = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return 2 * max(1, int(stated) if stated.isdecimal() else 1)
 
 
 def usable_cores() -> int:
@@ -85,10 +90,11 @@ def shared_memory() -> float:
     A container has 64 MB unless it was started with more. Two loaders in each process of a job get a part each, and a
     fifth stays free.
     """
-    if sys.platform != "linux" or not SHM.is_dir():
+    if sys.platform != "linux":
         return math.inf
-    loaders_here = 2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return 0.8 * shutil.disk_usage(SHM).free / loaders_here
+    if not os.access(SHM, os.W_OK):
+        return 0.0
+    return 0.8 * shutil.disk_usage(SHM).free / loaders_here()
 
 
 # --- which slices, and what is said when a process dies -----------------------------------------------------------
@@ -132,7 +138,8 @@ class Watched(Dataset):
     """
 
     def __init__(self, views: Views, workers: int):
-        self.views, self.at = views, RawArray("q", 2 * max(1, workers))
+        self.views = views
+        self.at = RawArray("q", 2 * workers) if workers else []
         self.processes: dict[int, multiprocessing.Process] = {}
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -193,11 +200,10 @@ def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, 
         Where no views can be made of a slice.
     """
     draws = Draws(len(views.slices), seed, start * batch_size, batch_size, rank, size)
-    free = shared_memory()
-    workers, prefetch = fit_workers(num_workers, batch_size // size * views.item_bytes, free)
+    workers, prefetch = fit_workers(num_workers, batch_size // size * views.item_bytes, shared_memory())
     if workers < num_workers:
-        say_once(f"{SHM} has room for the batches of {workers} loader processes, not of {num_workers}: {workers} are "
-                 "used (more room: docker run --shm-size=1g)")
+        say_once(f"{SHM} is too small for the batches of {num_workers} loader processes: {workers} of them are started "
+                 "(more room: docker run --shm-size=1g)")
     context = "fork" if workers and sys.platform == "linux" else None  # forked workers share the slices
     pin, watched = torch.device(device).type == "cuda", Watched(views, workers)
     try:

@@ -108,10 +108,9 @@ def is_finished(found: dict[str, Path], volume: Volume, identity: dict) -> bool:
     if not there or (part / "whole").exists():
         return False
     made = read_json(record) if record in there else {}
-    old = isinstance(made.get("settings"), dict) and "precision" not in made["settings"]
-    if old:  # earlier versions did not say in what precision they predicted; what they finished is whole, and stays
-        settings = {name: value for name, value in identity["settings"].items() if name != "precision"}
-        identity = identity | {"settings": settings}
+    old = says_no_precision(made)
+    if old:  # what earlier versions finished is whole, and stays
+        identity = without_precision(identity)
     if len(there) == 1 + len(found) and {**made, **identity, "files": stamp(volume)} == made:
         if old:
             print(f"{target}: was finished by an earlier version, which does not say in what precision; kept",
@@ -119,6 +118,17 @@ def is_finished(found: dict[str, Path], volume: Volume, identity: dict) -> bool:
         return True
     raise InputError(f"{there[0]}: exists, and was not made from this input with these settings"
                      f"{what_differs(made, identity)}; {ELSE}")
+
+
+def says_no_precision(record: dict) -> bool:
+    """Return whether a record was written by an earlier version, which did not say in what precision it predicted."""
+    return isinstance(record.get("settings"), dict) and "precision" not in record["settings"]
+
+
+def without_precision(identity: dict) -> dict:
+    """Return what earlier versions would have written of the same prediction."""
+    settings = {name: value for name, value in identity["settings"].items() if name != "precision"}
+    return identity | {"settings": settings}
 
 
 def what_differs(made: dict, wanted: dict) -> str:
@@ -150,7 +160,12 @@ def begin(part: Path, identity: dict, leads: bool = True) -> None:
             begun = read_json(about)
         except InputError:
             raise InputError(f"{part}: holds {held[0].name} and does not say what it belongs to; {ELSE}") from None
-        if begun != identity:
+        if says_no_precision(begun) and begun == without_precision(identity):
+            if leads:
+                print(f"{part}: was begun by an earlier version, which does not say in what precision (float32 on a "
+                      f"CPU, bfloat16 on a GPU); goes on in {identity['settings']['precision']}", file=sys.stderr)
+                write_json(about, identity)
+        elif begun != identity:
             raise InputError(f"{part}: was begun with other settings or input{what_differs(begun, identity)}; give "
                              f"what it was begun with, or {ELSE}")
     elif leads:

@@ -159,7 +159,8 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
             raise InputError(f"{folder}: was made with other settings ({'; '.join(changed)}); choose another --run")
         about = folder / "environment.json"
         for line in moved(read_about(about), environment(device, precision)) if about.exists() else ():
-            print(f"{folder}: {line}: the last digits will not be those of an uninterrupted run", file=sys.stderr)
+            what = "more than the last digits" if line.startswith("precision") else "the last digits"
+            print(f"{folder}: {line}: {what} will not be those of an uninterrupted run", file=sys.stderr)
         if changed := changed_code(folder):
             print(f"{folder}: was begun with another version of {', '.join(changed)}; what is trained from here on may "
                   "differ from what was, in more than its last digits", file=sys.stderr)

@@ -3,6 +3,7 @@
 import csv
 import ctypes
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 QUIET_SECONDS = 5.0  # what takes longer shows how far it is
 PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # between two updates of a bar: a log keeps every one
-OLDEST_DRIVER = {11: "450", 12: "525", 13: "580"}  # for each CUDA: NVIDIA, CUDA compatibility, minor versions
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # for each CUDA: NVIDIA, CUDA compatibility, minor versions
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as malloc.h numbers them
 
 
@@ -83,6 +84,11 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return choose_automatically()
+    return use_device(name, "choose auto, cpu, cuda or mps")
+
+
+def use_device(name: str, cure: str) -> torch.device:
+    """Return a device that is known by name, ready for use; the `cure` ends the error where it cannot be used."""
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
 
@@ -92,11 +98,11 @@ def choose_device(name: str = "auto") -> torch.device:
             raise RuntimeError("not supported")
         torch.ones(1, device=device)  # fills one number: a GPU that this build has no kernels for fails here
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "forked subprocess" in why:
             raise InputError(f"device {name!r}: the notebook has used the GPU before it started this process; restart "
                              "its kernel, and launch the processes before anything chooses a device") from None
-        raise InputError(f"device {name!r} cannot be used ({why}); choose auto, cpu, cuda or mps") from None
+        raise InputError(f"device {name!r} cannot be used ({why}); {cure}") from None
 
     if device.type == "cpu":
         keep_freed_memory()
@@ -112,7 +118,7 @@ def choose_automatically() -> torch.device:
         available = torch.cuda.is_available()
     if available:
         try:
-            return choose_device("cuda")
+            return use_device("cuda", "free it of other work, or take --device cpu")
         except InputError as error:
             if "no kernel image" not in str(error):
                 raise
@@ -126,10 +132,10 @@ def choose_automatically() -> torch.device:
 
 
 def say_once(line: str) -> None:
-    """Print a line on standard error, once, and in the first process of a job only."""
+    """Print a line on standard error, once, and in the first process of a job only; above a progress bar."""
     if line not in _said and os.environ.get("RANK", "0") == "0":
         _said.add(line)
-        print(line, file=sys.stderr)
+        tqdm.write(line, file=sys.stderr)
 
 
 _said: set[str] = set()
@@ -140,7 +146,8 @@ def say_why_no_gpu(reason: str) -> None:
 
     `reason` is what torch said of it, if anything.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
         return
     driver = nvidia_driver()
     if driver is None:
@@ -150,9 +157,9 @@ def say_why_no_gpu(reason: str) -> None:
         cure = "this PyTorch was built without CUDA; install the build for CUDA that pytorch.org names"
     else:
         needed = OLDEST_DRIVER.get(int(torch.version.cuda.split(".")[0]))
-        new_enough = needed and driver[0].isdigit() and int(driver.split(".")[0]) >= int(needed)
-        if new_enough:
-            cure = reason or "torch does not say why; nvidia-smi may"
+        if needed is not None and int(driver.split(".")[0]) >= needed:
+            hidden = "" if visible is None else f"CUDA_VISIBLE_DEVICES is {one_line(visible)!r}; "
+            cure = hidden + (one_line(reason) or "torch does not say why; nvidia-smi may")
         else:
             wanted = f"a driver of version {needed} or newer" if needed else "a newer driver"
             cure = (f"this PyTorch is built for CUDA {torch.version.cuda} and needs {wanted}; update the driver, or "
@@ -160,23 +167,21 @@ def say_why_no_gpu(reason: str) -> None:
     say_once(f"an NVIDIA GPU with driver {driver} is here, but cannot be used, so the CPU is: {cure}")
 
 
+@functools.cache
 def nvidia_driver() -> str | None:
-    """Return the version of the NVIDIA driver of this machine, such as 535.183.01; None where there is no such GPU."""
-    try:
-        asked = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-                               capture_output=True, text=True, timeout=20)
-        if asked.returncode == 0 and asked.stdout.strip():
-            return asked.stdout.split()[0]
-    except (OSError, subprocess.TimeoutExpired):
-        pass
+    """Return the version of the NVIDIA driver of this machine, such as 535.183.01; None where there is no such GPU.
 
-    # A container may have the device, but not the program.
+    It is asked for once in a process: the program may take seconds to answer.
+    """
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return None
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
-    return found[0] if found else "of unknown version"
+        answer = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                                capture_output=True, timeout=10).stdout.decode(errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        answer = ""
+    with suppress(OSError):  # a container may have the device, but not the program
+        answer += "\n" + Path("/proc/driver/nvidia/version").read_text(errors="replace")
+    found = re.search(r"(?<![\w.])\d{3}(\.\d+){1,2}(?![\w.])", answer)
+    return found[0] if found else None
 
 
 def resolve_precision(device: torch.device, precision: str = "auto") -> str:

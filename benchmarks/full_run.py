@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--profile", default="full", choices=["full", "cpu"], help="as of train.py (%(default)s)")
     given, options = parser.parse_known_args()
     settings = parse_settings(options)
+    given.output.parent.mkdir(parents=True, exist_ok=True)      # an error before the run, not after it
     device = choose_device(settings.get("device", "auto"))
     config = make_config(**{**profile(given.profile, device), **settings})
     clock = Clock(given.output, {"environment": environment(device, config.precision),

@@ -73,6 +73,8 @@ def main() -> None:
     if given.samples < 1:
         raise InputError("--samples: expected 1 or more")
 
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)  # an error before the measurement, not after it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,30 +14,40 @@
 # and the others still run.
 set -uo pipefail
 [ $# -ge 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+refuse() { echo "error: $*" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "$1"
-dest=$(cd "$1" && pwd)
+mkdir -p -- "$1" && dest=$(cd -- "$1" && pwd) && [ -w "$dest" ] || refuse "$1: cannot be written; choose another DEST"
 where=${3:-cuda}
+case $where in cpu | cuda) ;; *) refuse "$where: the third word is cpu, or left out" ;; esac
 
 # The Python that was given, by its full path; else that of `make`, else the one of the machine.
 if [ $# -ge 2 ]; then
     python=$2
-    [[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 elif [ -x "$root/.venv/bin/python" ]; then
     python=$root/.venv/bin/python
 else
     python=python3
 fi
+found=$(command -v -- "$python") || refuse "$python: no such program; give the path of a Python"
+case $found in /*) python=$found ;; */*) python=$PWD/$found ;; esac
+"$python" -c "import torch" 2> /dev/null || refuse "$python: has no torch; give the path of a Python that has"
+
 cd "$root"
 export NO_ALBUMENTATIONS_UPDATE=1
-exec > >(tee "$dest/log.txt") 2>&1
+rm -f "$dest"/{first_minutes,classic,best,races}.json       # of an earlier call: not to be taken for those of this one
+exec > >(trap '' INT TERM; exec tee "$dest/log.txt") 2>&1
 
 status=0
+child=
+trap '[ -z "$child" ] || kill "$child"; echo "stopped"; exit 130' INT TERM
 measure() {  # measure SECONDS COMMAND…
     local seconds=$(($1 * patience)) began=$SECONDS
     shift
     echo "== $*"
-    timeout -k 5 "$seconds" "$python" "$@" || { status=1; echo "failed or stopped after $((SECONDS - began)) s: $*"; }
+    timeout -k 5 "$seconds" "$python" "$@" &
+    child=$!
+    wait "$child" || { status=1; echo "failed or stopped after $((SECONDS - began)) s: $*"; }
+    child=
     echo "== $((SECONDS - began)) s"
 }
 

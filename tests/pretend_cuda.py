@@ -12,7 +12,6 @@ inside PyTorch's own functions.
 
 import collections
 import contextlib
-import itertools
 import sys
 import traceback
 import warnings
@@ -40,10 +39,10 @@ LIKE_ANOTHER = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", 
 FROM_PYTHON_VALUE = {"tensor", "as_tensor", "new_tensor"}
 
 # What a Python program learns about the content of a tensor, it has to wait for.
-READS = {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__contains__", "nonzero", "is_nonzero",
-         "masked_select", "equal", "allclose", "unique", "argwhere"}
+READS = {"item", "tolist", "__repr__", "__format__", "__bool__", "__float__", "__int__", "__index__", "__contains__",
+         "nonzero", "is_nonzero", "masked_select", "equal", "allclose", "unique", "argwhere"}
 # What looks at a tensor without its content, or may have operands on both sides.
-HARMLESS = {"__hash__", "__repr__", "__format__", "__len__", "size", "dim", "numel", "stride", "data_ptr", "type",
+HARMLESS = {"__hash__", "__len__", "size", "dim", "numel", "stride", "data_ptr", "type",
             "is_set_to", "load_state_dict", "_has_compatible_shallow_copy_type", "is_floating_point", "is_contiguous",
             "register_hook", "untyped_storage", "element_size"}
 
@@ -54,6 +53,7 @@ class PretendedGPU(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.on_gpu, self.pinned = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self.in_flight = WeakTensorKeyDictionary()      # on the CPU, but the copy was only queued
         self.waits: collections.Counter[str] = collections.Counter()
         self.operations = 0
 
@@ -69,8 +69,17 @@ class PretendedGPU(TorchFunctionMode):
     def holds(self, tensor: torch.Tensor) -> bool:
         return tensor in self.on_gpu
 
+    def arrive(self) -> None:
+        """All that was queued is done."""
+        self.in_flight = WeakTensorKeyDictionary()
+
+    def synchronize(self, *_) -> None:
+        """`torch.cuda.synchronize()`."""
+        self.note_wait("synchronize()")
+
     def note_wait(self, what: str) -> None:
-        """Count a wait at the innermost line of the project, tests left out."""
+        """Count a wait at the innermost line of the project, tests left out; what was under way has arrived then."""
+        self.arrive()
         for frame, line in traceback.walk_stack(sys._getframe(1)):
             path = Path(frame.f_code.co_filename)
             if path.parent in (ROOT, ROOT / "benchmarks"):
@@ -86,6 +95,8 @@ class PretendedGPU(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         mine = [tensor for tensor in tensors if self.holds(tensor)]
 
+        if name not in HARMLESS | {"__get__", "copy_", "pin_memory"} and any(t in self.in_flight for t in tensors):
+            raise RuntimeError(f"{name} reads what is still on its way from the device: wait for an event first")
         if name == "__get__":
             return self.get_attribute(func, args, bool(mine))
         if name == "__set__":
@@ -102,9 +113,12 @@ class PretendedGPU(TorchFunctionMode):
         if name in ("numpy", "__array__"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
                             "host memory first.")
-        if name in READS:
+        counts = (name in ("where", "repeat_interleave") and len(args) == 1) or (
+            name == "repeat_interleave" and len(mine) > 1)
+        if name in READS or counts:                     # how many elements the result has, has to be known
             self.note_wait(f".{name}()")
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            return self.put(result) if counts else result
         if name in ("__getitem__", "__setitem__", "index_put_") and any(t.dtype == torch.bool for t in tensors[1:]):
             self.note_wait("a mask as index")           # how many elements it selects has to be known
 
@@ -139,6 +153,9 @@ class PretendedGPU(TorchFunctionMode):
         """A new tensor, on the device that is stated, else on that of the tensor that it is made like."""
         stated = kwargs.get("device")
         there = torch.device(stated).type == "cuda" if stated is not None else mine and name in LIKE_ANOTHER
+        generator = kwargs.get("generator")
+        if there and isinstance(generator, torch.Generator) and generator.device.type == "cpu":
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if stated is not None:
             kwargs["device"] = "cpu"
         pinned = kwargs.pop("pin_memory", False)
@@ -168,9 +185,11 @@ class PretendedGPU(TorchFunctionMode):
             if here != there and result is tensor:
                 result = tensor.data.clone() if isinstance(tensor, torch.nn.Parameter) else tensor.clone()
         if here != there:
-            queued = kwargs.get("non_blocking", False) and not here and tensor in self.pinned
+            queued = kwargs.get("non_blocking", False) and (here or tensor in self.pinned)
             if not queued:
                 self.note_wait(f".{name}(…) to the {'GPU' if there else 'CPU'}")
+            elif here:
+                self.in_flight[result] = True
         return self.put(result) if there else result
 
     def copy(self, func, args: tuple, kwargs: dict):
@@ -178,19 +197,13 @@ class PretendedGPU(TorchFunctionMode):
         target, source = args[:2]
         crosses = self.holds(target) != self.holds(source)
         memory = source if self.holds(target) else target
-        if crosses and not (kwargs.get("non_blocking", False) and memory in self.pinned):
+        queued = kwargs.get("non_blocking", False) and memory in self.pinned
+        if crosses and not queued:
             self.note_wait("copy_ between devices")
-        return func(*args, **kwargs)
-
-
-class PretendedEvent:
-    """An event of a stream; waiting for it is how a prediction gets its results."""
-
-    def record(self, _stream=None) -> None:
-        """All that was queued is done: nothing is queued."""
-
-    def synchronize(self) -> None:
-        """Nothing is to be waited for."""
+        result = func(*args, **kwargs)
+        if crosses and queued and memory is target:
+            self.in_flight[target] = True
+        return result
 
 
 @contextlib.contextmanager
@@ -207,16 +220,26 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         gpu.pinned[tensor] = True
         return tensor
 
+    class Event:
+        """An event of a stream; waiting for it is how a prediction gets its results."""
+
+        def record(self, _stream=None) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            gpu.arrive()
+
     nothing = contextlib.nullcontext()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         for name, answer in {"is_available": True, "is_bf16_supported": False, "get_device_name": "pretended GPU",
-                             "current_stream": None, "empty_cache": None, "synchronize": None, "device": nothing,
+                             "current_stream": None, "empty_cache": None, "device": nothing,
                              "max_memory_allocated": 0}.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
         for name, answer in {"is_available": True, "set_device_index": None, "current_device_index": 0,
                              "current_accelerator": GPU}.items():
             patch.setattr(torch.accelerator, name, lambda *_, answer=answer, **__: answer)
-        patch.setattr(torch.cuda, "Event", PretendedEvent)
+        patch.setattr(torch.cuda, "Event", Event)
+        patch.setattr(torch.cuda, "synchronize", gpu.synchronize)
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None)
         patch.setattr(torch.Tensor, "pin_memory", pin_memory)
         patch.setattr(torch.nn.Parameter, "__deepcopy__", deepcopy)
@@ -231,10 +254,3 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         finally:
             stitching.gaussian_window.cache_clear()
 
-
-def waits_per_call(gpu: PretendedGPU, calls: Iterator, count: int) -> list[int]:
-    """How many waits each of the first `count` items of an iterator costs."""
-    totals = [gpu.waits.total()]
-    for _ in itertools.islice(calls, count):
-        totals.append(gpu.waits.total())
-    return [after - before for before, after in itertools.pairwise(totals)]

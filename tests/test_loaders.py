@@ -71,6 +71,20 @@ def test_a_gpu_gets_as_many_workers_as_the_cores_that_a_job_may_use_allow(monkey
     assert loaders.choose_workers(7, torch.device("cuda")) == 7
 
 
+@pytest.mark.parametrize("stated", ["0", "abc", "", "-2"])
+def test_strange_sizes_of_a_job_count_as_one_process(monkeypatch, stated):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", stated)
+    assert loaders.loaders_here() == 2
+    assert loaders.shared_memory() >= 0
+
+
+def test_shared_memory_that_cannot_be_written_gets_no_workers(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(loaders, "SHM", tmp_path / "none")
+    assert loaders.shared_memory() == 0
+    assert next(loaders.make_loader(Views(labelled(), 32), 2, [0], num_workers=2))["weak"].shape == (2, 1, 32, 32)
+
+
 @pytest.mark.parametrize(("quota", "expected"), [
     ("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8)])
 def test_a_container_that_gets_a_share_of_all_cores_uses_no_more(monkeypatch, tmp_path, quota, expected):
@@ -156,7 +170,7 @@ def test_batches_that_do_not_fit_into_shared_memory_get_fewer_workers(namespaces
     done = in_small_shared_memory(LARGE_BATCHES, cwd=tmp_path, change="")
     assert done.returncode == 0, done.stderr
     assert "workers [2]" in done.stdout
-    assert "/dev/shm has room for the batches of 2 loader processes, not of 4: 2 are used" in done.stderr
+    assert "/dev/shm is too small for the batches of 4 loader processes: 2 of them are started" in done.stderr
 
 
 def test_shared_memory_that_is_full_is_an_error_with_a_cure(namespaces, tmp_path):

@@ -40,6 +40,23 @@ def test_without_a_destination_the_script_says_how_it_is_called(tmp_path):
     assert "bash benchmarks/on_gpu.sh DEST [PYTHON] [cpu]" in done.stderr
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["file/dest"], "file/dest: cannot be written; choose another DEST"),
+    (["dest", "no/python"], "no/python: no such program"), (["dest", "bare"], "bare: has no torch"),
+    (["dest", sys.executable, "tpu"], "tpu: the third word is cpu, or left out")])
+def test_what_cannot_be_measured_is_refused_at_once(tmp_path, words, message):
+    (tmp_path / "file").write_text("")
+    bare = tmp_path / "bare"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    words = [str(bare) if word == "bare" else word for word in words]
+    done = subprocess.run(["bash", ROOT / "benchmarks" / "on_gpu.sh", *words], capture_output=True, text=True,
+                          cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "dest" / "log.txt").exists()
+
+
 def test_the_first_minutes_need_little_installed():
     """As on a machine without albumentations, zarr, imagecodecs and Accelerate."""
     code = ("import sys\n"

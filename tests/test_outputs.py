@@ -69,6 +69,21 @@ def test_an_interrupted_prediction_does_not_go_on_in_another_precision(apply, st
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
 
 
+def test_what_an_earlier_version_began_goes_on_with_a_word(apply, stack, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
+    record = tmp_path / "m.tif.part" / "prediction.json"
+    about = json.loads(record.read_text())
+    del about["settings"]["precision"]
+    record.write_text(json.dumps(about))
+    code, err = apply(stack, "--output", tmp_path / "m.tif")
+    assert code == 0
+    assert "was begun by an earlier version, which does not say in what precision" in err
+    assert "goes on in float32" in err
+    assert json.loads((tmp_path / "m.tif.json").read_text())["settings"]["precision"] == "float32"
+
+
 def test_what_an_earlier_version_finished_is_whole(apply, stack, tmp_path):
     """It did not say in what precision it predicted."""
     out, record = tmp_path / "m.tif", tmp_path / "m.tif.json"

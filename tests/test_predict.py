@@ -230,8 +230,8 @@ def test_an_interrupted_prediction_goes_on_and_gives_the_same_bytes(stack, check
     times = [p.stat().st_mtime_ns for p in kept]
     monkeypatch.setattr(predict, "predict_block", lambda *a: done.append(1) or predict_block(*a))
     assert command("predict", stack, *options[:-3], "--device", "cpu", "--output", tmp_path / "mask.tif")[::2] == (
-        2, f"error: {tmp_path / 'mask.tif.part'}: was begun with other settings or input; delete it, or choose another "
-        "--output\n")
+        2, f"error: {tmp_path / 'mask.tif.part'}: was begun with other settings or input (probabilities was True, is "
+        "False); give what it was begun with, or delete it, or choose another --output\n")
     assert [p.stat().st_mtime_ns for p in kept] == times
     assert command("predict", stack, *options, "--output", tmp_path / "mask.tif")[0] == 0
     assert len(done) == 4

@@ -64,6 +64,36 @@ def test_a_copy_is_only_queued_from_pinned_memory():
         assert gpu.waits.total() == 3
 
 
+@pytest.mark.parametrize("read", [
+    repr, str, "{:.3f}".format, bool, torch.where, lambda t: torch.repeat_interleave(t.long()),
+    lambda t: torch.cuda.synchronize()])
+def test_every_way_to_learn_a_number_is_a_wait(read):
+    with pretended_gpu() as gpu:
+        there = torch.ones((), device="cuda") if read in (bool, str, repr) or "format" in str(read) else torch.ones(
+            3, device="cuda")
+        assert gpu.waits.total() == 0
+        read(there)
+        assert gpu.waits.total() == 1
+
+
+def test_what_is_on_its_way_to_the_cpu_may_not_be_read_yet():
+    with pretended_gpu():
+        there = torch.ones(3, device="cuda")
+        for send in (lambda: there.to("cpu", non_blocking=True),
+                     lambda: torch.empty(3, pin_memory=True).copy_(there, non_blocking=True)):
+            here, event = send(), torch.cuda.Event()
+            event.record()
+            with pytest.raises(RuntimeError, match="still on its way"):
+                here.numpy()
+            event.synchronize()
+            assert here.numpy().tolist() == [1, 1, 1]
+
+
+def test_a_generator_of_the_cpu_draws_nothing_on_it():
+    with pretended_gpu(), pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
+        torch.rand(3, generator=torch.Generator(), device="cuda")
+
+
 def test_modules_their_copies_and_their_optimizers_are_on_it():
     with pretended_gpu():
         model = torch.nn.Linear(2, 2).to("cuda")
@@ -238,6 +268,17 @@ def test_a_planted_look_at_the_memory_of_the_device_is_seen(folder, checkpoint, 
     with pretended_gpu():
         model, _ = predict.load_model(checkpoint, GPU)
         with pytest.raises(TypeError, match="to numpy"):
+            stitching.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
+
+
+def test_a_planted_result_that_is_not_waited_for_is_seen(folder, checkpoint, monkeypatch):
+    def to_host(tensor):
+        host = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
+        return lambda: host.numpy().copy()
+    monkeypatch.setattr(stitching, "to_host", to_host)
+    with pretended_gpu():
+        model, _ = predict.load_model(checkpoint, GPU)
+        with pytest.raises(RuntimeError, match="still on its way"):
             stitching.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
 
 

@@ -65,7 +65,7 @@ def test_another_precision_is_named_when_a_run_goes_on(tmp_path, capsys):
     run_folder.open_run(tmp_path, {"precision": "auto"}, CPU, resume=False)
     assert json.loads((tmp_path / "environment.json").read_text())["precision"] == "float32"
     run_folder.open_run(tmp_path, {"precision": "bfloat16"}, CPU, resume=True, free=("precision",))
-    assert "precision was float32, is bfloat16" in capsys.readouterr().err
+    assert "precision was float32, is bfloat16: more than the last digits" in capsys.readouterr().err
 
 
 # --- who works in it ------------------------------------------------------------------------------------------

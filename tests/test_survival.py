@@ -222,7 +222,8 @@ def test_being_told_to_stop_while_the_processes_of_a_loader_end(peace, tmp_path)
 def test_files_that_cannot_grow(peace, tmp_path, limit):
     """As on a disk that is full: a write fails. `limit` [KiB] lets some files through and others not."""
     trainer, whole, _ = peace
-    code = trainer.run(tmp_path / "a", "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code = trainer.run(tmp_path / "a", f"{OFTEN}import resource, signal\n"
+                       "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
                        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit * 1024},) * 2)")
     log = (tmp_path / "a" / "log.txt").read_text()
     assert code == 2, log
@@ -242,7 +243,7 @@ def test_full_disks(peace, tmp_path, size):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], capture_output=True).returncode:
         pytest.skip("may not mount a file system")
     try:
-        assert trainer.run(disk / "a") == 2
+        assert trainer.run(disk / "a", OFTEN) == 2
         log = (disk / "a" / "log.txt").read_text()
         assert not log or "No space left on device" in log.splitlines()[-1]
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)

@@ -60,14 +60,17 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(utils, "_said", set())
-    return monkeypatch
+    ask = utils.nvidia_driver
+    ask.cache_clear()
+    yield monkeypatch
+    ask.cache_clear()
 
 
 @pytest.mark.parametrize(("cuda", "driver", "said"), [
     ("13.2", "535.183.01", "driver 535.183.01 is here, .* CUDA 13.2 and needs a driver of version 580 or newer"),
     ("12.6", "470.82", "driver 470.82 is here, .* needs a driver of version 525 or newer"),
     ("13.2", "590.44", "driver 590.44 is here, but cannot be used, so the CPU is: torch does not say why"),
-    ("99.0", "600.1", "needs a newer driver"), ("13.2", "of unknown version", "needs a driver of version 580"),
+    ("99.0", "600.1", "needs a newer driver"),
     (None, "580.65.06", "was built without CUDA")])
 def test_a_gpu_that_cannot_be_used_is_told_once(no_gpu, capsys, cuda, driver, said):
     no_gpu.setattr(utils, "nvidia_driver", lambda: driver)
@@ -106,6 +109,24 @@ def test_a_gpu_that_is_too_old_for_this_build_is_left_alone_by_auto(no_gpu, caps
         utils.choose_device("cuda")
 
 
+def test_a_gpu_that_is_busy_is_no_reason_to_choose_auto_again(no_gpu):
+    no_gpu.setattr(torch.cuda, "is_available", lambda: True)
+    for message in ("CUDA error: all CUDA-capable devices are busy or unavailable", ""):
+        def ones(*_, message=message, **__):
+            raise RuntimeError(message)
+        no_gpu.setattr(torch, "ones", ones)
+        with pytest.raises(InputError, match=r"cannot be used \(.+\); free it of other work, or take --device cpu"):
+            utils.choose_device("auto")
+
+
+def test_a_gpu_that_a_variable_hides_is_told_so(no_gpu, capsys):
+    no_gpu.setattr(utils, "nvidia_driver", lambda: "590.44")
+    no_gpu.setattr(torch.version, "cuda", "13.2")
+    no_gpu.setenv("CUDA_VISIBLE_DEVICES", "99")
+    utils.choose_device("auto")
+    assert "so the CPU is: CUDA_VISIBLE_DEVICES is '99'" in capsys.readouterr().err
+
+
 def test_in_a_job_the_first_process_speaks_for_all(monkeypatch, capsys):
     monkeypatch.setattr(utils, "_said", set())
     monkeypatch.setenv("RANK", "3")
@@ -124,15 +145,19 @@ def test_nothing_is_said_where_there_is_no_gpu_or_it_was_hidden(no_gpu, capsys, 
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("printed", "status", "expected"), [("580.65.06\n580.65.06\n", 0, "580.65.06"), ("", 9, None)])
-def test_the_driver_is_what_nvidia_smi_says(tmp_path, monkeypatch, printed, status, expected):
+@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="there is a driver")
+@pytest.mark.parametrize(("printed", "status", "expected"), [
+    ("580.65.06\n580.65.06\n", 0, "580.65.06"), ("", 9, None), ("No devices were found\n", 0, None),
+    ("5x\n", 0, None), ("garbage 1.2\n", 0, None), ("\377\376\200\n", 0, None), ("1580.65\n", 0, None)])
+def test_the_driver_is_what_nvidia_smi_says(no_gpu, tmp_path, printed, status, expected):
     program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\nprintf '{printed}'\nexit {status}\n")
+    program.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\nprintf '{printed}'\nexit {status}\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    if status and os.path.exists("/proc/driver/nvidia/version"):
-        pytest.skip("there is a driver")
-    assert utils.nvidia_driver() == expected
+    no_gpu.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for _ in range(3):
+        assert utils.nvidia_driver() == expected
+        utils.choose_device("auto")
+    assert (tmp_path / "asked").read_text().count("asked") == 1      # it may take seconds
 
 
 def test_a_process_that_was_forked_from_one_with_a_gpu_is_refused_in_one_line(monkeypatch):
