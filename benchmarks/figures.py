@@ -28,6 +28,8 @@ def main() -> None:
     for settings in sorted(Path("runs").glob("reference_*/config.json")):
         print(f"{settings.parent / 'figures'}: {', '.join(draw_run(settings.parent))}")
     for study in sorted((ROOT / "benchmarks").glob("*.json")):
+        if not (Path("runs") / f"study_{study.stem}").exists():     # of which only a table is kept
+            continue
         subprocess.run([sys.executable, ROOT / "benchmarks" / "study.py", study, "--summary"], check=True,
                        stdout=subprocess.DEVNULL)
         print(f"{Path('runs') / f'study_{study.stem}' / 'figures'}: {study.name}")

@@ -64,6 +64,7 @@ def test_steps_can_be_skipped_and_are_counted(tiny, monkeypatch):
 
 def test_a_run_that_stopped_can_skip_when_it_goes_on(tiny, monkeypatch):
     data = train.prepare(tiny)
+    monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)                 # not only after the first seconds
     with monkeypatch.context() as patch:
         poison(patch, 3)
         with pytest.raises(InputError, match="or --nonfinite skip"):
