@@ -241,8 +241,8 @@ class Views(Dataset):
     mirrored.
 
     A network that works on means of k×k pixels (`downsample`) gets views of slices that were reduced to these means
-    once, here: turning and perturbing a sixteenth of the pixels, for k = 4, takes a sixteenth of the time. Means are
-    rounded to 8 bit, and masks hold shares of foreground.
+    once, here: for k = 4 a sixteenth of the pixels is turned and perturbed. Means are rounded to 8 bit, and masks hold
+    shares of foreground.
 
     Each item is a dict of uint8 tensors of sides P = `patch_size` / k, which `loaders.to_float` makes floats in [0, 1]
     once they are where the model is: `weak` (1, P, P), `strong` (`strong_views`, P, P) and, for labelled slices,
@@ -280,6 +280,7 @@ class Views(Dataset):
             shown = [np.empty(0)] * len(slices)
         self.foreground = [np.flatnonzero(array).astype(np.int32) for array in shown]
 
+        # How far outside a patch its pixels may come from: its corners, when it is turned and made smaller.
         geometry = {"rotation": 10.0, "zoom": 1.0, **(geometry or {})}
         angle = math.radians(geometry["rotation"])
         reach = geometry["zoom"] * (math.cos(angle) + math.sin(angle)) - 1

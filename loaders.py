@@ -23,7 +23,6 @@ from datasets import Views
 from run_folder import leave_to_parent
 from utils import InputError, WorkerDied, say_once
 
-
 PREFETCH = 2        # batches that each process has ready
 MOST_WORKERS = 4    # processes of one loader, unless more are asked for
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and of the clock
@@ -97,8 +96,7 @@ def shared_memory() -> float:
     return 0.8 * shutil.disk_usage(SHM).free / loaders_here()
 
 
-# --- which slices, and what is said when a process dies -----------------------------------------------------------
-
+# --- which slices, and what is said when a process dies -------------------------------------------------------
 
 class Draws(Sampler):
     """Endless (index, seed) pairs: one shuffled pass over `count` slices after another, from draw `start` on.
@@ -164,20 +162,30 @@ class Watched(Dataset):
         signs = ("DataLoader worker", "Pin memory thread exited")
         if not (isinstance(error, OSError | EOFError) or str(error).startswith(signs)):
             return None
-        at = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2) if self.at[i]}
+        number, index = self.wait_for_a_death(5.0)
+        if number is None:
+            return None
+
+        # Memory that was promised and is not there: shared memory was full when the worker touched it.
+        process = self.processes.get(number)
+        if process is not None and hasattr(signal, "SIGBUS") and process.exitcode == -signal.SIGBUS:
+            return InputError(SHM_IS_FULL)
+
         why = " ".join(str(error).split())[:150]
-        for _ in range(50 if at else 0):
+        return WorkerDied(f"{self.views.slices[index].path}: a process died while it made views of this slice ({why}); "
+                          "look at the slice, free memory, or take --num-workers 0")
+
+    def wait_for_a_death(self, seconds: float) -> tuple[int, int] | tuple[None, None]:
+        """Return process number and slice of a worker that is dead, or dies within so many seconds; None for none."""
+        at = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2) if self.at[i]}
+        end = time.monotonic() + seconds
+        while at and time.monotonic() < end:
             alive = {process.pid for process in multiprocessing.active_children()}
-            dead = [number for number in at if number not in alive]
-            if dead:
-                process = self.processes.get(dead[0])
-                if process is not None and hasattr(signal, "SIGBUS") and process.exitcode == -signal.SIGBUS:
-                    return InputError(SHM_IS_FULL)                  # it touched memory that is not there
-                path = self.views.slices[at[dead[0]]].path
-                return WorkerDied(f"{path}: a process died while it made views of this slice ({why}); look at the "
-                                  "slice, free memory, or take --num-workers 0")
+            for number, index in at.items():
+                if number not in alive:
+                    return number, index
             time.sleep(0.1)
-        return None
+        return None, None
 
 
 def is_out_of_shared_memory(error: Exception) -> bool:

@@ -91,26 +91,41 @@ def moments_that_fit(model: torch.nn.Module, windows: torch.Tensor, tta: bool = 
 
     Where it does not hold so many windows, half of them are tried, and that number is remembered: the next call for
     such a model and such windows does not run out of memory again.
+
+    Raises
+    ------
+    RuntimeError, MemoryError
+        When memory does not hold a single window, or something else is wrong.
     """
-    need = (windows.device, windows.shape[-1], square, precision, *(
-        (getattr(member, "factor", 1), sum(weight.numel() for weight in member.parameters()))
-        for member in members(model) if isinstance(member, torch.nn.Module)))
+    sizes = [(getattr(member, "factor", 1), sum(weight.numel() for weight in member.parameters()))
+             for member in members(model) if isinstance(member, torch.nn.Module)]
+    need = (windows.device, windows.shape[-1], square, precision, *sizes)
+
     parts, done = [], 0
     while done < len(windows):
         count = min(len(windows) - done, _fitting.get(need, len(windows)))
-        try:
-            part = window_moments(model, windows[done:done + count], tta, square, precision)
-        except (RuntimeError, MemoryError) as error:
-            if count == 1 or not is_out_of_memory(error):
-                raise
+        part = moments_or_none(model, windows[done:done + count], tta, square, precision)
+        if part is None:
             _fitting[need] = (count + 1) // 2
         else:
             parts.append(part)
             done += count
-            continue
-        if windows.is_cuda:
-            torch.cuda.empty_cache()  # here, where the error no longer holds what the attempt had computed
     return torch.cat(parts)
+
+
+def moments_or_none(model: torch.nn.Module, windows: torch.Tensor, tta: bool, square: bool,
+                    precision: str) -> torch.Tensor | None:
+    """Return `window_moments`, or None where memory holds some of these windows perhaps, but not all."""
+    try:
+        return window_moments(model, windows, tta, square, precision)
+    except (RuntimeError, MemoryError) as error:
+        if len(windows) == 1 or not is_out_of_memory(error):
+            raise
+
+    # Here the error is gone, and with it what held the memory of the attempt.
+    if windows.is_cuda:
+        torch.cuda.empty_cache()
+    return None
 
 
 def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False,

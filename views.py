@@ -120,7 +120,8 @@ def build_blur(blur_p: float, blur_limit: int, motion_blur: float, downsample: i
     if downsample == 1:
         return A.OneOf([A.GaussianBlur(blur_limit=(3, blur_limit), p=1.0 - motion_blur),
                         A.MotionBlur(blur_limit=(3, blur_limit), p=motion_blur)], p=blur_p)
-    limit = max(3, blur_limit // downsample // 2 * 2 + 1)
+    shorter = blur_limit // downsample
+    limit = max(3, shorter if shorter % 2 == 1 else shorter + 1)                # kernels are odd
     sigma = tuple(end / downsample for end in BLUR_SIGMA)
     motion_blur = motion_blur if blur_limit >= 3 * downsample else 0.0
     return A.OneOf([A.GaussianBlur(blur_limit=(3, limit), sigma_limit=sigma, p=1.0 - motion_blur),

@@ -28,18 +28,17 @@ from benchmarks import peers  # noqa: E402
 from benchmarks.peers import Repeat  # noqa: E402
 from config import Config  # noqa: E402
 from datasets import load_data  # noqa: E402
-from loaders import make_loader  # noqa: E402
+from loaders import PREFETCH, make_loader  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
 
 BATCHES = 8  # of one call, labelled and unlabelled, where no workers load
 STEPS = {"cuda": 20, "cpu": 1}  # of one call, likewise: a GPU takes milliseconds, which a single wait would drown
-READY = 2  # batches that a worker loads ahead
 IMAGE = 768  # px, side of the predicted image
 
 
 def per_call(count: int, config: Config) -> int:
     """Of so many batches or steps; more where workers load, who go on while other contenders run."""
-    return max(count, 10 * READY * config.num_workers)
+    return max(count, 10 * PREFETCH * config.num_workers)
 
 
 def steps_per_call(config: Config, given: bool = False) -> int:

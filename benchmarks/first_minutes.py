@@ -250,7 +250,7 @@ def images_per_second(bench: Bench, factor: int, tta: bool, ceilings: Ceilings |
         return (time.perf_counter() - began) / count
     predict(4)
     seconds = statistics.median(predict(bench.images) for _ in range(bench.rounds))
-    found = {"images/s": round(1 / seconds, 1), "ms": round(1e3 * seconds, 2)}
+    found = {"side": side, "images/s": round(1 / seconds, 1), "ms": round(1e3 * seconds, 2)}
     if ceilings and not tta:
         floor = ceilings.floor(image_work(bench.width, side, patch, 0.5, factor))
         found["× floor"] = round(seconds / floor, 2)
@@ -388,7 +388,7 @@ def measure_all(bench: Bench, results: Results) -> None:
                     lambda: time_step(bench, wide, True, ceilings))
 
     for factor, tta in ((1, False), (4, False), (4, True)):
-        results.attempt(f"images of {IMAGE}² px, downsample {factor}{', eight symmetries' if tta else ''}",
+        results.attempt(f"images, downsample {factor}{', eight symmetries' if tta else ''}",
                         lambda f=factor, t=tta: images_per_second(bench, f, t, ceilings))
     if cuda:
         for name, (method, semi) in kinds.items():

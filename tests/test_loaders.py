@@ -174,8 +174,9 @@ def test_batches_that_do_not_fit_into_shared_memory_get_fewer_workers(namespaces
 
 
 def test_shared_memory_that_is_full_is_an_error_with_a_cure(namespaces, tmp_path):
-    """Others may fill it, too: here nobody looks at how much is free."""
-    change = "loaders.shared_memory = lambda: float('inf')\nloaders.PREFETCH = 8"
+    """Another program filled it just after somebody looked how much is free."""
+    change = ("open('/dev/shm/of_others', 'wb').write(bytes(60 << 20))\n"
+              "loaders.shared_memory = lambda: float('inf')")
     done = in_small_shared_memory(LARGE_BATCHES, cwd=tmp_path, change=change)
     assert done.returncode == 1
     assert re.search(r"InputError: /dev/shm: the shared memory .* is full; take --num-workers 0", done.stderr)

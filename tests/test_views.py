@@ -208,8 +208,6 @@ def test_views_of_reduced_slices_are_the_reduced_views():
     for seed in range(20):
         full, small = whole[seed % 2, seed], reduced[seed % 2, seed]
         assert small["weak"].shape == small["mask"].shape == (1, 32, 32)
-        if torch.equal(full["weak"][0, :4, :4], full["weak"][0, :4, :4].flip(0)):
-            continue                                                     # mirrored there
         inner = slice(8, 24)                                             # 128 > 96: what is mirrored in may differ
         np.testing.assert_allclose(small["weak"][0][inner, inner], blocks(full["weak"][0].numpy(), 4)[inner, inner],
                                    atol=0.6 / 255)
