@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 from skimage.feature import multiscale_basic_features
 from skimage.future import TrainableSegmenter
-from sklearn.ensemble import RandomForestClassifier
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -170,6 +169,7 @@ def forest_scores(data: Data, seed: int, pixels: int = 20_000) -> pd.DataFrame:
     et al., 2017, doi:10.1093/bioinformatics/btx180), but with `pixels` random pixels of every training slice instead
     of brush strokes, which is more than anybody paints.
     """
+    from sklearn.ensemble import RandomForestClassifier  # of the development packages; drawing a study needs none
     rng = np.random.default_rng(seed)
 
     def features(image: np.ndarray) -> np.ndarray:                                    # (H, W, F)
