@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from config import Config
-from datasets import Data
+from data_folder import Data
 from model_unet import UNet
 from slices import Slice
 from stitching import place_windows, predict_image
@@ -153,8 +153,9 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
         features.append(described)
         if len(features) > len(data.train):
             of_student = predict_slice(config, student, s, device)
+            inside = np.s_[...] if s.outside is None else ~s.outside
             rows.append({"stem": s.stem, "file": str(s.path),
-                         **slice_uncertainty(of_student, probability, config.threshold)})
+                         **slice_uncertainty(of_student[inside], probability[inside], config.threshold)})
     features, table = np.stack(features), pd.DataFrame(rows)
     certain = (table["entropy"] <= table["entropy"].median()).to_numpy()
     order, coverage, alone = rank_by_coverage(*np.split(features, [len(data.train)]), certain)

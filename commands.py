@@ -1,6 +1,7 @@
 """How a command line begins and ends: options, one line for errors, what signals do."""
 
 import argparse
+import re
 import os
 import signal
 import sys
@@ -14,8 +15,15 @@ import torch
 from utils import InputError, is_out_of_memory, one_line
 
 
+NEGATIVE = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
+
 class Parser(argparse.ArgumentParser):
     """Reads options; says in one line what is wrong with them."""
+
+    def __init__(self, *arguments: object, **options: object):
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = NEGATIVE                # argparse takes -1e3 for an option
 
     def error(self, message: str) -> NoReturn:
         """`InputError` instead of the whole usage."""

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from model_unet import ENCODER_BLOCKS, STRIDE
-from slices import ROI, parse_roi
+from slices import FOREGROUND, ROI, parse_roi
 from utils import InputError, breaks_lines, read_json
+from windows import parse_outside
 
 
 def option(default: object, text: str, check: Callable[[Any], bool] = lambda value: True) -> Any:
@@ -65,7 +66,11 @@ class Config:
                                                        and 0 <= v[0] < v[1] and 0 <= v[2] < v[3]))
     percentiles: tuple = option((1.0, 99.5), "two, of the non-zero pixels, become 0 and 1",
                                 lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 100)
-    mask_foreground: str = option("auto", "side of a mask: auto, dark, bright", _one_of("auto", "dark", "bright"))
+    outside: str = option("auto", "grey value outside the sample, such as -1000 or nan; none; or auto: recognise it",
+                          lambda v: parse_outside(v) is not None)
+    mask_foreground: str = option("auto", "what is foreground in a mask: dark or bright, the side; labels, all above "
+                                  "0; or auto, by its values", _one_of(*FOREGROUND))
+    trust_pairs: bool = option(False, "take masks whose outlines do not agree with their images")
     # views: geometry of all, intensity of the strong one
     patch_size: int = option(256, "side of patch and window [px], 32, 48, … times --downsample, up to 16384",
                              _between(1, 2**14))

@@ -25,8 +25,8 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1
         0 and 1; of block means shares of foreground between them, for which soft Dice is smallest at a decision.
     smooth : float
         Pixels added to numerator and denominator.
-    weight : (B, 1, H, W) float tensor of 0 and 1, or None
-        Pixels that count; None is all.
+    weight : (B, 1, H, W) float tensor, or None
+        How much each pixel counts, 0 to 1; None is all.
     """
     probability = logits.float().sigmoid()
     if weight is not None:
@@ -36,7 +36,8 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1
     return (1 - (2 * intersection + smooth) / (total + smooth)).mean()
 
 
-def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, bce_weight: float = 0.5) -> torch.Tensor:
+def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, bce_weight: float = 0.5,
+                  inside: torch.Tensor | None = None) -> torch.Tensor:
     """`bce_weight`·BCE-with-logits + (1 − `bce_weight`)·soft Dice loss.
 
     Parameters
@@ -45,13 +46,25 @@ def bce_dice_loss(logits: torch.Tensor, target: torch.Tensor, bce_weight: float 
     target : (B, 1, H, W) float tensor
         0 and 1, or shares of foreground between them.
     bce_weight : float in [0, 1]
+    inside : (B, 1, H, W) float tensor, or None
+        How much each pixel counts, 0 to 1: 0 where there is no sample. None is all.
     """
-    bce = F.binary_cross_entropy_with_logits(logits.float(), target)
-    return bce_weight * bce + (1 - bce_weight) * soft_dice_loss(logits, target)
+    if inside is None:
+        bce = F.binary_cross_entropy_with_logits(logits.float(), target)
+    else:
+        bce = mean_inside(F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none"), inside)
+    return bce_weight * bce + (1 - bce_weight) * soft_dice_loss(logits, target, weight=inside)
+
+
+def mean_inside(values: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of values weighted with `inside`, or of all where that is None; 0 where nothing is inside."""
+    if inside is None:
+        return values.mean()
+    return (values * inside).sum() / inside.sum().clamp(min=1.0)
 
 
 def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: str = "mse", confidence: float = 0.0,
-                     hard: bool = False) -> torch.Tensor:
+                     hard: bool = False, inside: torch.Tensor | None = None) -> torch.Tensor:
     """How far the student is from the teacher's probability, where the teacher is confident.
 
     Averaged over all pixels: one below the confidence counts as zero, it is not left out, so a batch in which few
@@ -71,6 +84,8 @@ def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: s
         A pixel counts where max(p, 1 − p) is at least this; 0.5 or less is every pixel.
     hard : bool
         Compare with the teacher's decision (p ≥ 0.5) instead of its probability.
+    inside : (B, 1, H, W) float tensor, or None
+        How much each pixel counts, 0 to 1: 0 where there is no sample. None is all.
     """
     target = target.detach().float()
     sure = (torch.maximum(target, 1 - target) >= confidence).float()          # (B, 1, H, W)
@@ -78,9 +93,12 @@ def consistency_loss(student_logits: torch.Tensor, target: torch.Tensor, kind: s
         target = (target >= 0.5).float()
     logits = student_logits.float()
     if kind == "mse":
-        return ((logits.sigmoid() - target).square() * sure).mean()
-    bce = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * sure).mean()
-    return bce if kind == "bce" else 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=sure)
+        return mean_inside((logits.sigmoid() - target).square() * sure, inside)
+    bce = mean_inside(F.binary_cross_entropy_with_logits(logits, target, reduction="none") * sure, inside)
+    if kind == "bce":
+        return bce
+    counts = sure if inside is None else sure * inside
+    return 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=counts)
 
 
 def draw_boxes(count: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:

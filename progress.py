@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from config import FREE, Config
-from datasets import Data
+from data_folder import Data
 from loaders import drawn, seed_of
 from model_unet import UNet
 from run_folder import environment, forget_state, hashes, read_phases, restore_state, save_state
@@ -38,8 +38,9 @@ class Progress:
         What a progress bar says.
     """
 
-    def __init__(self, config: Config, phase: str, log: Path, stateful: dict):
+    def __init__(self, config: Config, phase: str, log: Path, stateful: dict, window: dict | None = None):
         self.config, self.phase, self.log, self.stateful = config, phase, log, stateful
+        self.window = window                    # of grey values, which goes with the weights
         self.state = state_path(config, phase)
         self.step, self.losses, self.rate, self.best, self.shown = 0, [], 0.0, {}, ""
         self._kept: dict[str, dict] = {}        # best weights that are not on disk yet
@@ -82,10 +83,13 @@ class Progress:
             f", Dice {row['val_dice']:.3f}" if row.get("val_dice") is not None else "")
 
     def keep_best(self, models: dict[str, UNet], scores: dict, epoch: int, chosen: bool) -> None:
-        """Keep the weights of each model that has its best validation Dice so far (or just the last one)."""
+        """Keep the weights of each model that has its best validation Dice so far (or just the last one).
+
+        Of two that are equal the later ones: 0 stands for weights that find nothing, or nothing right, yet.
+        """
         for name, model in models.items():
             score = scores[name]["dice"] if chosen else None
-            if name not in self.best or not chosen or score > self.best[name]["val_dice"]:
+            if name not in self.best or not chosen or score >= self.best[name]["val_dice"]:
                 self.best[name] = {"val_dice": score, "epoch": epoch}
                 self._kept[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
@@ -131,7 +135,7 @@ class Progress:
         while self._kept:
             name, weights = next(iter(self._kept.items()))
             save_checkpoint(self.config.checkpoint(name), weights,
-                            {"name": name, **self.best[name], "config": settings})
+                            {"name": name, **self.best[name], "config": settings, "window": self.window})
             del self._kept[name]
 
 

@@ -19,8 +19,8 @@ from utils import (
 )
 
 PACKAGES = ("torch", "torchvision", "albumentations", "opencv-python-headless", "scikit-image", "numpy", "tifffile")
-TRAINING_CODE = ("config.py", "datasets.py", "loaders.py", "losses.py", "model_unet.py", "slices.py", "splits.py",
-                 "steps.py", "train.py", "views.py")
+TRAINING_CODE = ("config.py", "data_folder.py", "datasets.py", "loaders.py", "losses.py", "masks.py", "model_unet.py",
+                 "pairing.py", "slices.py", "splits.py", "steps.py", "train.py", "views.py", "windows.py")
 _held: dict[tuple[int, Path], int] = {}  # open locks of this process, until it ends
 
 
@@ -127,7 +127,7 @@ def code_files() -> dict[str, Path]:
 
 
 def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, free: tuple[str, ...] = (),
-             data: dict[str, Path] | None = None) -> None:
+             data: dict[str, Path] | None = None, defaults: dict | None = None) -> None:
     """Create a run folder with `config.json` and `environment.json`, or go on in an existing one.
 
     Parameters
@@ -140,6 +140,8 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
         Settings that may differ on resuming because they do not change results.
     data : dict of str to Path
         The files that the run reads, of which hashes are kept.
+    defaults : dict, optional
+        Values of settings that runs of earlier versions do not know.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, f
     if path.exists():
         if not resume:
             raise InputError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --run")
-        stored = read_json(path)
+        stored = {**(defaults or {}), **read_json(path)}
         changed = [f"{k} was {stored.get(k)!r}, now {settings.get(k)!r}" for k in sorted({*stored, *settings})
                    if k not in free and stored.get(k) != settings.get(k)]
         if changed:

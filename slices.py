@@ -5,39 +5,64 @@ import math
 import os
 import re
 import struct
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
-from skimage.filters import threshold_otsu
 
 from utils import InputError, breaks_lines
 
-IMAGE_SUFFIXES = (".tif", ".tiff")
-MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".png", ".npy")
+TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".bmp")
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+FOREGROUND = ("auto", "dark", "bright", "labels")   # what may be stated of masks; see `masks`
+KNOWN_COLOURS = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB,
+                 tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.YCBCR)
 LARGEST = 2**30  # pixels of a slice; OpenCV reads no more
 INFLATION = 100_000  # bytes that a compressed byte can become: bits of a mask in CCITT G4, zstd or LZMA
-FEW = 16  # grey values: a painted copy of a slice has more
 SMALL = 2**28  # bytes that are taken without a look at the file's size
 ROI = (370, 1138, 200, 968)  # first row, end row, first column, end column of the unlabelled scans [px]
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One preprocessed slice: `image` (H, W) uint8, `mask` (H, W) uint8 of 0 and 1 or None, and its file."""
+    """One preprocessed slice.
+
+    Attributes
+    ----------
+    path : Path
+        Its file.
+    image : (H, W) uint8 ndarray
+    mask : (H, W) uint8 ndarray of 0 and 1, or None
+    outside : (H, W) bool ndarray, or None
+        Where there is no sample; None where there is sample everywhere.
+    limits : (low, high), or None
+        The grey values of the file that became 0 and 255.
+    """
 
     path: Path
     image: np.ndarray
     mask: np.ndarray | None = None
+    outside: np.ndarray | None = None
+    limits: tuple[float, float] | None = None
 
     @property
     def stem(self) -> str:
         """Name without folder and suffix: what splits and tables call the slice."""
-        return self.path.stem
+        return plain_text(self.path.stem)
+
+    def with_mask(self, mask: np.ndarray) -> "Slice":
+        """Return the slice with a mask, which is 0 where there is no sample."""
+        return replace(self, mask=mask if self.outside is None else mask * ~self.outside)
+
+    def without_mask(self) -> "Slice":
+        """Return the slice as if nobody had labelled it."""
+        return replace(self, mask=None)
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -58,29 +83,82 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
     return sorted((p for p in files if not p.is_dir()), key=lambda p: natural_key(p.name))
 
 
+def is_clutter(path: Path) -> bool:
+    """Return whether a file is one that operating systems leave in folders: hidden ones, thumbnails, settings."""
+    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
+
+
+def plain_text(text: str) -> str:
+    """Return a name in one spelling: letters with accents composed, on which no two file systems agree."""
+    return unicodedata.normalize("NFC", text)
+
+
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Sort key that compares numbers inside a name as numbers."""
     return [(0, int(s)) if s.isdecimal() else (1, s) for s in re.findall(r"\d+|\D+", name)]
 
 
-def read_array(path: Path) -> np.ndarray:
-    """One 2-D array from `.tif`, `.png` or `.npy`, in the type that the file has.
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image file as it is stored.
 
-    Values are as stored: a palette or an inverting look-up table is not applied.
+    Attributes
+    ----------
+    values : (H, W) or (H, W, 3) ndarray
+        Grey values, numbers of a palette, or red, green and blue.
+    alpha : (H, W) ndarray, or None
+        Opacity.
+    palette : (N, 3) uint8 ndarray, or None
+        The colours that values stand for.
+    white_is_zero : bool
+        Whether a grey file is to be shown with 0 as white (TIFF's photometric interpretation 0).
+    """
+
+    values: np.ndarray
+    alpha: np.ndarray | None = None
+    palette: np.ndarray | None = None
+    white_is_zero: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.values.shape[:2]
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether there are colours, or is opacity, and not only grey values."""
+        return self.values.ndim == 3 or self.palette is not None or self.alpha is not None
+
+    def colours(self) -> np.ndarray:
+        """Return what is shown, as (H, W, 3) uint8 or wider."""
+        if self.palette is not None:
+            return self.palette[self.values]
+        if self.values.ndim == 3:
+            return self.values
+        return np.repeat(self.values[..., None], 3, axis=2)
+
+
+def read_picture(path: Path) -> Picture:
+    """Decode a `.tif`, `.png`, `.bmp` or `.npy` file of one page, grey or coloured.
+
+    Of a TIFF with smaller copies of its page, such as a thumbnail, the page is read.
 
     Raises
     ------
     InputError
-        When the file is missing, damaged, holds more than one channel or page, or claims to be larger than it can be.
+        When the file is missing, damaged, holds several pages, or claims to be larger than it can be.
     """
     path = Path(path)
-    read = {".npy": _read_npy, ".png": _read_png}.get(path.suffix.lower(), _read_tiff)
+    read = {".npy": _read_npy, ".png": _read_png, ".bmp": _read_bmp}.get(path.suffix.lower(), _read_tiff)
     refuse_devices(path)
     try:
         with complaints() as found:
-            array = read(path)
+            picture = read(path)
         if found:
             raise ValueError(found[0])
+        return picture
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -89,12 +167,51 @@ def read_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check its rights") from None
     except Exception as error:  # noqa: BLE001 - the parsers raise a dozen types on damaged files (struct, zlib, key, value …)
         raise _unreadable(path, error) from None
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return the grey values of a file as (H, W), in the type that the file has.
+
+    Values are as stored: a palette of a TIFF or an inverting look-up table is not applied. Colours that are all grey
+    count as grey values.
+
+    Raises
+    ------
+    InputError
+        As `read_picture`, and for colours and transparency.
+    """
+    picture = read_picture(path)
+    values, alpha = picture.values, picture.alpha
+    if values.ndim == 3:
+        grey = values[..., 0]
+        if not (values == grey[..., None]).all():
+            raise InputError(f"{path}: has shape {values.shape} and is coloured, expected one grey slice (rows, "
+                             "columns); save one channel per file")
+        values = np.ascontiguousarray(grey)
+    if alpha is not None and alpha.min() != alpha.max():
+        raise InputError(f"{path}: has transparent parts; flatten it and save one grey channel")
+    return values
+
+
+def grey_plane(array: np.ndarray, path: Path) -> np.ndarray:
+    """Return an array without axes of length 1 as (H, W); `InputError` where other axes are left."""
     shape = array.shape
     array = array.reshape([n for n in shape if n != 1] if array.ndim > 2 else shape)
     if array.ndim != 2 or array.size == 0:
         raise InputError(f"{path}: has shape {shape}, expected one grey slice (rows, columns); "
                          "save one channel and one page per file")
     return array
+
+
+def picture_of_channels(array: np.ndarray, path: Path) -> Picture:
+    """Return the picture that 1 to 4 channels (H, W, C) make: grey, grey and opacity, colours, colours and opacity."""
+    channels = array.shape[2]
+    if array.size == 0 or channels > 4:
+        raise InputError(f"{path}: has shape {array.shape}, expected one grey slice (rows, columns); "
+                         "save one channel and one page per file")
+    alpha = array[..., -1] if channels in (2, 4) else None
+    values = array[..., :3] if channels > 2 else array[..., 0]
+    return Picture(values, alpha)
 
 
 def refuse_devices(path: Path) -> None:
@@ -108,14 +225,15 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: cannot be read ({reason}); damaged or truncated? export it again")
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path) -> Picture:
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
             raise ValueError("not an npy file")
-    return np.array(np.load(path, mmap_mode="r", allow_pickle=False))   # mapped: a short file is an error, not memory
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)   # mapped: a short file is an error, not memory
+    return Picture(grey_plane(np.array(stored), path))
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_png(path: Path) -> Picture:
     stored = path.read_bytes()
     if stored[:8] != b"\x89PNG\r\n\x1a\n" or stored[12:16] != b"IHDR":
         raise ValueError("not a PNG image")
@@ -123,19 +241,75 @@ def _read_png(path: Path) -> np.ndarray:
     refuse_bombs((height, width, {2: 3, 4: 2, 6: 4}.get(colours, 1)), max(1, depth // 8), len(stored))
     if b"IEND\xaeB`\x82" not in stored:                                 # else what is missing would come out black
         raise ValueError("its end is missing")
+    return _decode(stored, path, "PNG")
+
+
+def _read_bmp(path: Path) -> Picture:
+    stored = path.read_bytes()
+    if stored[:2] != b"BM" or len(stored) < 26:
+        raise ValueError("not a BMP image")
+    size, = struct.unpack("<I", stored[2:6])
+    if size > len(stored):                                              # else what is missing would come out black
+        raise ValueError("its end is missing")
+    width, height = struct.unpack("<ii", stored[18:26])
+    refuse_bombs((abs(height), abs(width), 3), 1, len(stored))
+    return _decode(stored, path, "BMP")
+
+
+def _decode(stored: bytes, path: Path, family: str) -> Picture:
+    """Decode a PNG or BMP file with OpenCV, which applies palettes and has blue before red."""
     array = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise ValueError("not a PNG image")
-    return array
+        raise ValueError(f"not a {family} image")
+    if array.ndim == 2:
+        return Picture(array)
+    picture = picture_of_channels(array, path)
+    if picture.values.ndim == 3:
+        picture = replace(picture, values=picture.values[..., ::-1])
+    return picture
 
 
-def _read_tiff(path: Path) -> np.ndarray:
+def _read_tiff(path: Path) -> Picture:
     with tifffile.TiffFile(path) as file:
-        if len(file.series) != 1:
+        series = main_series(file)
+        if series is None:
             raise ValueError(f"{len(file.series)} images in one file, expected one slice")
-        (series,) = file.series
         refuse_bombs(series.shape, series.dtype.itemsize, path.stat().st_size)
-        return file.asarray()
+        array, page = series.asarray(), series.keyframe
+        if page.photometric not in KNOWN_COLOURS:
+            raise ValueError(f"its colours are {page.photometric.name}, expected grey values or RGB")
+
+        channels = series.axes.find("S")
+        if channels >= 0 and array.shape[channels] > 1:
+            array = np.moveaxis(array, channels, -1)
+            array = array.reshape([n for n in array.shape[:-1] if n != 1] + [array.shape[-1]])
+            if array.ndim != 3:
+                grey_plane(array, path)                                 # an error that names the shape
+            return picture_of_channels(array, path)
+
+        array = grey_plane(array, path)
+        return Picture(array, None, palette_of(page), shows_zero_white(file, page))
+
+
+def palette_of(page: tifffile.TiffPage) -> np.ndarray | None:
+    """Return the colours that the numbers of a page stand for, (N, 3) uint8; None where they are grey values."""
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None:
+        return None
+    return np.ascontiguousarray(page.colormap.T // 256).astype(np.uint8)
+
+
+def shows_zero_white(file: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
+    """Return whether the grey values of a page are to be turned round, because 0 stands for white.
+
+    Not in ImageJ's files: there that is a look-up table for the screen, and the object of a mask has the value 255.
+    """
+    return page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not file.is_imagej
+
+
+def main_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries | None:
+    """Return the images of a TIFF without those that are marked as smaller copies; None where several are left."""
+    whole = [series for series in file.series if not series.keyframe.is_reduced]
+    return whole[0] if len(whole) == 1 else None
 
 
 def refuse_bombs(shape: tuple[int, ...], itemsize: int, stored: int) -> None:
@@ -168,28 +342,24 @@ def complaints() -> Iterator[list[str]]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One slice as (H, W) floats, values as stored: 8/16/32-bit integers or floats, on any physical scale.
+    """Return one slice as (H, W) floats, values as stored: 8/16/32-bit integers or floats, on any physical scale.
 
     The type is float32, or float64 for 32-bit integers and wider types, whose values float32 would merge.
 
     Raises
     ------
     InputError
-        As `read_array`, and for NaN, infinite or complex values.
+        As `read_array`, and for complex values.
     """
-    return as_grey(read_array(path), str(path))
+    return as_floats(read_array(path), str(path))
 
 
-def as_grey(array: np.ndarray, name: str) -> np.ndarray:
-    """Stored values as `read_image` gives them; `InputError` for NaN, infinite or complex values."""
+def as_floats(array: np.ndarray, name: str) -> np.ndarray:
+    """Return stored values as `read_image` does; `InputError` for what are no real numbers."""
     if array.dtype.kind not in "uifb":
         raise InputError(f"{name}: holds {array.dtype} values, expected integers or floats")
     wide = array.dtype.itemsize > 4 or (array.dtype.itemsize == 4 and array.dtype.kind != "f")
-    array = array.astype(np.float64 if wide else np.float32)
-    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-    if bad:
-        raise InputError(f"{name}: {bad} of {array.size} pixels are NaN or infinite; replace them by 0")
-    return array
+    return array.astype(np.float64 if wide else np.float32)
 
 
 def parse_roi(text: str) -> tuple[int, int, int, int] | None:
@@ -213,7 +383,7 @@ def crop_roi(image: np.ndarray, roi: tuple[int, int, int, int] | None, name: str
     InputError
         When the ROI does not fit into the image.
     """
-    if roi is None or image.shape == (roi[1] - roi[0], roi[3] - roi[2]):
+    if roi is None or image.shape[:2] == (roi[1] - roi[0], roi[3] - roi[2]):
         return image
     if roi[1] > image.shape[0] or roi[3] > image.shape[1]:
         raise InputError(f"{name}: is {image.shape[0]}×{image.shape[1]} px, too small for the ROI rows "
@@ -221,112 +391,13 @@ def crop_roi(image: np.ndarray, roi: tuple[int, int, int, int] | None, name: str
     return image[roi[0]:roi[1], roi[2]:roi[3]]
 
 
-def percentile_window(image: np.ndarray, percentiles: tuple[float, float] = (1.0, 99.5),
-                      name: str = "image") -> np.ndarray:
-    """Map the two percentiles of the non-zero pixels to 0 and 255, clip, round. (H, W) any → (H, W) uint8.
-
-    Zero is what reconstruction writes outside the field of view, so it does not count.
-
-    Raises
-    ------
-    InputError
-        When both percentiles are equal: a (nearly) constant image.
-    """
-    low, high = grey_limits(image, percentiles, name)
-    if not high > low:
-        raise InputError(f"{name}: is constant ({low:g}) between percentiles {percentiles[0]:g} and "
-                         f"{percentiles[1]:g}; nothing to segment, remove it")
-    return apply_window(image, low, high)
+def crop_picture(picture: Picture, roi: tuple[int, int, int, int] | None, name: str = "image") -> Picture:
+    """Return what `crop_roi` leaves of a picture, with its colours."""
+    alpha = None if picture.alpha is None else crop_roi(picture.alpha, roi, name)
+    return replace(picture, values=crop_roi(picture.values, roi, name), alpha=alpha)
 
 
-def grey_limits(image: np.ndarray, percentiles: tuple[float, float], name: str = "image") -> tuple[float, float]:
-    """Grey values at two percentiles of the non-zero pixels; equal where there is nothing to see.
-
-    Raises
-    ------
-    InputError
-        Where they are farther apart than the largest number.
-    """
-    values = image[image != 0]
-    low, high = np.percentile(values, percentiles) if values.size else (0.0, 0.0)
-    if not np.isfinite(float(high) - float(low)):
-        raise InputError(f"{name}: its grey values reach from {low:g} to {high:g}, too far to be scaled; damaged?")
-    return float(low), float(high)
-
-
-def apply_window(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map `low` to 0 and `high` to 255, clip, round: uint8."""
-    scaled = (image.astype(np.float64) - low) / (high - low)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-
-
-def read_mask(path: Path, foreground: str = "auto", image: np.ndarray | None = None) -> np.ndarray:
-    """A mask as (H, W) uint8, foreground 1.
-
-    Binary files hold two values, one of them 0 and the other 1 or the type's largest. Painted copies hold the
-    grey slice with the particles filled with one value; they are split by Otsu's threshold (Otsu, 1979,
-    doi:10.1109/TSMC.1979.4310076).
-
-    Parameters
-    ----------
-    foreground : {"auto", "dark", "bright"}
-        Which side of the threshold is foreground. `auto`: the non-zero side of a binary file, and of a painted
-        copy the smaller side, of which more than half has exactly one value.
-    image : (H, W) ndarray, optional
-        The slice that was painted: where both are 0, outside the field of view, there is no foreground.
-
-    Raises
-    ------
-    InputError
-        As `read_array`, when `auto` finds no unambiguous side, or zeros may be paint or outside.
-    """
-    array = read_array(path)
-    if array.dtype.kind not in "uifb" or not np.isfinite(array).all():
-        raise InputError(f"{path}: holds NaN, infinite or other than real values; save the mask again as 0 and 255")
-    values, counts = np.unique(array, return_counts=True)
-    if len(values) <= 2 and any(set(values.tolist()) <= {0, top} for top in (1, 255, 65535)):
-        return ((array == 0) if foreground == "dark" else (array != 0)).astype(np.uint8)
-    if len(values) == 1:
-        raise InputError(f"{path}: every pixel is {values[0]:g}; an empty mask is all 0, a full one all 1 or 255")
-    if foreground == "auto" and 2 < len(values) < FEW:
-        shown = ", ".join(f"{value:g}" for value in values)
-        raise InputError(f"{path}: holds the values {shown}: neither a binary mask (0 and 255) nor a painted copy of "
-                         "the slice; save one class per mask, or set --mask-foreground dark or bright")
-    inside = np.ones(array.shape, bool) if image is None or image.shape != array.shape else (array != 0) | (image != 0)
-    values, counts = np.unique(array[inside], return_counts=True)
-    threshold = _otsu(array[inside], path)
-    dark, n_dark, total = values <= threshold, int(counts[values <= threshold].sum()), int(counts.sum())
-    if foreground == "auto":
-        paint_dark = counts[dark].max() / n_dark > 0.5 and n_dark < total / 2
-        paint_bright = counts[~dark].max() / (total - n_dark) > 0.5 and n_dark > total / 2
-        if paint_dark == paint_bright:
-            raise InputError(f"{path}: {len(values)} grey values do not tell which side of the threshold "
-                             f"{threshold:g} is foreground; set --mask-foreground dark or bright")
-        foreground = "dark" if paint_dark else "bright"
-    corners = array[np.ix_((0, -1), (0, -1))]
-    if foreground == "dark" and image is None and len(values) >= FEW and not corners.any():
-        raise InputError(f"{path}: is 0 in all corners: paint, or outside the field of view? save it as 0 and 255")
-    return (inside & ((array <= threshold) == (foreground == "dark"))).astype(np.uint8)
-
-
-def _otsu(values: np.ndarray, path: Path) -> float:
-    """Otsu's threshold; `InputError` where values reach too far, or lie too close, for its arithmetic."""
-    low, high = float(values.min()), float(values.max())
-    scale = 1.0 if 1e-12 < high - low < 1e12 else high - low
-    if values.dtype == np.float16 or (values.dtype.kind in "ui" and high - low > 65535):
-        values = values.astype(np.float64)                      # of integers, every one would be a bin of its own
-    try:
-        if not 1e-300 < scale < np.inf:
-            raise ValueError("of no use")
-        if scale == 1.0:
-            return threshold_otsu(values)
-        return threshold_otsu((values - np.float64(low)) / scale) * scale + low
-    except ValueError:
-        raise InputError(f"{path}: its grey values, from {low:g} to {high:g}, cannot be split by a threshold; damaged?"
-                         ) from None
-
-
-# --- windows of an array --------------------------------------------------------------------------------------
+# --- parts of an array --------------------------------------------------------------------------------------
 
 def reflect_index(index: np.ndarray, length: int) -> np.ndarray:
     """Indices outside 0 … length − 1 mirrored back into it, edge pixel not repeated; any distance."""

@@ -1,57 +1,14 @@
-"""Which mask belongs to which image, and which slices train, choose the checkpoint, and test."""
+"""Which slices train, choose the checkpoint, and test."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
-from slices import natural_key
+from slices import MASK_SUFFIXES, natural_key, plain_text
 from utils import InputError, read_json
 
 PARTS = ("train", "val", "test")
 
-
-# --- pairing --------------------------------------------------------------------------------------------------
-
-def last_number(name: str) -> int | None:
-    """The last number in a name: 7 for `image_v2_07`, `mask_007_inv` and `image_v2_mask_07`."""
-    numbers = re.findall(r"\d+", name)
-    return int(numbers[-1]) if numbers else None
-
-
-def pair_files(images: list[Path], masks: list[Path]) -> tuple[dict[Path, Path], list[str]]:
-    """Find the mask of each image: the same stem, else the same last number.
-
-    Returns
-    -------
-    pairs : dict of Path to Path
-    problems : list of str
-        One line for each image or mask without a partner or with several.
-    """
-    pairs: dict[Path, Path] = {}
-    problems: list[str] = []
-    fitting: list[Path] = []  # masks of images for which several fit
-    for image in images:
-        found = [m for m in masks if m.stem == image.stem]
-        if not found and last_number(image.stem) is not None:
-            found = [m for m in masks if last_number(m.stem) == last_number(image.stem)]
-        if len(found) == 1:
-            pairs[image] = found[0]
-        elif found:
-            fitting += found
-            problems.append(f"{image}: {len(found)} masks fit ({', '.join(m.name for m in found)}); keep one")
-        else:
-            problems.append(f"{image}: no mask with this stem or last number; add it, or move the image away")
-    for mask in masks:
-        users = [i.name for i, m in pairs.items() if m == mask]
-        if len(users) > 1:
-            problems.append(f"{mask}: fits {len(users)} images ({', '.join(users)}); name masks like their images")
-        elif not users and mask not in fitting:
-            problems.append(f"{mask}: no image with this stem or last number; add it, or remove the mask")
-    return pairs, problems
-
-
-# --- splitting ------------------------------------------------------------------------------------------------
 
 def split_by_blocks(stems: list[str], n_val: int, n_test: int, fold: int = 0) -> dict[str, list[str]]:
     """Contiguous blocks of the natural order: test is block number `fold`, val the end farther from it.
@@ -78,8 +35,25 @@ def split_at_random(stems: list[str], n_val: int, n_test: int, seed: int) -> dic
     return {part: [stems[i] for i in sorted(chosen[part])] for part in PARTS}
 
 
-def split_problems(split: dict, stems: list[str], unlabelled: list[str]) -> list[str]:
-    """What is wrong with a split, one line each: unknown parts or stems, a stem twice, tests among unlabelled."""
+def known_stems(split: dict, stems: list[str]) -> dict:
+    """Return a split with its names as the labelled slices have them.
+
+    A name may have the suffix of a file (`slice_07.tif`), and letters with accents in another spelling.
+    """
+    def known(name: object) -> object:
+        if not isinstance(name, str):
+            return name
+        plain = plain_text(name)
+        if plain not in stems and Path(plain).suffix.lower() in MASK_SUFFIXES:
+            return Path(plain).stem
+        return plain
+
+    return {part: [known(name) for name in names] if isinstance(names, list) else names
+            for part, names in split.items()}
+
+
+def split_problems(split: dict, stems: list[str]) -> list[str]:
+    """Return what is wrong with a split, one line each: unknown parts or stems, a stem twice, nothing to train on."""
     problems = [f"{part}: not a part of a split; parts are {', '.join(PARTS)}" for part in split if part not in PARTS]
     parts = {}
     for part in PARTS:
@@ -87,21 +61,20 @@ def split_problems(split: dict, stems: list[str], unlabelled: list[str]) -> list
         if not isinstance(parts[part], list) or not all(isinstance(s, str) for s in parts[part]):
             problems.append(f"{part}: expected a list of stems")
             parts[part] = []
+
     for stem in sorted({s for names in parts.values() for s in names}, key=natural_key):
         places = [part for part in PARTS for s in parts[part] if s == stem]
         if len(places) > 1:
             problems.append(f"{stem}: stands in {' and '.join(places)}; keep it in one part")
         if stem not in stems:
             problems.append(f"{stem}: in {places[0]}, but no labelled slice has this stem")
-        if stem in unlabelled and {"val", "test"} & set(places):
-            problems.append(f"{stem}: a {places[0]} slice that is also among the unlabelled; remove it there")
     if not parts["train"]:
         problems.append("train: holds no slice; nothing to learn from")
     return problems
 
 
 def make_split(root: Path, stems: list[str], how: str, val_fraction: float, test_fraction: float, fold: int,
-               seed: int, unlabelled: list[str]) -> dict[str, list[str]]:
+               seed: int) -> dict[str, list[str]]:
     """Split labelled stems into train, val and test.
 
     Parameters
@@ -125,8 +98,9 @@ def make_split(root: Path, stems: list[str], how: str, val_fraction: float, test
         split, source = split_at_random(stems, n_val, n_test, seed), "random split"
     else:
         source = default if how == "auto" else Path(how)
-        split = read_json(source)
-    problems = split_problems(split, stems, unlabelled)
+        split = known_stems(read_json(source), stems)
+
+    problems = split_problems(split, stems)
     if problems:
         raise InputError(f"{source}: {problems[0]}")
     return {part: sorted(split.get(part, []), key=natural_key) for part in PARTS}

@@ -54,7 +54,7 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
     """
     if teacher is None:
         logits = student(labelled["strong"], reduced=True)
-        loss = bce_dice_loss(logits, labelled["mask"], config.bce_weight)
+        loss = bce_dice_loss(logits, labelled["mask"], config.bce_weight, labelled.get("inside"))
         return loss, torch.zeros_like(loss)
 
     weak = unlabelled["weak"]                                                       # (B, 1, P, P)
@@ -74,22 +74,27 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
     with torch.no_grad():
         pseudo_label = teacher(weak, reduced=True).float().sigmoid()                # (B, 1, P, P)
 
-    inputs, targets = [labelled["strong"]], []
+    # Some unlabelled slices do not show the sample everywhere: then batches say where they do.
+    inside = unlabelled.get("inside")                                               # (B, 1, P, P), or None
+
+    inputs, targets, insides = [labelled["strong"]], [], []
     for i, strong in enumerate(strong_views):
-        target = pseudo_label
+        target, counted = pseudo_label, inside
         if boxes:
             filled = fill_boxes(boxes[i], size)
             strong, target = mix(strong, filled), mix(target, filled)
+            counted = None if inside is None else mix(inside, filled)
         inputs.append(strong)
         targets.append(target)
+        insides.append(counted)
 
     def perturb(features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Drop channels of the last B images, which are the weak views."""
         dropped = scale_channels([f[-count:] for f in features], kept_channels)
         return [torch.cat([f[:-count], d]) for f, d in zip(features, dropped, strict=True)]
 
-    def consistency(logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        return consistency_loss(logits, goal, config.consistency, config.confidence, config.hard_labels)
+    def consistency(logits: torch.Tensor, goal: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+        return consistency_loss(logits, goal, config.consistency, config.confidence, config.hard_labels, counted)
 
     if config.feature_dropout:
         logits = student(torch.cat([*inputs, weak]), perturb, reduced=True)         # (B + V·B + B, 1, P, P)
@@ -97,10 +102,10 @@ def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | N
         logits = student(torch.cat(inputs), reduced=True)                           # (B + V·B, 1, P, P)
 
     first, last = len(labelled["strong"]), len(labelled["strong"]) + count * len(targets)
-    supervised = bce_dice_loss(logits[:first], labelled["mask"], config.bce_weight)
-    unsupervised = consistency(logits[first:last], torch.cat(targets))
+    supervised = bce_dice_loss(logits[:first], labelled["mask"], config.bce_weight, labelled.get("inside"))
+    unsupervised = consistency(logits[first:last], torch.cat(targets), None if inside is None else torch.cat(insides))
     if config.feature_dropout:
-        unsupervised = 0.5 * unsupervised + 0.5 * consistency(logits[last:], pseudo_label)
+        unsupervised = 0.5 * unsupervised + 0.5 * consistency(logits[last:], pseudo_label, inside)
     return supervised, unsupervised
 
 

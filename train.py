@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from tqdm import tqdm
 
 from annotate import rank_unlabelled, without_label
@@ -20,17 +21,18 @@ from commands import Parser, Terminated, held_back, run_command_line
 from config import (
     FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile, stored_config,
 )
-from datasets import Data, Views, describe_data, load_data, sum_up, used_files
+from data_folder import LEAST_PARTICLE, Data, Reading, describe_data, load_data, sum_up, training_window, used_files
+from datasets import Views
 from evaluate import evaluate_models, validate
 from loaders import choose_workers, make_loader, seed_of
 from losses import cosine_ramp_up
 from model_unet import UNet
 from progress import Progress, not_finite, state_path
 from run_folder import differences, forget_state, open_run, read_phases
-from slices import read_image
 from steps import NotFinite, build_models, largest_batch, make_optimizer, make_scheduler, train_epoch
 from stitching import forget_what_fitted, predict_image
 from team import Team, join_team, leave_team
+from windows import parse_outside, read_grey
 from utils import (
     PROGRESS_SECONDS, InputError, choose_device, is_out_of_memory, load_checkpoint, one_line, quiet_bar, read_json,
     remove_leftovers, seed_everything, write_json, write_npz,
@@ -75,9 +77,9 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
                 ssl: bool = False) -> None:
     """Train one phase to its end, from its last saved state where there is one; a finished phase is left alone.
 
-    Best weights are chosen by validation Dice (without validation slices: the last epoch's). They are written, and a
-    state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows; in a long one every
-    `SAVE_SECONDS`. Ctrl-C and SIGTERM wait for the step in hand and for the state.
+    Best weights are chosen by validation Dice; the last epoch's where no validation slice has foreground. They are
+    written, and a state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows; in a
+    long one every `SAVE_SECONDS`. Ctrl-C and SIGTERM wait for the step in hand and for the state.
     """
     label = LABELS[config.method] if ssl else CONTROL if phase == "continued" else phase
     if phase in (done_before := read_phases(config.run_folder)):
@@ -94,7 +96,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     steps = config.steps_per_epoch or max(1, len(data.train) // config.batch_size)
     scheduler = make_scheduler(config, optimizer, epochs * steps)
     progress = Progress(config, phase, config.run_folder / LOGS[phase],
-                        {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler})
+                        {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler},
+                        training_window(data.train))
     progress.restore(device, team.leads, team.wait)
     network, stopped = team.wrap(student), False
     with held_back() as came, tqdm(
@@ -165,9 +168,9 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
         f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()}
     row |= {"lr": progress.rate, "skipped": skipped}
     if due:
-        if data.val and config.schedule == "plateau":
+        if data.can_choose and config.schedule == "plateau":
             scheduler.step(current["dice"])
-        progress.keep_best(models, scores, epoch + 1, bool(data.val))
+        progress.keep_best(models, scores, epoch + 1, data.can_choose)
     if team.leads:
         progress.end_epoch(row)
 
@@ -227,8 +230,10 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
 
 def read_slices(config: Config) -> Data:
     """The data that these settings name, read, preprocessed and split."""
+    reading = Reading(config.roi, config.percentiles, config.mask_foreground, parse_outside(config.outside),
+                      config.trust_pairs)
     return load_data(config.data, config.split, config.val_fraction, config.test_fraction, config.fold, config.labels,
-                     config.seed, config.roi, config.percentiles, config.mask_foreground, config.max_unlabelled)
+                     config.seed, config.max_unlabelled, reading)
 
 
 def prepare(config: Config, resume: bool = False) -> Data:
@@ -249,6 +254,8 @@ def prepare(config: Config, resume: bool = False) -> Data:
                   "same seed gives the same results but for the last digits (one process with --device cpu: the same "
                   "bytes)", file=sys.stderr)
         open_folder(config, data, resume)
+        for note in [*data.notes, *note_on_blocks(config, data)]:
+            print(note, file=sys.stderr)
     team.wait()
     return data
 
@@ -258,21 +265,49 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
     weights = list((Path("checkpoints") / config.run).glob("*.*"))
     if weights and not (config.run_folder / "config.json").exists():
         raise InputError(f"{weights[0].parent}: holds weights of another run; move them away, or choose another --run")
-    open_run(config.run_folder, json.loads(json.dumps(dataclasses.asdict(config))), choose_device(config.device),
-             resume, FREE, used_files(config.data, config.split, config.max_unlabelled))
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    defaults = json.loads(json.dumps(dataclasses.asdict(Config())))
+    free = (*FREE, "data")                          # a folder may move; that its pixels stayed is compared below
+    open_run(config.run_folder, settings, choose_device(config.device), resume, free,
+             used_files(config.data, config.split, config.max_unlabelled), defaults)
     remove_leftovers(Path("checkpoints") / config.run)
     split, known = config.run_folder / "split.json", describe_data(data)
     if split.exists() and read_json(split) != known:
         raise InputError(f"{config.data}: slices, masks or split changed since {split}; choose another --run")
     write_json(split, known)
+    stored = read_json(config.run_folder / "config.json")
+    if stored["data"] != config.data:
+        write_json(config.run_folder / "config.json", stored | {"data": config.data})
     first, views = data.train[0], {}
     for kind, slices in (("labelled", data.train), ("unlabelled", data.unlabelled)):
         batch = next(make_loader(make_dataset(config, slices), 8, [config.seed, *b"figure", *kind.encode()]))
         if config.downsample > 1:
             views["patch_size"] = np.array(config.patch_size)
         views |= {f"{kind}_{name}": (tensor[:, 0] * 255).round().byte().numpy() for name, tensor in batch.items()}
-    write_npz(config.run_folder / "samples.npz", raw=read_image(first.path), image=first.image, mask=first.mask,
+    raw = read_grey(first.path, parse_outside(config.outside)).image
+    write_npz(config.run_folder / "samples.npz", raw=raw, image=first.image, mask=first.mask,
               percentiles=np.array(config.percentiles), **views)
+
+
+def note_on_blocks(config: Config, data: Data) -> list[str]:
+    """Return a line where most particles are too small for a network that works on block means."""
+    if config.downsample == 1:
+        return []
+    diameters = [component_diameters(s.mask) for s in data.train]
+    diameters = np.concatenate(diameters)
+    if not len(diameters) or np.median(diameters) >= LEAST_PARTICLE * config.downsample:
+        return []
+    fitting = max(1, int(np.median(diameters) / LEAST_PARTICLE))
+    return [f"half of the labelled particles are less than {np.median(diameters):.1f} px across, which is "
+            f"{np.median(diameters) / config.downsample:.1f} blocks of --downsample {config.downsample}: --downsample "
+            f"{fitting} shows them better"]
+
+
+def component_diameters(mask: np.ndarray) -> np.ndarray:
+    """Return the diameters of the circles as large as the connected components of a mask [px], (N,)."""
+    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(parts.ravel())[1:]
+    return np.sqrt(4 * areas / np.pi)
 
 
 def verify(folder: Path) -> int:
@@ -357,7 +392,13 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
     if config.method != "supervised" and without_label(data):
         print(f"annotate next: {rank_unlabelled(config, data)['file'][0]} (ranking: annotate_next.csv)")
-    page = write_report(config.run_folder)
+    try:
+        page = write_report(config.run_folder)
+    except (OSError, MemoryError, ValueError) as error:         # all results are on disk, and stay
+        print(f"{config.run_folder}: its figures and page could not be drawn ({one_line(str(error))}); python "
+              f"report.py {config.run_folder} tries again", file=sys.stderr)
+        print(f"results: {config.run_folder}")
+        return
     print(f"results: {config.run_folder}; all of them on one page: {page}")
 
 

@@ -23,11 +23,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.study import digest, finished  # noqa: E402 - after the path
 from config import Config, make_config, parse_settings, profile  # noqa: E402 - after the path
-from datasets import Data, evenly_spaced  # noqa: E402
+from data_folder import Data, evenly_spaced  # noqa: E402
 from demo_data import truth_folder_of  # noqa: E402
 from evaluate import slice_table  # noqa: E402
 from model_unet import UNet  # noqa: E402
-from slices import Slice, crop_roi, read_mask  # noqa: E402
+from masks import read_mask  # noqa: E402
+from slices import Slice, crop_roi  # noqa: E402
 from stitching import predict_image  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
 from annotate import rank_unlabelled  # noqa: E402

@@ -20,9 +20,9 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datasets import IMAGES, MASKS, load_slice  # noqa: E402 - after the path
+from data_folder import IMAGES, MASKS, Reading, load_labelled  # noqa: E402 - after the path
 from slices import MASK_SUFFIXES, Slice, list_files  # noqa: E402
-from splits import last_number, pair_files  # noqa: E402
+from pairing import last_number, pair_files  # noqa: E402
 from commands import Parser, run_command_line  # noqa: E402
 from utils import InputError, overlap_metrics, read_json, write_atomically  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
@@ -108,10 +108,10 @@ def main() -> None:
     if arguments.output:
         write_atomically(arguments.output, lambda path: table.to_csv(path, index=False))
     config = read_json(arguments.runs[0] / "config.json")
-    pairs, _ = pair_files(list_files(Path(config["data"]) / IMAGES),
-                          list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES))
-    how = config["percentiles"], config["mask_foreground"]
-    slices = [load_slice(image, mask, *how) for image, mask in pairs.items()]
+    pairing = pair_files(list_files(Path(config["data"]) / IMAGES),
+                         list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES))
+    reading = Reading(percentiles=tuple(config["percentiles"]), mask_foreground=config["mask_foreground"])
+    slices = list(load_labelled(pairing, reading).values())
     if len(near := neighbours(slices)):
         near = near[near["distance"] == near["distance"].min()]["dice"]
         print(f"Dice of neighbouring annotations: {near.mean():.4f} ({near.min():.4f} to {near.max():.4f}, "

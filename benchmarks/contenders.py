@@ -27,7 +27,7 @@ import utils  # noqa: E402
 from benchmarks import peers  # noqa: E402
 from benchmarks.peers import Repeat  # noqa: E402
 from config import Config  # noqa: E402
-from datasets import load_data  # noqa: E402
+from data_folder import Reading, load_data  # noqa: E402
 from loaders import PREFETCH, make_loader  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
 
@@ -52,7 +52,7 @@ def steps_per_call(config: Config, given: bool = False) -> int:
 def our_batches(config: Config, part: str, workers: int, device: torch.device, weak: bool = True,
                 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of all labelled or all unlabelled slices of the folder, read once; `weak`: with weak views."""
-    data = load_data(config.data, "blocks", 0.0, 0.0, roi=config.roi)
+    data = load_data(config.data, "blocks", 0.0, 0.0, reading=Reading(roi=config.roi))
     views = train.make_dataset(config, data.train if part == "labelled" else data.unlabelled, weak=weak)
     return make_loader(views, config.batch_size, [config.seed, *part.encode()], 0, workers, device)
 

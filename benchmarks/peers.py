@@ -18,6 +18,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 import numpy as np
 import torch
+from skimage.filters import threshold_otsu
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,12 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import GEOMETRY, INTENSITY, Config  # noqa: E402 - after the path
-from datasets import IMAGES, MASKS, UNLABELLED, Views, crop_corner  # noqa: E402
+from data_folder import IMAGES, MASKS, UNLABELLED  # noqa: E402
+from datasets import Views, crop_corner  # noqa: E402
 from loaders import Draws, to_float  # noqa: E402
 from losses import bce_dice_loss, consistency_loss  # noqa: E402
 from model_unet import NormReLU, UNet, freeze  # noqa: E402
-from slices import crop_roi, cut_window, list_files, percentile_window, read_image, read_mask  # noqa: E402
-from splits import pair_files  # noqa: E402
+from slices import crop_roi, cut_window, list_files, read_image  # noqa: E402
+from windows import percentile_window  # noqa: E402
+from pairing import pair_files  # noqa: E402
 from stitching import windows_at_once  # noqa: E402
 from utils import autocast, choose_device, seed_everything  # noqa: E402
 from views import build_geometry, build_intensity, seed_apart  # noqa: E402
@@ -54,7 +57,10 @@ class PlainViews(Dataset):
         (image_file, mask_file), seed, size = self.files[key[0]], key[1], self.config.patch_size
         raw = read_image(image_file)
         image = percentile_window(raw if mask_file else crop_roi(raw, self.config.roi), self.config.percentiles)
-        mask = read_mask(mask_file, self.config.mask_foreground, raw) if mask_file else np.zeros_like(image)
+        mask = np.zeros_like(image)
+        if mask_file:                                           # painted dark, as the demo is
+            painted = read_image(mask_file)
+            mask = (painted <= threshold_otsu(painted)).astype(np.uint8)
         top, left = crop_corner(np.flatnonzero(mask), size, image.shape, np.random.default_rng(seed))
         margin = min(self.margin, max(0, max(image.shape) - size))
         window = top - margin, left - margin, size + 2 * margin
@@ -76,7 +82,7 @@ def plain_batches(config: Config, part: str, workers: int, device: torch.device)
     """Endless batches of the "labelled" or "unlabelled" files of a data folder, each sample read from disk."""
     root = Path(config.data)
     if part == "labelled":
-        files = list(pair_files(list_files(root / IMAGES), list_files(root / MASKS, (".tif",)))[0].items())
+        files = list(pair_files(list_files(root / IMAGES), list_files(root / MASKS, (".tif",))).mask_of.items())
     else:
         files = [(path, None) for path in list_files(root / UNLABELLED)]
     draws = Draws(len(files), [config.seed, *part.encode()])

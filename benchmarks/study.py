@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.study_statistics import summarise_study  # noqa: E402 - after the path
 from config import FREE, Config, make_config, parse_settings  # noqa: E402
-from datasets import Data  # noqa: E402
+from data_folder import Data  # noqa: E402
 from evaluate import slice_table  # noqa: E402
 from slices import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
@@ -110,12 +110,16 @@ def content_of(folder: str) -> str:
     return total.hexdigest()
 
 
+LATER = {"outside": "auto", "trust_pairs": False}    # fields that studies before did not know, with what they did
+
+
 def digest(config: Config, without: tuple[str, ...] = ("run",), content: str = "") -> str:
     """Short name of settings and data; equal for equal ones. Where the data lie and on what device is left out.
 
     `content` is what `content_of` said about the data, where the folder need not be here.
     """
     left_out = {*without, "run", "data", *FREE}
+    left_out |= {name for name, default in LATER.items() if getattr(config, name) == default}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
     return hashlib.sha256(json.dumps([settings, content or content_of(config.data)]).encode()).hexdigest()[:12]
 

@@ -1,0 +1,474 @@
+"""A data folder: read it for training, or check it file by file.
+
+    DATA/labeled/Original_images    painted slices          DATA/unlabeled            all other slices
+    DATA/labeled/Original_masks     their masks             DATA/splits/split.json    who trains, chooses and tests
+"""
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from masks import Masks, describe_reading, masks_of_files
+from pairing import JUDGED, LEAST_AGREEMENT, Pairing, judge_pairs, pair_files
+from slices import IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, is_clutter, list_files, plain_text, read_array
+from splits import PARTS, known_stems, make_split, split_problems
+from utils import InputError, quiet_bar, read_json
+from windows import Grey, apply_window, grey_limits, read_grey
+
+IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
+
+PERCENTILES = (1.0, 99.5)
+COARSELY_SAME = 0.99    # correlation of 32×32 block means of two slices, below which they are not compared further
+SAME = 0.9              # correlation of the noise of two slices from which they are the same, saved differently
+LEAST_PARTICLE = 3.0    # blocks: smaller particles are hard to see for a network that works on block means
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a data folder are read.
+
+    Attributes
+    ----------
+    roi : (row, end row, column, end column) or None
+        Crop of the unlabelled scans [px]; those as large as a labelled slice are used as they are.
+    percentiles : (low, high)
+        Of the grey values of the sample, which become 0 and 255.
+    mask_foreground : {"auto", "dark", "bright", "labels"}
+        As in `masks.read_mask_as`.
+    outside : {"auto", "none"} or float
+        Grey value outside the field of view, as in `windows.mark_outside`.
+    trust_pairs : bool
+        Whether masks are taken even though their outlines do not agree with their images.
+    """
+
+    roi: tuple[int, int, int, int] | None = ROI
+    percentiles: tuple[float, float] = PERCENTILES
+    mask_foreground: str = "auto"
+    outside: str | float = "auto"
+    trust_pairs: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """Preprocessed slices by role, and what was noticed while they were read.
+
+    `unlabelled` never holds a validation or test slice. Where a folder has none, the training images serve as such.
+    """
+
+    train: list[Slice]
+    val: list[Slice]
+    test: list[Slice]
+    unlabelled: list[Slice]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> dict[str, list[Slice]]:
+        """The slices by the name of their role."""
+        return {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether validation slices tell good weights from bad ones: at least one has foreground."""
+        return any(s.mask.any() for s in self.val)
+
+
+# --- reading for training -------------------------------------------------------------------------------------
+
+def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_fraction: float = 0.18,
+              fold: int = 0, labels: int = 0, seed: int = 0, max_unlabelled: int = 0,
+              reading: Reading = Reading()) -> Data:
+    """Read a data folder once; everything later works on what this returns.
+
+    Parameters
+    ----------
+    root : Path
+        Folder with `labeled/Original_images`, `labeled/Original_masks` and, where there is one, `unlabeled`.
+    split, val_fraction, test_fraction, fold, seed
+        As in `make_split`.
+    labels : int
+        Training slices that keep their label, evenly spaced (0: all). The others join the unlabelled.
+    max_unlabelled : int
+        Unlabelled scans to read, evenly spaced (0: all).
+
+    Raises
+    ------
+    InputError
+        For whatever cannot be read, paired or split, for masks that do not agree with their images, and where no
+        training slice has foreground, or all of them nothing else.
+    """
+    root = Path(root)
+    images, masks = list_files(root / IMAGES), list_files(root / MASKS, MASK_SUFFIXES)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; `python demo_data.py --output {root}` makes demo data there")
+    if not images:
+        raise InputError(f"{root / IMAGES}: no slice found ({', '.join(IMAGE_SUFFIXES)}); put the labelled slices "
+                         "there")
+    pairing = pair_files(images, masks)
+    if pairing.problems:
+        raise InputError(pairing.problems[0])
+
+    labelled = load_labelled(pairing, reading)
+    notes = [*notes_on_pairs(pairing), *refuse_strangers(list(labelled.values()), reading)]
+
+    scans = list_files(root / UNLABELLED)
+    scans = evenly_spaced(scans, max_unlabelled or len(scans))
+    parts = make_split(root, list(labelled), split, val_fraction, test_fraction, fold, seed)
+    roles = {part: [labelled[stem] for stem in parts[part]] for part in PARTS}
+    refuse_twins(roles)
+    train, val, test = roles.values()
+    if labels > len(train):
+        raise InputError(f"--labels {labels}: there are {len(train)} training slices")
+    kept = evenly_spaced(train, labels or len(train))
+    refuse_one_class(kept, root)
+
+    unlabelled = [s.without_mask() for s in train if s not in kept]
+    read, blank = load_scans(scans, reading, {s.image.shape for s in labelled.values()}, [*val, *test])
+    unlabelled += read
+    if blank:
+        notes.append(f"{blank[0]}: is blank, as {len(blank)} of {len(scans)} unlabelled slices are; left out")
+    data = Data(kept, val, test, unlabelled or [s.without_mask() for s in kept], tuple(notes))
+    if val and not data.can_choose:
+        notes.append(f"{val[0].stem}: is empty, as all {len(val)} validation masks are, so they cannot choose a "
+                     "checkpoint; the last weights are kept: take validation slices with foreground")
+    return Data(data.train, data.val, data.test, data.unlabelled, tuple(notes))
+
+
+def load_labelled(pairing: Pairing, reading: Reading) -> dict[str, Slice]:
+    """Return the labelled slices by stem, windowed and binarised."""
+    images, files = list(pairing.mask_of), list(pairing.mask_of.values())
+    masks = masks_of_files(files, reading.mask_foreground, images)
+    found = {}
+    for i, path in enumerate(images):
+        one, mask = load_slice(path, reading), masks[i]
+        if one.stem in found:
+            raise InputError(f"{path}: has the stem of {found[one.stem].path.name}; keep one of them")
+        found[one.stem] = one.with_mask(mask)
+    return found
+
+
+def load_slice(path: Path, reading: Reading) -> Slice:
+    """Return one slice in 8 bit; `InputError` where it is constant."""
+    grey = read_grey(path, reading.outside)
+    if grey.outside is not None and grey.outside.all():
+        raise InputError(f"{path}: lies outside the sample altogether, every pixel is {grey.value:g}; nothing to "
+                         "segment, remove it")
+    low, high = grey_limits(grey, reading.percentiles, str(path))
+    if not high > low:
+        raise InputError(f"{path}: is constant ({low:g}) between percentiles {reading.percentiles[0]:g} and "
+                         f"{reading.percentiles[1]:g}; nothing to segment, remove it")
+    return Slice(path, apply_window(grey, low, high), outside=grey.outside, limits=(low, high))
+
+
+def load_scans(scans: list[Path], reading: Reading, sizes: set[tuple[int, int]],
+               held_back: list[Slice]) -> tuple[list[Slice], list[Path]]:
+    """Return the unlabelled slices, and the files of those in which there is nothing to see.
+
+    Raises
+    ------
+    InputError
+        Where one has the pixels of a slice that is `held_back`.
+    """
+    found, blank = [], []
+    for path in quiet_bar(scans, "read"):
+        grey = crop_scan(path, reading, sizes)
+        low, high = grey_limits(grey, reading.percentiles, str(path))
+        if not high > low:
+            blank.append(path)
+            continue
+        image = apply_window(grey, low, high)
+        same = next((s for s in held_back if is_same_picture(s.image, image)), None)
+        if same is not None:
+            raise InputError(f"{path}: has the pixels of {same.stem}, a validation or test slice; remove it from the "
+                             "unlabelled")
+        found.append(Slice(path, image, outside=grey.outside, limits=(low, high)))
+    return found, blank
+
+
+def is_same_picture(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two slices in 8 bit show the same pixels, if perhaps saved with fewer bits or another contrast.
+
+    Their noise tells: what of each slice is finer than a few pixels, without the strong edges, which neighbouring
+    slices of a volume have in common.
+    """
+    if one.shape != other.shape:
+        return False
+    if (one == other).all():
+        return True
+    small = [cv2.resize(array, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64).ravel()
+             for array in (one, other)]
+    if min(array.std() for array in small) == 0 or np.corrcoef(*small)[0, 1] < COARSELY_SAME:
+        return False
+    fine = [noise_of(array) for array in (one, other)]
+    return bool(min(array.std() for array in fine) > 0 and np.corrcoef(*fine)[0, 1] >= SAME)
+
+
+def noise_of(image: np.ndarray) -> np.ndarray:
+    """Return what is finer than a few pixels, cut off where it is strong: (N,) float32."""
+    fine = image.astype(np.float32)
+    fine -= cv2.GaussianBlur(fine, (0, 0), 2.0)
+    most = 4 * float(np.median(np.abs(fine)))
+    return np.clip(fine, -most, most).ravel()
+
+
+def refuse_twins(parts: dict[str, list[Slice]]) -> None:
+    """`InputError` where a validation or test slice has the pixels of one that is trained on."""
+    for role in ("val", "test"):
+        for held in parts[role]:
+            for seen in parts["train"]:
+                if is_same_picture(held.image, seen.image):
+                    raise InputError(f"{held.path}: a {role} slice with the pixels of {seen.stem}, which is trained "
+                                     "on; keep one of them")
+
+
+def crop_scan(path: Path, reading: Reading, sizes: set[tuple[int, int]]) -> Grey:
+    """Return an unlabelled scan, cropped to the ROI unless it has one of the `sizes` of the labelled slices."""
+    grey = read_grey(path, reading.outside)
+    return grey if grey.image.shape in sizes else grey.crop(reading.roi, str(path))
+
+
+def notes_on_pairs(pairing: Pairing) -> list[str]:
+    """Return what to say of masks that were found by their number alone."""
+    if not pairing.by_number:
+        return []
+    image = pairing.by_number[0]
+    return [f"{image}: takes {pairing.mask_of[image].name} for its mask because of the number alone, as "
+            f"{len(pairing.by_number)} of {len(pairing.mask_of)} images do; name masks like their images if that is "
+            "wrong"]
+
+
+def refuse_strangers(labelled: list[Slice], reading: Reading) -> list[str]:
+    """Return nothing, or where the pairs are to be trusted notes, if masks do not agree with their images.
+
+    Raises
+    ------
+    InputError
+        Where they do not; see `pairing.agreement` for the test.
+    """
+    judged = evenly_spaced(labelled, JUDGED)
+    found = judge_pairs((s.image, s.mask) for s in judged)
+    lines = []
+    if found.mean is not None and found.mean < LEAST_AGREEMENT:
+        lines.append(f"{labelled[0].path}: masks hardly agree with their images: along their outlines grey values "
+                     f"change no more than beside them ({found.mean:.1f} standard deviations, own masks have "
+                     f"{LEAST_AGREEMENT:g} and more); masks of other slices?")
+    elif found.strangers:
+        lines.append(f"{judged[found.strangers[0]].path}: its mask does not agree with it, as those of "
+                     f"{', '.join(judged[i].stem for i in found.strangers)} do not, while others do clearly; masks of "
+                     "other slices?")
+    if found.inverted:
+        lines.append(f"{judged[found.inverted[0]].path}: its mask has the dark side where others have the bright "
+                     f"one, as {', '.join(judged[i].stem for i in found.inverted)} do; inverted? save it the other "
+                     "way round")
+    if lines and not reading.trust_pairs:
+        raise InputError(f"{lines[0]} if the masks are right, --trust-pairs true")
+    return lines
+
+
+def refuse_one_class(train: list[Slice], root: Path) -> None:
+    """`InputError` where the masks of all training slices are empty, or all full."""
+    if train and not any(s.mask.any() for s in train):
+        raise InputError(f"{root / MASKS}: the masks of all {len(train)} training slices are empty; there is nothing "
+                         "to learn")
+    if train and all(s.mask.all() for s in train):
+        raise InputError(f"{root / MASKS}: the masks of all {len(train)} training slices are full; there is nothing to "
+                         "learn")
+
+
+def used_files(root: Path, split: str = "auto", max_unlabelled: int = 0) -> dict[str, Path]:
+    """Return the files that `load_data` reads with these settings, by their names in the folder."""
+    root = Path(root)
+    scans = list_files(root / UNLABELLED)
+    files = [*list_files(root / IMAGES), *list_files(root / MASKS, MASK_SUFFIXES),
+             *evenly_spaced(scans, max_unlabelled or len(scans))]
+    if split not in ("random", "blocks"):
+        stated = root / "splits" / "split.json" if split == "auto" else Path(split)
+        if stated.is_file():
+            files.append(stated)
+    return {str(path.relative_to(root)) if path.is_relative_to(root) else path.name: path for path in files}
+
+
+def evenly_spaced(items: list, count: int) -> list:
+    """Return `count` of the items, evenly spaced with first and last, of one the middle; all if there are fewer."""
+    if count >= len(items):
+        return list(items)
+    if count == 1:
+        return [items[len(items) // 2]]
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
+
+
+# --- what was read, in words ----------------------------------------------------------------------------------
+
+def describe_data(data: Data) -> dict:
+    """Return stems by role, and a hash of every pixel that training and evaluation see."""
+    pixels = hashlib.sha256()
+    for s in itertools.chain(*data.roles.values()):
+        for array in (s.image, s.mask, s.outside):
+            if array is not None:
+                pixels.update(array.tobytes())
+    return {**{role: [s.stem for s in slices] for role, slices in data.roles.items()}, "sha256": pixels.hexdigest()}
+
+
+def sum_up(data: Data) -> str:
+    """Return how much there is of what, in words: what a folder was taken for shows before anything is trained."""
+    labelled = [*data.train, *data.val, *data.test]
+    shapes = ", ".join(dict.fromkeys(f"{s.image.shape[0]}×{s.image.shape[1]}" for s in labelled))
+    shares = [100 * s.mask.mean() for s in labelled]
+    plural = "s" if len(labelled) > 1 else ""
+
+    if {s.path for s in data.unlabelled} <= {s.path for s in data.train}:
+        others = "none unlabelled, the training slices serve as such"
+    else:
+        others = f"{len(data.unlabelled)} unlabelled"
+        first = data.unlabelled[0]
+        whole = read_array(first.path).shape
+        if whole != first.image.shape:
+            others += f", {first.stem} cut to {first.image.shape[0]}×{first.image.shape[1]} of {whole[0]}×{whole[1]} px"
+
+    every = [*labelled, *data.unlabelled]
+    outside = [float(s.outside.mean()) for s in every if s.outside is not None]
+    if outside:
+        others += f"; {100 * np.mean(outside):.0f} % of {len(outside)} slices lie outside the sample and are left out"
+    return (f"{len(labelled)} labelled slice{plural} of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
+            f"{len(data.train)} to train on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
+            f"{others}")
+
+
+def training_window(slices: list[Slice]) -> dict[str, float] | None:
+    """Return the grey values of the slices of training, which go with the weights: medians over slices.
+
+    Keys: `low`, `high`, `contrast`, and the `least_contrast` and `most_contrast` of a slice. None for slices that do
+    not come from files, and so have no grey values of their own.
+    """
+    if any(s.limits is None for s in slices):
+        return None
+    low, high = np.array([s.limits for s in slices]).T
+    contrasts = high - low
+    return {"low": float(np.median(low)), "high": float(np.median(high)), "contrast": float(np.median(contrasts)),
+            "least_contrast": float(contrasts.min()), "most_contrast": float(contrasts.max())}
+
+
+# --- checking -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Check:
+    """What is wrong with a data folder, and how its masks are read: lines of text."""
+
+    problems: list[str]
+    masks: list[str]
+
+
+def check_data(root: Path, reading: Reading = Reading()) -> Check:
+    """Return every problem of a data folder, one line each, by file, and what each mask was taken for."""
+    root = Path(root)
+    images, mask_files = list_files(root / IMAGES), list_files(root / MASKS, MASK_SUFFIXES)
+    scans = list_files(root / UNLABELLED)
+
+    problems = unread_files(root, {*images, *mask_files, *scans})
+    if not images:
+        problems.append(f"{root / IMAGES}: no slice found ({', '.join(IMAGE_SUFFIXES)}); put the labelled slices there")
+    for files in (images, mask_files, scans):
+        problems += equal_stems(files)
+
+    contents: dict[tuple, list[Path]] = {}
+    greys = {}
+    for path in quiet_bar(images, "check"):
+        try:
+            greys[path] = load_slice(path, reading)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        contents.setdefault(fingerprint(greys[path].image), []).append(path)
+    sizes = {one.image.shape for one in greys.values()}
+    for path in quiet_bar(scans, "check"):
+        try:
+            read, _ = load_scans([path], reading, sizes, [])    # blank ones are no problem: training leaves them out
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        for one in read:
+            contents.setdefault(fingerprint(one.image), []).append(path)
+    problems += [f"{same[0]}: same pixels as {', '.join(path.name for path in same[1:])}; keep one of them"
+                 for same in contents.values() if len(same) > 1]
+
+    pairing = pair_files(images, mask_files)
+    image_of = {mask: image for image, mask in pairing.mask_of.items()}
+    readable = [file for file in mask_files if image_of.get(file) in greys]     # of the others it is said already
+    masks = masks_of_files(readable, reading.mask_foreground, [image_of[file] for file in readable])
+    found = {}
+    for i, file in enumerate(readable):
+        try:
+            found[file] = masks[i]
+        except InputError as error:
+            problems.append(str(error))
+    problems += problems_of_masks(found)
+    try:
+        refuse_strangers([greys[image_of[file]].with_mask(mask) for file, mask in found.items()], reading)
+    except InputError as error:
+        problems.append(str(error))
+
+    split = root / "splits" / "split.json"
+    if split.exists():
+        try:
+            stems = [plain_text(path.stem) for path in images]
+            problems += [f"{split}: {line}" for line in split_problems(known_stems(read_json(split), stems), stems)]
+        except InputError as error:
+            problems.append(str(error))
+    problems += pairing.problems
+
+    return Check(problems, describe_masks(masks, found))
+
+
+def unread_files(root: Path, known: set[Path]) -> list[str]:
+    """Return a line for each file that looks as if it should be read, and is not."""
+    lines = []
+    for folder, suffixes in ((IMAGES, IMAGE_SUFFIXES), (MASKS, MASK_SUFFIXES), (UNLABELLED, IMAGE_SUFFIXES)):
+        for path in sorted((root / folder).glob("*")):
+            if path not in known and not is_clutter(path):
+                lines.append(f"{path}: is not read; only {', '.join(suffixes)} are")
+    return lines
+
+
+def equal_stems(files: list[Path]) -> list[str]:
+    """Return a line for each stem that several files of one folder have."""
+    lines = []
+    for _, same in itertools.groupby(sorted(files, key=lambda path: (path.stem, path.name)), lambda path: path.stem):
+        first, *twins = same
+        if twins:
+            lines.append(f"{first}: same stem as {', '.join(path.name for path in twins)}; keep one of them")
+    return lines
+
+
+def fingerprint(image: np.ndarray) -> tuple:
+    """Return what two slices have in common only where their pixels are the same."""
+    return image.shape, hashlib.sha256(image).digest()
+
+
+def problems_of_masks(found: dict[Path, np.ndarray]) -> list[str]:
+    """Return a line for each mask that is empty, full, or likely inverted."""
+    problems = []
+    for file, mask in found.items():
+        if mask.min() == mask.max():
+            problems.append(f"{file}: mask is {'full' if mask.max() else 'empty'}; right if the slice really is so, "
+                            "else paint it again")
+
+    shares = {file: float(mask.mean()) for file, mask in found.items()}
+    usual = np.median(list(shares.values())) if shares else 0.0
+    for file, share in shares.items():
+        if 0.5 < share < 1 and (usual < 0.5 or share > 0.8):
+            others = ", of most others less than half" if usual < 0.5 else ""
+            problems.append(f"{file}: {share:.0%} of the slice is foreground{others}; right if the material is so, "
+                            "else inverted: save it the other way round, or --mask-foreground dark")
+    return problems
+
+
+def describe_masks(masks: Masks, found: dict[Path, np.ndarray]) -> list[str]:
+    """Return the rule by which the masks of a folder were read, and the share of foreground of each."""
+    if not found:
+        return []
+    rule = masks.rule
+    shown = "all masks are empty" if not rule.name else f"masks: {Path(rule.name).name} {describe_reading(rule)}"
+    return [shown, *(f"  {file.name}: {mask.mean():.1%} foreground" for file, mask in found.items())]
