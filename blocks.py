@@ -11,11 +11,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from utils import InputError, write_npz
-from volumes import IN_UM, Volume, open_volume
+from utils import InputError, say_once, write_npz
+from volumes import Volume, open_volume
+from voxel_size import relative_sides
 
 BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
-MASK, PROBABILITY, UNCERTAINTY, LIMITS = "mask", "probability", "uncertainty", "limits"
+MASK, PROBABILITY, UNCERTAINTY = "mask", "probability", "uncertainty"
+LIMITS, OWN = "limits", "own_limits"    # grey values that became 0 and 255, and the slice's own percentiles
+OUTSIDE = "outside"                     # where there is no sample; of shape (0, 0) where there is sample everywhere
 TOTAL, SPREAD = "total", "spread"  # kinds of uncertainty
 ACROSS = {"rows": (1, 0, 2), "columns": (2, 0, 1)}  # planes across a volume: the order of its axes there
 BACK = {"rows": (1, 0, 2), "columns": (1, 2, 0)}    # and back
@@ -66,8 +69,9 @@ def check_cubes(volume: Volume) -> None:
     if len(volume.shape) != 3 or "T" in volume.axes or len(volume) < 2:
         raise InputError(f"{volume.path}: has axes {volume.axes} and shape {volume.shape}; --three-axes needs one "
                          "volume")
-    sides = [size * IN_UM.get(unit, 1.0) for size, unit in volume.voxel.values()]
-    if sides and max(sides) > 1.01 * min(sides):
+    if "X" in volume.voxel and "Z" not in volume.voxel:
+        say_once(f"{volume.path}: does not say the distance of its slices; --three-axes takes its voxels for cubes")
+    if max(relative_sides(volume.voxel).values(), default=1.0) > 1.01:
         stated = ", ".join(f"{axis} {size:g} {unit}" for axis, (size, unit) in volume.voxel.items())
         raise InputError(f"{volume.path}: its voxels are no cubes ({stated}), as --three-axes needs; resample it first")
     for file in volume.about.get("files", []):
@@ -170,13 +174,14 @@ class ThreeAxes:
 
     def slices(self, kind: str) -> Iterator[np.ndarray]:
         """One kind of results, slice by slice."""
-        if kind == LIMITS:
+        if kind in (LIMITS, OWN, OUTSIDE):
             yield from self.along.slices(kind)
             return
         spread = kind == UNCERTAINTY and self.kind == SPREAD
         needed = [PROBABILITY, UNCERTAINTY] if spread else [PROBABILITY]
         gathered = {each: {name: self.gather(each, name) for name in self.across} for each in needed}
         slices, limits = {each: self.along.slices(each) for each in needed}, self.along.slices(LIMITS)
+        outsides = self.along.slices(OUTSIDE)
         for block in self.along.all:
             planes = {each: [mapped(path)[:, block.start:block.stop].copy().transpose(BACK[name])
                              for name, path in paths.items()] for each, paths in gathered.items()}
@@ -186,6 +191,9 @@ class ThreeAxes:
                 if not np.isnan(next(limits)[0]):
                     found[self.inside] = averaged(*([whole[each][self.inside], *(plane[i] for plane in planes[each])]
                                                     for each in needed))
+                outside = next(outsides)
+                if outside.size:
+                    found[outside] = 0
                 if kind == MASK:
                     yield (found >= np.float32(self.threshold)).astype(np.uint8) * 255
                 else:

@@ -5,7 +5,8 @@
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,19 @@ from scipy import ndimage, stats
 from skimage.filters import gaussian, threshold_otsu
 
 import particles
+from data_folder import IMAGES, MASKS, notes_on_pairs
+from field_of_view import inside_file
+from masks import masks_of_files
 from outputs import roi_of
-from slices import MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files, read_mask
-from splits import pair_files
+from pairing import pair_files
+from slices import FOREGROUND, MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
 from commands import Parser, run_command_line
 from utils import (
     InputError, overlap_metrics, quiet_bar, resolve_precision, write_atomically, write_json, write_npz,
 )
-from volumes import ZARR_FILES, map_reader, mask_reader, open_volume
+from volumes import ZARR_FILES, map_reader, masks_of_volume, of_one_size, open_volume, plain_name
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
@@ -62,25 +66,38 @@ def slice_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
 
 
 def fit_otsu(slices: list[Slice]) -> tuple[float, bool]:
-    """Smoothing σ [px] and foreground side (True: bright) of the best smoothed Otsu on labelled slices.
+    """Return smoothing σ [px] and foreground side (True: bright) of the best smoothed Otsu on labelled slices.
 
     The threshold that a user would try first, at its best: both choices are made on the training slices.
     """
-    scores = {(sigma, bright): np.mean([overlap_metrics(predict_otsu(s.image, sigma, bright), s.mask)["dice"]
-                                        for s in slices])
-              for sigma in (1.0, 2.0, 4.0, 8.0) for bright in (True, False)}
+    scores = {}
+    for sigma in (1.0, 2.0, 4.0, 8.0):
+        for bright in (True, False):
+            found = [overlap_metrics(predict_otsu(s, sigma, bright), s.mask)["dice"] for s in slices]
+            scores[sigma, bright] = np.mean(found)
     return max(scores, key=scores.get)
 
 
-def predict_otsu(image: np.ndarray, sigma: float, bright: bool) -> np.ndarray:
-    """(H, W) bool: the bright or dark side of Otsu's threshold after Gaussian smoothing by `sigma` pixels."""
-    smooth = gaussian(image, sigma, preserve_range=True)
-    return (smooth > threshold_otsu(smooth)) == bright
+def predict_otsu(s: Slice, sigma: float, bright: bool) -> np.ndarray:
+    """Return the bright or dark side of Otsu's threshold after Gaussian smoothing by `sigma` pixels: (H, W) bool."""
+    smooth = gaussian(s.image, sigma, preserve_range=True)
+    if s.outside is None:
+        return (smooth > threshold_otsu(smooth)) == bright
+    return ((smooth > threshold_otsu(smooth[~s.outside])) == bright) & ~s.outside
+
+
+def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
+    """Return a map with 0 where there is no sample."""
+    return probability if s.outside is None else probability * ~s.outside
 
 
 def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, patch_size: int, threshold: float,
              overlap: float | None = None, precision: str = "auto") -> dict[str, float | None]:
-    """Mean Dice and IoU per slice, of centre patches or, given an `overlap`, of full images; None without slices."""
+    """Return Dice and IoU of centre patches or, given an `overlap`, of full images; None without slices.
+
+    Means over slices; but where the truth of one is empty, of the pixels of all slices together. The Dice of an empty
+    slice is 0 or 1, by a single pixel, and would drown the others.
+    """
     model.eval()
     if not slices:
         return {"dice": None, "iou": None}
@@ -88,11 +105,19 @@ def validate(model: torch.nn.Module, slices: list[Slice], device: torch.device, 
         patches = np.stack([center_patch(s.image, patch_size) for s in slices])
         found = probability_of(model, patches, device, precision=precision)
         truths = [center_patch(s.mask, patch_size) for s in slices]
+        outside = [None if s.outside is None else center_patch(s.outside, patch_size) for s in slices]
     else:
         found = predict_images(model, (s.image for s in slices), device, patch_size, overlap, precision=precision)
         truths = [s.mask for s in slices]
-    scores = [overlap_metrics(p >= threshold, truth) for p, truth in zip(found, truths, strict=True)]
-    return {name: float(np.mean([s[name] for s in scores])) for name in ("dice", "iou")}
+        outside = [s.outside for s in slices]
+
+    masks = [p >= threshold if out is None else (p >= threshold) & ~out for p, out in zip(found, outside, strict=True)]
+    if all(truth.any() for truth in truths):
+        scores = [overlap_metrics(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
+        return {name: float(np.mean([score[name] for score in scores])) for name in ("dice", "iou")}
+    together = [np.concatenate([array.ravel() for array in arrays]) for arrays in (masks, truths)]
+    pooled = overlap_metrics(*together)
+    return {name: float(pooled[name]) for name in ("dice", "iou")}
 
 
 def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train: list[Slice], folder: Path,
@@ -121,17 +146,23 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
     """
     truths = [s.mask.astype(bool) for s in test]
     sigma, bright = fit_otsu(train)
-    otsu = [predict_otsu(s.image, sigma, bright) for s in test]
+    otsu = [predict_otsu(s, sigma, bright) for s in test]
     side = min(CENTRE, patch_size)
     maps, full = {"Otsu": [mask.astype(np.float32) for mask in otsu]}, {"Otsu": otsu}
     patches = {"Otsu": [center_patch(mask, side) for mask in otsu]}
+    inside = [np.ones(s.image.shape, bool) if s.outside is None else ~s.outside for s in test]
+    inside_patches = [center_patch(where, side) for where in inside]
     for method, model in models.items():
-        maps[method] = list(predict_images(model, (s.image for s in test), device, patch_size, overlap, tta,
-                                           precision=precision))
+        predicted = predict_images(model, (s.image for s in test), device, patch_size, overlap, tta,
+                                   precision=precision)
+        maps[method] = [clear_outside(probability, s) for probability, s in zip(predicted, test, strict=True)]
         full[method] = [probability >= threshold for probability in maps[method]]
-        windows = [center_patch(s.image, patch_size) for s in test]
-        patches[method] = [center_patch(window, side) >= threshold for window in
-                           (probability_of(model, np.stack(windows), device, tta, precision) if test else ())]
+        patches[method] = []
+        if test:
+            windows = np.stack([center_patch(s.image, patch_size) for s in test])
+            predicted = probability_of(model, windows, device, tta, precision)
+            patches[method] = [(center_patch(window, side) >= threshold) & inside
+                               for window, inside in zip(predicted, inside_patches, strict=True)]
     stems = [s.stem for s in test]
     tables = {"patches": slice_table(patches, [center_patch(t, side) for t in truths], stems),
               "full": slice_table(full, truths, stems)}
@@ -142,8 +173,11 @@ def evaluate_models(models: dict[str, torch.nn.Module], test: list[Slice], train
         rivals = [m for m in models if m != control] if control in models and test else []
         summary[kind] = {"methods": summarise(table), "paired": [compare(table, m, control) for m in rivals]}
     if models and test:
+        seen_truths = [truth[where] for truth, where in zip(truths, inside, strict=True)]
         for name, measure in (("calibration", reliability), ("thresholds", threshold_scores)):
-            table = pd.concat([measure(maps[method], truths).assign(method=method) for method in models])
+            seen = {method: [probability[where] for probability, where in zip(maps[method], inside, strict=True)]
+                    for method in models}
+            table = pd.concat([measure(seen[method], seen_truths).assign(method=method) for method in models])
             write_atomically(folder / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False))
             if name == "calibration":
                 summary[name] = {m: calibration_error(t) for m, t in table.groupby("method", sort=False)}
@@ -247,35 +281,89 @@ def describe(comparison: dict) -> str:
 
 # --- command line ---------------------------------------------------------------------------------------------
 
-def folder_pairs(pred: Path, truth: Path, foreground: str) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """(file, mask, true mask) of two folders, paired by stem or last number; `InputError` for what has no partner."""
+@dataclass(frozen=True)
+class Foreground:
+    """What is foreground in predicted and in true masks, as `masks.read_mask_as` understands it.
+
+    `images` is the folder of the slices that true masks are painted copies of, where it is known.
+    """
+
+    pred: str = "auto"
+    truth: str = "auto"
+    images: Path | None = None
+
+
+AS_VALUES_SAY = Foreground()
+
+
+def folder_pairs(pred: Path, truth: Path, foreground: Foreground = AS_VALUES_SAY,
+                 ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """Yield (file, mask, true mask) of two folders, paired as `pair_files` does; (H, W) uint8, foreground 1.
+
+    Raises
+    ------
+    InputError
+        For predictions without a partner, partners of another size, and as `masks.Masks`.
+    """
     files = {}
     for name, folder in (("pred", pred), ("truth", truth)):
         files[name] = list_files(folder, MASK_SUFFIXES)
         if not files[name]:
             raise InputError(f"{folder}: no mask found ({', '.join(MASK_SUFFIXES)}); check --{name}")
-    pairs, problems = pair_files(files["pred"], files["truth"])
+
+    pairing = pair_files(files["pred"], files["truth"])
+    pairs = pairing.mask_of
     for predicted in files["pred"]:                                 # the truth may hold more slices
         if predicted not in pairs:
-            raise InputError(next(p for p in problems if p.startswith(f"{predicted}: ")))
-    for true in pairs.values():
-        if list(pairs.values()).count(true) > 1:
-            raise InputError(next(p for p in problems if p.startswith(f"{true}: ")))
-    for predicted, true in pairs.items():
-        masks = read_mask(predicted), read_mask(true, foreground)
-        if masks[0].shape != masks[1].shape:
-            raise InputError(f"{predicted}: is {masks[0].shape} px, {true} {masks[1].shape}; they must be of one size")
-        yield predicted, *masks
+            raise InputError(next(line for line in pairing.problems if predicted.name in line))
+    for line in notes_on_pairs(pairing):
+        print(line, file=sys.stderr)
+
+    predicted_masks = masks_of_files(list(pairs), foreground.pred, option="--pred-foreground")
+    true_files = list(pairs.values())
+    image_of = {}
+    if foreground.images is not None:
+        mask_of = pair_files(list_files(foreground.images), true_files).mask_of
+        image_of = {mask: image for image, mask in mask_of.items()}
+    true_masks = masks_of_files(true_files, foreground.truth, [image_of.get(file) for file in true_files])
+    for i, (predicted, true) in enumerate(pairs.items()):
+        mask, true_mask = predicted_masks[i], true_masks[i]
+        if mask.shape != true_mask.shape:
+            raise InputError(f"{predicted}: is {mask.shape} px, {true} {true_mask.shape}; they must be of one size")
+        yield predicted, mask, true_mask
 
 
-def volume_pairs(pred: Path, truth: Path) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """(name, mask, true mask) of the slices of two volumes; `InputError` where they differ in shape."""
-    volumes = [open_volume(path) for path in (pred, truth)]
-    if volumes[0].shape != volumes[1].shape:
-        raise InputError(f"{pred}: has shape {volumes[0].shape}, {truth} {volumes[1].shape}; they must be of one shape")
-    readers = [mask_reader(volume) for volume in volumes]
-    for i in quiet_bar(range(len(volumes[0])), "evaluate"):
-        yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), *(read(i) for read in readers)
+def volume_pairs(pred: Path, truth: Path, foreground: Foreground = AS_VALUES_SAY,
+                 ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """Yield (name, mask, true mask) of the slices of two volumes; `InputError` where they differ in shape."""
+    predicted, true = open_volume(pred), open_volume(truth)
+    if predicted.shape != true.shape:
+        raise InputError(f"{pred}: has shape {predicted.shape}, {truth} {true.shape}; they must be of one shape")
+    predicted_masks = of_one_size(masks_of_volume(predicted, foreground.pred, option="--pred-foreground"),
+                                  predicted.shape[-2:])
+    true_masks = of_one_size(masks_of_volume(true, foreground.truth), true.shape[-2:])
+    for i in quiet_bar(range(len(predicted)), "evaluate"):
+        yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), predicted_masks(i), true_masks(i)
+
+
+def sample_beside(pred: Path, of_files: bool) -> Callable[[int, Path], np.ndarray] | None:
+    """Return a reader of where a predicted slice shows the sample, by its number and file; None for everywhere.
+
+    `predict.py` writes that beside its masks.
+    """
+    path = inside_file(pred)
+    if path is None:
+        return None
+    volume = open_volume(path)
+    masks = masks_of_volume(volume)
+    places = {plain_name(Path(name)): i for i, name in enumerate(volume.names)}
+
+    def read(i: int, name: Path) -> np.ndarray:
+        place = places.get(plain_name(name)) if of_files else i
+        if place is None or place >= len(masks):
+            raise InputError(f"{path}: does not say where {name} shows the sample; predict again, or remove it")
+        return masks[place]
+    return read
 
 
 def main() -> None:
@@ -291,24 +379,35 @@ def main() -> None:
                         "pixels the wrong ones?")
     parser.add_argument("--output", type=Path, help="write the table to this CSV file")
     parser.add_argument("--pixel-size", type=float, help="side of a pixel [µm]; adds particle sizes")
-    parser.add_argument("--mask-foreground", default="auto", choices=["auto", "dark", "bright"],
-                        help="which side of a true mask's threshold is foreground (%(default)s)")
+    parser.add_argument("--mask-foreground", default="auto", choices=FOREGROUND, help="what is foreground in the true "
+                        "masks: the dark or the bright side, labels (all above 0), or auto, by their values "
+                        "(%(default)s)")
+    parser.add_argument("--images", type=Path, help="folder of the slices that the true masks are painted copies of "
+                        "(default: Original_images beside Original_masks)")
+    parser.add_argument("--pred-foreground", default="auto", choices=FOREGROUND, help="the same of the predicted ones")
     given = parser.parse_args()
     if given.pixel_size is not None and not 0 < given.pixel_size < 1e9:
         raise InputError(f"--pixel-size {given.pixel_size:g}: must be above 0 and below 10⁹ µm")
     if given.output and given.output.is_dir():
         raise InputError(f"{given.output}: is a folder; --output names a .csv file")
-    of_files = given.pred.is_dir() and not any((given.pred / name).exists() for name in ZARR_FILES)
-    if given.mask_foreground != "auto" and not of_files:
-        raise InputError("--mask-foreground: is for folders of painted masks; in volumes foreground is not zero")
+    folders = [path.is_dir() and not any((path / name).exists() for name in ZARR_FILES)
+               for path in (given.pred, given.truth)]
+    of_files = folders[0] and (folders[1] or not given.truth.exists())     # a folder beside a stack is a volume, too
+    beside = given.truth.with_name(Path(IMAGES).name) if given.truth.name == Path(MASKS).name else None
+    images = given.images or (beside if beside is not None and beside.is_dir() else None)
+    foreground = Foreground(given.pred_foreground, given.mask_foreground, images)
     maps = open_volume(given.uncertainty) if given.uncertainty else None
     doubts = maps and map_reader(maps)
     if maps and not of_files and maps.shape != open_volume(given.pred).shape:
         raise InputError(f"{given.uncertainty}: has shape {maps.shape}, {given.pred} {open_volume(given.pred).shape}")
     places = {Path(name).stem: i for i, name in enumerate(maps.names)} if maps and of_files else {}
     rows, counts, roi = [], 0, roi_of(given.pred)
-    for i, (name, *whole) in enumerate(folder_pairs(given.pred, given.truth, given.mask_foreground) if of_files
-                                       else volume_pairs(given.pred, given.truth)):
+    sample = sample_beside(given.pred, of_files)
+    pairs_of = folder_pairs if of_files else volume_pairs
+    for i, (name, *whole) in enumerate(pairs_of(given.pred, given.truth, foreground)):
+        if sample is not None:                                  # where there is none, nothing is scored
+            seen = sample(i, name)
+            whole = [mask * seen for mask in whole]
         masks = [crop_roi(mask, roi, str(name)) for mask in whole]
         row = {"stem": name.stem, **slice_metrics(*masks)}
         if given.pixel_size:
@@ -326,6 +425,8 @@ def main() -> None:
             counts = counts + count_errors(crop_roi(doubt, roi), masks[0].astype(bool) != masks[1].astype(bool))
     if roi:
         print(f"inside rows {roi[0]}–{roi[1]}, columns {roi[2]}–{roi[3]}, where {given.pred} was predicted")
+    if sample is not None:
+        print(f"inside the sample, as {inside_file(given.pred)} says; what lies outside is not scored")
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="{:.4f}".format, max_rows=60))
     for metric in METRICS:

@@ -21,13 +21,16 @@ from scipy.spatial import ConvexHull, cKDTree
 from skimage.measure import find_contours, marching_cubes, mesh_surface_area, regionprops_table
 
 from components import find_components, split_touching
+from field_of_view import EDGE, FieldOfView, distance_from, farthest_foreground, find_field
 from outputs import crop_volume, roi_of
+from slices import FOREGROUND
 from sizes import compare_sizes, invented, summarise_sizes
 from uncertainty import SMALLEST
 from commands import Parser
-from utils import InputError, quiet_bar, write_atomically, write_json
+from utils import InputError, quiet_bar, say_once, write_atomically, write_json
 from viz_slices import draw_sizes
-from volumes import IN_UM, Volume, map_reader, mask_reader, open_volume, plain_name
+from volumes import Volume, map_reader, masks_of_volume, of_one_size, open_volume, plain_name, say_remarks
+from voxel_size import relative_sides, sides_in_um
 
 BOX_VOXELS = 2**26   # of the largest component that is measured in detail
 NECK = 0.5  # px
@@ -64,10 +67,18 @@ def outline(inside: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, floa
 
 
 def measure(labels: np.ndarray, spacing: tuple[float, ...], low: tuple[int, ...], shape: tuple[int, ...],
-            beside: dict[str, np.ndarray] | None = None) -> pd.DataFrame:
-    """A row per label of a box that begins at `low` of an image or volume of `shape`; see `particle_table`.
+            beside: dict[str, np.ndarray] | None = None, near_edge: np.ndarray | None = None,
+            field: FieldOfView | None = None) -> pd.DataFrame:
+    """Return a row per label of a box that begins at `low` of an image or volume of `shape`; see `particle_table`.
 
-    `beside`: arrays of the box's shape; the mean of each over a particle becomes a column.
+    Parameters
+    ----------
+    beside : dict of name to ndarray of the box's shape
+        The mean of each over a particle becomes a column.
+    near_edge : bool ndarray of the box's shape, optional
+        Where the edge of the field of view cuts what is there.
+    field : FieldOfView, optional
+        Which changes the weights.
     """
     properties = ("label", "area", "equivalent_diameter_area", "axis_major_length", "axis_minor_length", "bbox",
                   "image", "slice")
@@ -83,14 +94,24 @@ def measure(labels: np.ndarray, spacing: tuple[float, ...], low: tuple[int, ...]
     starts = np.stack([table[f"bbox-{i}"] + low[i] for i in range(n)], 1)
     ends = np.stack([table[f"bbox-{n + i}"] + low[i] for i in range(n)], 1)
     found["touches_border"] = ((starts == 0) | (ends == shape)).any(1)
-    found["weight"] = weight_of(ends - starts, shape)
+    if near_edge is not None:
+        found["touches_border"] |= ndimage.maximum(near_edge, labels, table["label"]).astype(bool)
+    found["weight"] = weight_of(ends - starts, shape, field)
     found |= {name: ndimage.mean(values, labels, table["label"]) for name, values in (beside or {}).items()}
     return pd.DataFrame(found)
 
 
-def weight_of(extent: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(N,) inverse of the chance that a box of (N, 2 or 3) `extent`, placed at random, touches no border [px]."""
-    return 1 / np.prod(np.maximum(1 - (extent + 1) / shape, 1e-9), axis=1)
+def weight_of(extent: np.ndarray, shape: tuple[int, ...], field: FieldOfView | None = None) -> np.ndarray:
+    """Return the inverse of the chance that a box of (N, 2 or 3) `extent` [px], placed at random, touches no border.
+
+    In a field of view that is no rectangle, a disc of the mean extent within a slice takes the place of the box.
+    """
+    free = 1 - (extent + 1) / shape
+    if field is not None:
+        radii = extent[:, -2:].mean(1) / 2 + EDGE
+        in_slice = np.array([field.share_of_places(radius) for radius in radii]).reshape(-1, 1)
+        free = np.concatenate([free[:, :-2], in_slice], axis=1)
+    return 1 / np.prod(np.maximum(free, 1e-9), axis=1)
 
 
 def particle_table(mask: np.ndarray, pixel_size: float = 1.0, neck: float | None = None) -> pd.DataFrame:
@@ -134,7 +155,8 @@ def label_parts(mask: np.ndarray, spacing: tuple[float, ...], neck: float | None
 
 def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int], spacing: tuple[float, ...],
                    neck: float | None = None, smallest: int = 1,
-                   beside: dict[str, Callable[[int], np.ndarray]] | None = None) -> Iterator[pd.DataFrame]:
+                   beside: dict[str, Callable[[int], np.ndarray]] | None = None,
+                   field: FieldOfView | None = None) -> Iterator[pd.DataFrame]:
     """Particles of a volume that need not fit into memory, a table per component: `particle_table` with `component`.
 
     Parameters
@@ -147,6 +169,8 @@ def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int
         Distance of slices, height and width of a pixel [unit].
     smallest : int
         Components of fewer voxels are left out.
+    field : FieldOfView, optional
+        At whose edge particles are cut.
     """
     components = find_components((read(i) != 0 for i in quiet_bar(range(shape[0]), "find particles")), shape)
     deepest = int((components.high - components.low)[:, 0].max(initial=1))
@@ -158,7 +182,7 @@ def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int
         if components.voxels[i] < smallest:
             continue
         if np.prod(high - low) > BOX_VOXELS:
-            yield _unmeasured(components.voxels[i], spacing, low, high, shape).assign(component=i)
+            yield _unmeasured(components.voxels[i], spacing, low, high, shape, field).assign(component=i)
             continue
         box, bits = (slice(low[1], high[1]), slice(low[2], high[2])), slice(low[2] // 8, -(-high[2] // 8))
         packed = np.stack([masks(z)[box[0], bits] for z in range(low[0], high[0])])
@@ -167,16 +191,25 @@ def measure_volume(read: Callable[[int], np.ndarray], shape: tuple[int, int, int
         inside = labels == labels[tuple(components.inside[i] - low)]
         parts = inside.astype(np.int32) if neck is None else split_touching(inside, spacing, neck)
         around = {name: np.stack([one(z)[box] for z in range(low[0], high[0])]) for name, one in maps.items()}
-        yield measure(parts, spacing, low, shape, around).assign(component=i)
+        near_edge = None if field is None else np.stack([field.near_edge(z)[box] for z in range(low[0], high[0])])
+        yield measure(parts, spacing, low, shape, around, near_edge, field).assign(component=i)
 
 
-def _unmeasured(voxels: int, spacing: tuple, low: np.ndarray, high: np.ndarray, shape: tuple) -> pd.DataFrame:
-    """A component whose box is too large to be looked at: its size, and no shape."""
+def _unmeasured(voxels: int, spacing: tuple, low: np.ndarray, high: np.ndarray, shape: tuple,
+                field: FieldOfView | None) -> pd.DataFrame:
+    """Return the size of a component whose box is too large to be looked at; it has no shape.
+
+    With a field of view its box counts: so large a component reaches its edge, if its box does.
+    """
+    is_cut = ((low == 0) | (high == shape)).any()
+    if field is not None:
+        box = slice(low[1], high[1]), slice(low[2], high[2])
+        is_cut |= any(field.near_edge(z)[box].any() for z in range(low[0], high[0]))
     volume = voxels * math.prod(spacing)
     return pd.DataFrame([{"voxels": voxels, "volume": volume, "diameter": (6 * volume / math.pi) ** (1 / 3),
                           **{name: (low[i] + high[i] - 1) / 2 for i, name in enumerate(PLACES)},
-                          "touches_border": bool(((low == 0) | (high == shape)).any()),
-                          "weight": weight_of((high - low)[None], shape)[0], "unmeasured": True}])
+                          "touches_border": bool(is_cut),
+                          "weight": weight_of((high - low)[None], shape, field)[0], "unmeasured": True}])
 
 
 def nearest_distances(table: pd.DataFrame, spacing: tuple[float, ...]) -> np.ndarray:
@@ -188,23 +221,47 @@ def nearest_distances(table: pd.DataFrame, spacing: tuple[float, ...]) -> np.nda
 # --- command line ---------------------------------------------------------------------------------------------
 
 def voxel_of(volume: Volume, pixel_size: float | None, distance: float | None) -> tuple[tuple[float, ...], str]:
-    """Distance of slices, height and width of a pixel, and their unit: µm, or px where nothing is known.
+    """Return distance of slices, height and width of a pixel, and their unit: µm, or px where no size is known.
 
-    What is given goes before what the file says; a distance alone does not make sizes known.
+    What is given goes before what the file says. Where a file knows the shape of a voxel and not its size, the sides
+    are in units of the smallest one. What is known of no axis, or not given, is taken as the side of a pixel, which is
+    said.
+
+    Raises
+    ------
+    InputError
+        When a distance is given, and no pixel size is known.
     """
-    known = {axis: size * IN_UM[unit] for axis, (size, unit) in volume.voxel.items() if unit in IN_UM}
-    width = pixel_size or known.get("X")
-    if width is None:
+    stated, unit = sides_in_um(volume.voxel), "µm"
+    if not {"X", "Y"} & stated.keys() and not pixel_size:
         if distance:
             raise InputError(f"{volume.path}: says no pixel size; --slice-distance needs --pixel-size")
-        return (1.0, 1.0, 1.0), "px"
-    height = pixel_size or known.get("Y", width)
-    return (distance or known.get("Z", width), height, width), "µm"
+        stated, unit = relative_sides(volume.voxel), "px"
+
+    if pixel_size:
+        width, shape, known = pixel_size, relative_sides(volume.voxel), sides_in_um(volume.voxel)
+        height = pixel_size * shape["Y"] / shape["X"] if {"X", "Y"} <= shape.keys() else pixel_size
+        depth = known.get("Z")
+        if depth is None and {"X", "Z"} <= shape.keys():
+            depth = pixel_size * shape["Z"] / shape["X"]
+        elif depth is not None and distance is None and not math.isclose(known.get("X", width), width, rel_tol=0.01):
+            say_once(f"{volume.path}: --pixel-size {width:g} takes the place of {known.get('X', 0):g} µm; the "
+                     f"distance of slices stays as the file says, {depth:g} µm, unless --slice-distance is given")
+    else:
+        width = stated.get("X", stated.get("Y", 1.0))
+        height, depth = stated.get("Y", width), stated.get("Z")
+        if unit == "px" and not {"X", "Y"} & stated.keys():
+            depth = None                                        # relative to nothing
+    depth = distance or depth
+    if depth is None and len(volume) > 1 and set("ZIQ") & set(volume.axes) and unit == "µm":
+        say_once(f"{volume.path}: the distance of its slices is not known, and taken as the side of a pixel, {width:g} "
+                 "µm; give --slice-distance if that is wrong")
+    return (depth or width, height, width), unit
 
 
 def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, neck: float | None = None,
                   smallest: int = SMALLEST, beside: dict[str, Callable[[int], np.ndarray]] | None = None,
-                  max_uncertainty: float | None = None) -> pd.DataFrame:
+                  max_uncertainty: float | None = None, foreground: str = "auto", fov: str = "auto") -> pd.DataFrame:
     """All particles of a source: a volume for each point in time, or every slice by itself; with `nearest`, the
     distance of centres, and `fraction`, the foreground, in `attrs`. Those whose mean of `beside["uncertainty"]` is
     above `max_uncertainty` are left out.
@@ -212,16 +269,22 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
     Raises
     ------
     InputError
-        When points in time are not the first axis; as `mask_reader`.
+        When points in time are not the first axis; as `masks.Masks`, and for slices of several sizes.
     """
     if "T" in volume.axes[1:]:
         raise InputError(f"{volume.path}: has axes {volume.axes}; save time as the first one")
-    mask, maps, tables, shares = mask_reader(volume, not in_slices), beside or {}, [], {}
+    masks = masks_of_volume(volume, foreground)
+    mask = masks.__getitem__ if in_slices else of_one_size(masks, volume.shape[-2:])
+    maps, tables, shares = beside or {}, [], {}
+    field = find_field(fov, volume, mask)
     depth = 1 if in_slices or len(volume.shape) < 3 else volume.shape[-3]
 
     def read(i: int) -> np.ndarray:
         found = mask(i)
-        shares[i] = found.mean()
+        inside = np.s_[...] if field is None else field.inside(i)
+        seen = found[inside]
+        if seen.size:
+            shares[i] = seen.mean()
         return found
 
     starts = range(0, len(volume), depth)
@@ -229,11 +292,14 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
         several = {"time": start // volume.shape[-3]} if len(volume.shape) > 3 else {}
         if depth == 1:
             labels = label_parts(read(start), spacing[1:], neck)
-            table = measure(labels, spacing[1:], (0, 0), labels.shape, {name: of(start) for name, of in maps.items()})
+            near_edge = None if field is None else field.near_edge(start)
+            table = measure(labels, spacing[1:], (0, 0), labels.shape, {name: of(start) for name, of in maps.items()},
+                            near_edge, field)
             table = table.assign(slice=start % volume.shape[-3] if several else start, **several)
         else:
             found = measure_volume(lambda i, s=start: read(s + i), (depth, *volume.shape[-2:]), spacing, neck, smallest,
-                                   {name: lambda i, s=start, of=of: of(s + i) for name, of in maps.items()})
+                                   {name: lambda i, s=start, of=of: of(s + i) for name, of in maps.items()},
+                                   None if field is None else field.beginning_at(start, depth))
             nothing = np.zeros((1, 1, 1))
             none = measure(nothing.astype(int), spacing, (0, 0, 0), (1, 1, 1), dict.fromkeys(maps, nothing))
             table = pd.concat(found) if (found := list(found)) else none
@@ -243,8 +309,29 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
             table = table[~(table["uncertainty"] > max_uncertainty)]
         tables.append(table.assign(nearest=nearest_distances(table, spacing if depth > 1 else spacing[1:])))
     table = pd.concat(tables, ignore_index=True)
-    table.attrs["fraction"] = float(np.mean(list(shares.values())))
+    table.attrs["fraction"] = float(np.mean(list(shares.values()))) if shares else 0.0
+    table.attrs["fov"] = None if field is None else field.text
+    if field is None and fov == "auto" and not in_slices:
+        say_of_circle(table, volume, mask)
     return table
+
+
+def say_of_circle(table: pd.DataFrame, volume: Volume, mask: Callable[[int], np.ndarray]) -> None:
+    """Say where foreground ends at a circle, as if a field of view had cut it, and nobody has said so.
+
+    Several particles then reach just as far from the middle of the slices, and none into the corners.
+    """
+    shape = volume.shape[-2:]
+    distance = distance_from(shape, (shape[0] - 1) / 2, (shape[1] - 1) / 2)
+    radius = farthest_foreground(mask, len(volume), distance)
+    if not 0 < radius < 0.95 * distance.max() or radius > 1.02 * max(shape) / 2:
+        return
+    rim = (distance > radius - 1.5) & (distance <= radius)
+    counts = [ndimage.label(mask(i).astype(bool) & rim)[1] for i in range(len(volume))]
+    places = sum(counts)
+    if max(counts) >= 3 and places >= max(5, 0.05 * len(table)):  # a single ball has one round outline, not several
+        say_once(f"{volume.path}: its foreground ends at a circle of {radius:.0f} px in {places} places, as at the "
+                 "edge of a field of view; particles that are cut there count as whole: --fov circle leaves them out")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -262,6 +349,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--uncertainty", type=Path, help="map written by predict.py; its mean becomes a column")
     parser.add_argument("--max-uncertainty", type=float, help="leave out particles with a higher mean")
     parser.add_argument("--truth", type=Path, help="true masks; the share of each particle in them becomes a column")
+    parser.add_argument("--mask-foreground", default="auto", choices=FOREGROUND, help="what is foreground in MASKS: "
+                        "the dark or the bright side, labels (all above 0), or auto, by their values (%(default)s)")
+    parser.add_argument("--truth-foreground", default="auto", choices=FOREGROUND, help="the same of --truth")
+    parser.add_argument("--fov", default="auto", help="field of view, at whose edge particles are cut as at the "
+                        "border: what predict.py wrote beside the masks (auto), none, circle: the smallest one with "
+                        "all foreground in it, ROW,COLUMN,RADIUS [px], or the file of a mask (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder of tables and figure (default: MASKS_particles)")
     given = parser.parse_args(arguments)
     for name in ("pixel_size", "slice_distance", "neck", "smallest", "max_uncertainty"):
@@ -292,6 +385,7 @@ def main(arguments: list[str]) -> None:
     """Measure each of MASKS, and compare them with the first; all is looked at before anything is written."""
     given = parse(arguments)
     volumes = {name: open_volume(path) for name, path in zip(distinct_names(given.masks), given.masks, strict=True)}
+    say_remarks(*volumes.values())
     voxels = {name: voxel_of(volume, given.pixel_size, given.slice_distance) for name, volume in volumes.items()}
     flat = {name: given.in_slices or volume.axes[:-2] in ("", "T") for name, volume in volumes.items()}
     if len({unit for _, unit in voxels.values()}) > 1:
@@ -304,14 +398,20 @@ def main(arguments: list[str]) -> None:
     for other in beside.values():
         if other.shape != volumes[first].shape:
             raise InputError(f"{other.path}: has shape {other.shape}, {given.masks[0]} {volumes[first].shape}")
-    maps = {name: (mask_reader if name == "truth" else map_reader)(crop_volume(other, rois[first]))
-            for name, other in beside.items()}
+    maps = {}
+    for name, other in beside.items():
+        cropped = crop_volume(other, rois[first])
+        if name == "truth":
+            maps[name] = of_one_size(masks_of_volume(cropped, given.truth_foreground, option="--truth-foreground"),
+                                     cropped.shape[-2:])
+        else:
+            maps[name] = map_reader(cropped)
     tables, summaries = {}, {}
     for name, volume in volumes.items():
         spacing, unit = voxels[name]
         neck = given.neck * spacing[-1] if given.split else None
         table = tables[name] = measure_masks(crop_volume(volume, rois[name]), spacing, flat[name], neck, given.smallest,
-                                             maps, given.max_uncertainty)
+                                             maps, given.max_uncertainty, given.mask_foreground, given.fov)
         if rois[name]:                                                  # places are those in the whole slice
             table["row"], table["column"] = table["row"] + rois[name][0], table["column"] + rois[name][2]
         large = int(table["unmeasured"].eq(True).sum()) if "unmeasured" in table else 0

@@ -6,6 +6,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,11 +15,13 @@ import matplotlib as mpl
 import numpy as np
 
 from particles import voxel_of
-from slices import apply_window, as_grey, grey_limits
+from slices import as_floats
 from commands import Parser, run_command_line
 from utils import InputError
 from viz_slices import draw_volume, tint
-from volumes import IN_UM, Volume, open_volume
+from volumes import Volume, masks_of_volume, open_volume, say_remarks
+from voxel_size import relative_sides, sides_in_um
+from windows import Grey, apply_window, grey_limits, mark_outside
 
 PERCENTILES = (1.0, 99.5)
 SAMPLED = 4  # slices that stand for all
@@ -58,7 +61,8 @@ class SliceBrowser(ipywidgets.VBox):
 
     def __init__(self, image: Volume, mask: Volume | None = None, uncertainty: Volume | None = None):
         check_alike(image, mask, uncertainty)
-        self.parts = image, mask, uncertainty
+        self.image, self.uncertainty = image, uncertainty
+        self.masks = None if mask is None else masks_of_volume(mask)
         self.slider = ipywidgets.IntSlider(len(image) // 2, 0, len(image) - 1, description="slice",
                                            continuous_update=False, layout={"width": "60%"})
         self.picture = ipywidgets.Image(format="jpeg")
@@ -68,11 +72,14 @@ class SliceBrowser(ipywidgets.VBox):
 
     def slices(self, i: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Slice `i` in 8 bit, its mask and its uncertainty, (H, W) each."""
-        image, mask, uncertainty = (part and part.read(i) for part in self.parts)
-        grey = as_grey(image, self.parts[0].names[i])
-        low, high = grey_limits(grey, PERCENTILES)
-        grey = apply_window(grey, low, high) if high > low else np.zeros(grey.shape, np.uint8)
-        return grey, None if mask is None else mask != 0, uncertainty
+        name = self.image.names[i]
+        seen = mark_outside(as_floats(self.image.read(i), name), name)
+        low, high = grey_limits(seen, PERCENTILES)
+        grey = apply_window(seen, low, high) if high > low else np.zeros(seen.image.shape, np.uint8)
+
+        mask = None if self.masks is None else self.masks[i].astype(bool)
+        uncertainty = None if self.uncertainty is None else self.uncertainty.read(i)
+        return grey, mask, uncertainty
 
     def turn(self, _: dict | None = None) -> None:
         """Show the slice at which the slider stands."""
@@ -87,12 +94,12 @@ class SliceBrowser(ipywidgets.VBox):
         self.picture.value = coded.tobytes()
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
-        chosen, buffer = sample(self.parts[0]), io.BytesIO()
-        (_, _, width), unit = voxel_of(self.parts[0], None, None)
+        chosen, buffer = sample(self.image), io.BytesIO()
+        (_, _, width), unit = voxel_of(self.image, None, None)
         figure = draw_volume({i: self.slices(i) for i in chosen}, MOST, width if unit == "µm" else 0.0)
         figure.savefig(buffer, format="jpeg", dpi=76, pil_kwargs={"quality": 38})
         return {**super()._repr_mimebundle_(**options), "image/jpeg": base64.b64encode(buffer.getvalue()).decode(),
-                "text/plain": f"a slider over {len(self.parts[0])} slices; run this cell to use it"}
+                "text/plain": f"a slider over {len(self.image)} slices; run this cell to use it"}
 
 
 # --- napari ---------------------------------------------------------------------------------------------------
@@ -115,7 +122,7 @@ def lazy(volume: Volume) -> "dask.array.Array":  # noqa: F821 - comes with napar
 
 def voxel_scale(volume: Volume) -> list[float]:
     """Distance of neighbours along each axis [µm], or relative to a pixel's side; 1 for points in time."""
-    known = {axis: size * IN_UM.get(unit, 1.0) for axis, (size, unit) in volume.voxel.items()}
+    known = sides_in_um(volume.voxel) or relative_sides(volume.voxel)
     side = known.get("X", 1.0)
     return [known.get(axis, 1.0 if axis == "T" else side) for axis in volume.axes]
 
@@ -124,7 +131,7 @@ def add_layers(viewer: "napari.Viewer", image: Volume, mask: Volume | None,  # n
                uncertainty: Volume | None) -> None:
     """Image, masks as labels, and uncertainty (0 to ½), slices read when they are looked at."""
     some = np.concatenate([image.read(i).ravel()[::7] for i in sample(image)]).astype(float)
-    low, high = grey_limits(some[np.isfinite(some)], PERCENTILES)
+    low, high = grey_limits(Grey(some[np.isfinite(some)]), PERCENTILES)
     scale = voxel_scale(image)
     viewer.add_image(lazy(image), name="image", scale=scale, colormap="gray",
                      contrast_limits=(low, max(high, low + 1e-6)))
@@ -132,7 +139,8 @@ def add_layers(viewer: "napari.Viewer", image: Volume, mask: Volume | None,  # n
         viewer.add_image(lazy(uncertainty).astype(np.float32), name="uncertainty", scale=scale, colormap="magma",
                          contrast_limits=(0, MOST), blending="additive", visible=mask is None)
     if mask is not None:
-        viewer.add_labels((lazy(mask) != 0).astype(np.uint8), name="mask", scale=scale, opacity=0.4)
+        masks = masks_of_volume(mask)
+        viewer.add_labels(lazy(replace(mask, read=masks.__getitem__)), name="mask", scale=scale, opacity=0.4)
 
 
 def main() -> None:
@@ -144,6 +152,7 @@ def main() -> None:
     given = parser.parse_args()
     image, *others = (path and open_volume(path) for path in (given.image, given.mask, given.uncertainty))
     check_alike(image, *others)
+    say_remarks(image)
     try:
         import napari
     except ImportError:

@@ -17,17 +17,20 @@ import numpy as np
 import tifffile
 import zarr
 
-from slices import IMAGE_SUFFIXES, LARGEST, complaints, list_files, read_array, refuse_bombs, refuse_devices
-from utils import InputError
+from masks import Masks
+from slices import (
+    IMAGE_SUFFIXES, LARGEST, TIFF_SUFFIXES, Picture, complaints, list_files, main_series, palette_of, read_array,
+    read_picture, refuse_bombs, refuse_devices, shows_zero_white,
+)
+from utils import InputError, say_once
+from voxel_size import Voxel, describe_default, is_default_resolution, plain_unit, read_voxel
 
 SLAB_BYTES = 2**28  # of the slices that share a chunk
 CHUNK_BYTES = 2**32  # of a chunk, at most: it is decoded as a whole
 MOST_SLICES = 2**24
+TIFFFILE_IMAGEJ = "1.11a"  # the version that tifffile writes, which leaves the spacing out where nobody gave one
 STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF does not name
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")  # of which a zarr array or group has one
-UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "micrometer": "um", "nanometer": "nm",
-         "millimeter": "mm", "centimeter": "cm", "meter": "m", "\u00c5": "angstrom", "\u212b": "angstrom"}
-IN_UM = {"um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "angstrom": 1e-4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +46,11 @@ class Volume:
         What each slice is called in messages.
     read : index → (H, W) ndarray
     voxel : dict of axis to (size, unit)
-        As far as it is known; units `um`, `nm`, `mm` or the file's own.
+        As far as it is known; see `voxel_size`.
     about : dict
-        Further metadata that an output inherits, by family.
+        Further metadata that an output inherits, by family; `remarks`, a line for what the file says and cannot be.
+    decode : index → Picture, optional
+        A slice as its file shows it, where that is more than its grey values.
     """
 
     path: Path
@@ -54,11 +59,16 @@ class Volume:
     shape: tuple[int, ...]
     names: list[str]
     read: Callable[[int], np.ndarray]
-    voxel: dict[str, tuple[float, str]] = field(default_factory=dict)
+    voxel: Voxel = field(default_factory=dict)
     about: dict = field(default_factory=dict)
+    decode: Callable[[int], Picture] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def picture(self, i: int) -> Picture:
+        """Return slice `i` as its file shows it, with colours where it has some."""
+        return self.decode(i) if self.decode else Picture(self.read(i))
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -79,6 +89,9 @@ def open_volume(path: Path) -> Volume:
         return _open_zarr(path) if stored else _open_folder(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path}: is not a .tif; give a .tif slice or stack, a folder of slices, or a zarr array")
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return Volume(path, "slice", "YX", read_picture(path).shape, [str(path)], lambda _: read_array(path),
+                      decode=lambda _: read_picture(path))
     refuse_devices(path)
     try:
         return _open_tiff(path)
@@ -92,47 +105,64 @@ def open_volume(path: Path) -> Volume:
 def _open_folder(path: Path) -> Volume:
     files = list_files(path)
     if not files:
-        raise InputError(f"{path}: holds no .tif slice, and is no zarr array")
+        raise InputError(f"{path}: holds no slice ({', '.join(IMAGE_SUFFIXES)}), and is no zarr array")
+    stems = [file.stem for file in files]
+    if len(set(stems)) < len(stems):
+        stem = next(stem for stem in stems if stems.count(stem) > 1)
+        raise InputError(f"{path}: holds {', '.join(file.name for file in files if file.stem == stem)}, of which one "
+                         "slice was saved twice; keep one of them")
     first = open_volume(files[0])
     return Volume(path, "folder", "ZYX", (len(files), *first.shape[-2:]), [str(file) for file in files],
-                  lambda i: read_array(files[i]), first.voxel, {"files": files})
+                  lambda i: read_array(files[i]), first.voxel,
+                  {"files": files, "remarks": first.about.get("remarks", [])}, lambda i: read_picture(files[i]))
 
 
 def _open_tiff(path: Path) -> Volume:
     with ExitStack() as opened:
         with complaints() as found:
             file = opened.enter_context(tifffile.TiffFile(path))
-            series = file.series[0]
+            series = main_series(file)
         if found:                                               # pages behind the damage would be missing silently
             raise ValueError(found[0])
-        if len(file.series) > 1:
+        if series is None:
             raise InputError(f"{path}: {len(file.series)} images of different kinds in one file; export one of them")
-        if series.axes.endswith("YX") and math.prod(series.shape[:-2]) == 1:
-            return Volume(path, "slice", "YX", series.shape[-2:], [str(path)], lambda _: read_array(path),
-                          *_tiff_metadata(file))
+        rows_and_columns = tuple(series.shape[series.axes.index(axis)] for axis in "YX" if axis in series.axes)
+        channels = series.shape[series.axes.index("S")] if "S" in series.axes else 1
+        if len(rows_and_columns) == 2 and math.prod(series.shape) == math.prod(rows_and_columns) * channels:
+            return Volume(path, "slice", "YX", rows_and_columns, [str(path)], lambda _: read_array(path),
+                          *_tiff_metadata(file, path), lambda _: read_picture(path))
         refuse_bombs(series.shape, series.dtype.itemsize, path.stat().st_size if not series.is_multifile else 2**62)
         kind = "imagej" if file.is_imagej else "ome" if file.is_ome else "tiff"
         shape, axes = _stacked(path, series.axes, series.shape)
         array = zarr.open(series.aszarr(level=0), mode="r")
         read = _reader(path, array, series.axes, shape)
-        volume = Volume(path, kind, axes, shape, _names(path, shape), read, *_tiff_metadata(file))
+        is_inverted, palette = shows_zero_white(file, series.keyframe), palette_of(series.keyframe)
+        decode = None
+        if is_inverted or palette is not None:
+            def decode(i: int) -> Picture:
+                return Picture(read(i), None, palette, is_inverted)
+        volume = Volume(path, kind, axes, shape, _names(path, shape), read, *_tiff_metadata(file, path), decode)
         weakref.finalize(read, opened.pop_all().close)          # the file stays open as long as slices can be read
         return volume
 
 
 def _open_zarr(path: Path) -> Volume:
+    remarks = []
     try:
         node = zarr.open(path, mode="r")
+        image = None
         if isinstance(node, zarr.Group):
+            node, name = _image_group(path, node)
+            if name:
+                remarks.append(f"{path}: is a collection of images (bioformats2raw); its only one, /{name}, is read")
             image = ngff_image(dict(node.attrs))
-            if image is None:
-                arrays = [name for name, _ in node.arrays()]
-                raise InputError(f"{path}: is a zarr group without OME-Zarr metadata; name one of its arrays"
-                                 f" ({', '.join(arrays[:5]) or 'none'})")
-            array = node[image["datasets"][0]["path"]]
+            level, array = _finest_level(node, image)
+            if level:
+                remarks.append(f"{path}: its finest level is {level['path']}, not the first one; that is read")
+                image = {**image, "datasets": [level]}
         else:
-            array, image = node, None
-        names, voxel = _dimension_names(array), _ngff_voxel(image)
+            array = node
+        names, (voxel, more) = _dimension_names(array), _ngff_voxel(image, path)
         if image:
             named = image.get("axes", "tczyx"[-array.ndim:])            # before 0.4 they were letters, before 0.3 these
             names = [str(axis.get("name", "")) if isinstance(axis, dict) else str(axis) for axis in named]
@@ -141,13 +171,55 @@ def _open_zarr(path: Path) -> Volume:
     except Exception as error:  # noqa: BLE001 - whatever zarr makes of damaged metadata
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as zarr ({type(error).__name__}: {reason})") from None
+
     axes = "".join(name.upper() if len(name) == 1 else "Q" for name in names)
     if len(axes) != array.ndim:
         raise InputError(f"{path}: its metadata names {len(axes)} axes, the array has {array.ndim}")
     shape, kept = _stacked(path, axes, array.shape)
     check_codecs(path, array)
-    about = {"format": array.metadata.zarr_format, "ngff": image, "attributes": dict(node.attrs), "array": array}
+    remarks += [*more, *_remarks_on_chunks(path, array, shape)]
+    about = {"format": array.metadata.zarr_format, "ngff": image, "attributes": dict(node.attrs), "array": array,
+             "remarks": remarks}
     return Volume(path, "zarr", kept, shape, _names(path, shape), _reader(path, array, axes, shape), voxel, about)
+
+
+def _image_group(path: Path, node: zarr.Group) -> tuple[zarr.Group, str]:
+    """Return the group of an OME-Zarr image, and its name where it lies inside another one (bioformats2raw).
+
+    Raises
+    ------
+    InputError
+        When there is no image, or several.
+    """
+    if ngff_image(dict(node.attrs)) is not None:
+        return node, ""
+    inside = [name for name, group in node.groups() if ngff_image(dict(group.attrs)) is not None]
+    if len(inside) == 1:
+        return node[inside[0]], inside[0]
+    if inside:
+        raise InputError(f"{path}: holds {len(inside)} images; name one of them: "
+                         f"{', '.join(str(path / name) for name in sorted(inside)[:5])}")
+    arrays = [name for name, _ in node.arrays()]
+    raise InputError(f"{path}: is a zarr group without OME-Zarr metadata; name one of its arrays"
+                     f" ({', '.join(arrays[:5]) or 'none'})")
+
+
+def _finest_level(node: zarr.Group, image: dict) -> tuple[dict | None, zarr.Array]:
+    """Return the array of the finest level of an image, and that level where it is not the first, as it should be."""
+    levels = image["datasets"]
+    arrays = [node[level["path"]] for level in levels]
+    sizes = [math.prod(array.shape) for array in arrays]
+    finest = sizes.index(max(sizes))
+    return (levels[finest] if finest else None), arrays[finest]
+
+
+def _remarks_on_chunks(path: Path, array: zarr.Array, shape: tuple[int, ...]) -> list[str]:
+    """Return a line where each slice takes reading much more than itself."""
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    if chunk <= SLAB_BYTES or chunk <= math.prod(shape[-2:]) * array.dtype.itemsize:
+        return []
+    return [f"{path}: has chunks of {chunk / 1e9:.2g} GB, each of which is decoded for every slice in it; chunks of "
+            "a few slices would be read many times faster"]
 
 
 def check_codecs(path: Path, array: zarr.Array) -> None:
@@ -220,17 +292,22 @@ def _reader(path: Path, array: zarr.Array, axes: str, shape: tuple[int, ...]) ->
     return read
 
 
-def mask_reader(volume: Volume, one_size: bool = True) -> Callable[[int], np.ndarray]:
-    """Index → (H, W) bool; `InputError` for slices with more values than 0 and one other, or of another size."""
+def masks_of_volume(volume: Volume, foreground: str = "auto", image: Volume | None = None,
+                    option: str = "--mask-foreground") -> Masks:
+    """Return the masks in the slices of a volume; `image` is the volume that they belong to, where it is known."""
+    def read_slice(i: int) -> np.ndarray | None:
+        return None if image is None else image.read(i)
+
+    return Masks(volume.names, volume.picture, foreground, read_slice, option)
+
+
+def of_one_size(masks: Masks, shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
+    """Return a reader of masks that refuses those of another shape than (H, W)."""
     def read(i: int) -> np.ndarray:
-        stored = volume.read(i)
-        if not ((stored == 0) | (stored == stored.max())).all():
-            raise InputError(f"{volume.names[i]}: holds other values than 0 and {stored.max()}; give a mask, of two "
-                             "values, not labels or grey values")
-        if one_size and stored.shape != volume.shape[-2:]:
-            raise InputError(f"{volume.names[i]}: is {stored.shape} px, the first slice {volume.shape[-2:]}; "
-                             "give slices of one size")
-        return stored != 0
+        mask = masks[i]
+        if mask.shape != shape:
+            raise InputError(f"{masks.names[i]}: is {mask.shape} px, the first slice {shape}; give slices of one size")
+        return mask
     return read
 
 
@@ -244,6 +321,13 @@ def map_reader(volume: Volume) -> Callable[[int], np.ndarray]:
     return read
 
 
+def say_remarks(*volumes: Volume | None) -> None:
+    """Say what some files state and cannot be, on standard error."""
+    for volume in volumes:
+        for line in volume.about.get("remarks", []) if volume is not None else []:
+            say_once(line)
+
+
 def plain_name(path: Path) -> str:
     """Name of a file or folder without the suffixes of images."""
     return re.sub(r"(\.ome)?\.(tiff?|zarr)$", "", path.name, flags=re.IGNORECASE)
@@ -251,39 +335,82 @@ def plain_name(path: Path) -> str:
 
 # --- metadata -------------------------------------------------------------------------------------------------
 
-def _tiff_metadata(file: tifffile.TiffFile) -> tuple[dict, dict]:
-    """Voxel size, and the resolution tags as they are."""
-    tags, voxel = file.pages[0].tags, {}
+def _tiff_metadata(file: tifffile.TiffFile, path: Path) -> tuple[Voxel, dict]:
+    """Return the voxel size, and what an output inherits; `remarks` in it are lines on what is not believed."""
+    tags = file.pages[0].tags
     values = [tags[name].value if name in tags else None for name in ("XResolution", "YResolution", "ResolutionUnit")]
-    about = {"resolution": tuple(v[0] / v[1] if v and v[1] else 1.0 for v in values[:2]),
-             "resolutionunit": int(values[2]) if values[2] else 1} if all(values[:2]) else {}
+    about = {}
+    if all(values[:2]):
+        about["pixel"] = tuple(v[1] / v[0] if v[0] else 0.0 for v in values[:2])        # exact, unlike 1 / resolution
+        about["resolution"] = tuple(v[0] / v[1] if v and v[1] else 1.0 for v in values[:2])
+        about["resolutionunit"] = int(values[2]) if values[2] else 1
+
     if file.is_imagej:
-        stated = file.imagej_metadata or {}
-        about["imagej"] = {key: stated[key] for key in ("spacing", "unit", "finterval", "fps") if key in stated}
-        if not str(about["imagej"].get("unit", "")).isascii():
-            about["imagej"]["unit"] = plain_unit(str(stated["unit"])).encode("ascii", "backslashreplace").decode()
-        unit = str(stated.get("unit", ""))
-        if unit and about.get("resolution"):
-            voxel = {axis: (v[1] / v[0], plain_unit(unit)) for axis, v in zip("XY", values[:2], strict=True) if v[0]}
-            if "spacing" in stated:
-                voxel["Z"] = float(stated["spacing"]), plain_unit(unit)
+        stated, remarks = _imagej_voxel(file.imagej_metadata or {}, about, path)
+        about["imagej"] = _imagej_inheritance(file.imagej_metadata or {})
     elif file.is_ome:
-        images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-        pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
+        pixels = _ome_pixels(file)
         about["ome"] = {key: value for key, value in pixels.items()
                         if key.startswith(("PhysicalSize", "TimeIncrement"))}
-        voxel = {axis: (float(pixels[f"PhysicalSize{axis}"]),
-                        plain_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")))
-                 for axis in "XYZ" if f"PhysicalSize{axis}" in pixels}
-    elif about.get("resolutionunit") == 3:
-        voxel = {axis: (1e4 * v[1] / v[0], "um") for axis, v in zip("XY", values[:2], strict=True) if v[0]}
+        stated = {axis: (pixels[f"PhysicalSize{axis}"], pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+                  for axis in "XYZ" if f"PhysicalSize{axis}" in pixels}
+        remarks = []
+    else:
+        stated, remarks = _resolution_voxel(about, path)
+
+    voxel, more = read_voxel(stated, str(path))
+    about["remarks"] = [*remarks, *more]
     return voxel, about
 
 
-def plain_unit(unit: str) -> str:
-    """`um`, `nm`, `mm` for every way to write them; others as they are."""
-    unit = unit.encode().decode("unicode_escape") if "\\u" in unit else unit      # ImageJ writes \u00B5m
-    return UNITS.get(unit, unit)
+def _imagej_voxel(stated: dict, about: dict, path: Path) -> tuple[dict, list[str]]:
+    """Return sizes and units that ImageJ states: pixels per unit in the resolution, the distance of slices as spacing.
+
+    Axes whose unit is not that of X have one of their own.
+    """
+    unit = str(stated.get("unit", ""))
+    sizes, remarks = {}, []
+    if "pixel" in about and unit:
+        for axis, size, per_unit in zip("XY", about["pixel"], about["resolution"], strict=True):
+            own = str(stated.get("yunit", unit)) if axis == "Y" else unit
+            plain = plain_unit(own)
+            if plain in ("inch", "cm") and is_default_resolution(per_unit, plain):
+                remarks.append(describe_default(per_unit, plain, str(path)))
+                return {}, remarks
+            sizes[axis] = size, own
+    if not sizes and "spacing" in stated and not unit:          # pixels are 1 by 1, whatever the tags say
+        sizes = {"X": (1, ""), "Y": (1, "")}
+    if "spacing" in stated and sizes:
+        sizes["Z"] = stated["spacing"], str(stated.get("zunit", unit))
+    elif sizes and str(stated.get("ImageJ", "")) != TIFFFILE_IMAGEJ:
+        sizes["Z"] = 1.0, str(stated.get("zunit", unit))        # which ImageJ leaves out where it is 1
+    return sizes, remarks
+
+
+def _imagej_inheritance(stated: dict) -> dict:
+    """Return what an ImageJ file that is written says of its voxels, as the one that was read."""
+    kept = {key: stated[key] for key in ("spacing", "unit", "yunit", "zunit", "finterval", "fps") if key in stated}
+    for key in ("unit", "yunit", "zunit"):
+        if not str(kept.get(key, "")).isascii():
+            kept[key] = plain_unit(str(kept[key])).encode("ascii", "backslashreplace").decode()
+    return kept
+
+
+def _ome_pixels(file: tifffile.TiffFile) -> dict:
+    """Return the metadata of the first image of an OME-TIFF."""
+    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    return (images[0] if isinstance(images, list) else images)["Pixels"]
+
+
+def _resolution_voxel(about: dict, path: Path) -> tuple[dict, list[str]]:
+    """Return sizes and units of the resolution of a plain TIFF, unless that is one that programs make up."""
+    unit = {2: "inch", 3: "cm"}.get(about.get("resolutionunit"))
+    if unit is None:
+        return {}, []
+    for per_unit in about["resolution"]:
+        if is_default_resolution(per_unit, unit):
+            return {}, [describe_default(per_unit, unit, str(path))]
+    return {axis: (size, unit) for axis, size in zip("XY", about["pixel"], strict=True)}, []
 
 
 def ngff_image(attributes: dict) -> dict | None:
@@ -292,16 +419,30 @@ def ngff_image(attributes: dict) -> dict | None:
     return images[0] if images else None
 
 
-def _ngff_voxel(image: dict | None) -> dict[str, tuple[float, str]]:
-    if image is None:
-        return {}
-    if not all(isinstance(axis, dict) for axis in image.get("axes", [""])):
-        return {}
+def _ngff_voxel(image: dict | None, path: Path) -> tuple[Voxel, list[str]]:
+    """Return the voxel size of an OME-Zarr image, and a line for what is not believed.
+
+    The scales of its level and of the image multiply.
+    """
+    if image is None or not all(isinstance(axis, dict) for axis in image.get("axes", [""])):
+        return {}, []
     steps = [*image["datasets"][0].get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
-    scale = np.prod([step["scale"] for step in steps if step.get("type") == "scale"], axis=0)
-    return {axis["name"].upper(): (float(s), plain_unit(axis["unit"]))
-            for axis, s in zip(image["axes"], np.atleast_1d(scale), strict=False)
-            if axis.get("type") == "space" and "unit" in axis}
+    kinds = {str(step.get("type")) for step in steps}
+    scales = [step["scale"] for step in steps if isinstance(step.get("scale"), list)]
+    if not scales or any(len(scale) != len(image["axes"]) for scale in scales) or kinds - {"scale", "translation",
+                                                                                         "identity"}:
+        if not steps:
+            return {}, []
+        return {}, [f"{path}: says its voxel size in a way that is not read ({', '.join(sorted(kinds))}); sizes are in "
+                    "pixels (give --pixel-size)"]
+    try:
+        scale = np.prod(np.array(scales, float), axis=0)
+    except (TypeError, ValueError):
+        return {}, [f"{path}: says a voxel size that is no number; sizes are in pixels (give --pixel-size)"]
+    stated = {axis["name"].upper(): (float(size), axis.get("unit", ""))
+              for axis, size in zip(image["axes"], np.atleast_1d(scale), strict=False)
+              if axis.get("type", "space") == "space" and axis["name"].upper() in "XYZ"}
+    return read_voxel(stated, str(path))
 
 
 # --- has it changed? ------------------------------------------------------------------------------------------

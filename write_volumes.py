@@ -9,6 +9,7 @@ import numpy as np
 import tifffile
 import zarr
 
+from slices import TIFF_SUFFIXES
 from volumes import Volume, open_volume
 
 IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
@@ -78,6 +79,11 @@ def ngff_of_mask(attributes: dict, image: dict, name: str) -> dict:
     return {"multiscales": images}
 
 
+def tiff_name(path: Path) -> str:
+    """Return the name of the TIFF that is written for a file, which may be of another family: `a.tif` for `a.png`."""
+    return path.name if path.suffix.lower() in TIFF_SUFFIXES else f"{path.stem}.tif"
+
+
 def write_like(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, about: dict) -> None:
     """Write slices as the volume is stored: a folder of files with its names, one TIFF, or a zarr array."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +92,6 @@ def write_like(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: 
     elif volume.kind == "folder":
         path.mkdir(exist_ok=True)
         for file, one in zip(volume.about["files"], slices, strict=True):
-            write_tiff(path / file.name, open_volume(file), [one], dtype, compress=True)
+            write_tiff(path / tiff_name(file), open_volume(file), [one], dtype, compress=True)
     else:
         write_tiff(path, volume, slices, dtype, compress=True)
