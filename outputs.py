@@ -11,14 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from blocks import LIMITS, MASK, Blocks, ThreeAxes
-from slices import IMAGE_SUFFIXES, crop_roi, parse_roi
+from blocks import LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
+from slices import TIFF_SUFFIXES, crop_picture, crop_roi, parse_roi
 from utils import InputError, lock, read_json, write_json
 from volumes import Volume, plain_name, stamp
-from write_volumes import write_like
+from write_volumes import tiff_name, write_like
 
-FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty"}
-NO_TARGET = (".png", ".jpg", ".jpeg", ".npy")
+INSIDE = "inside"  # where there is sample: a mask that is written where that is not everywhere
+FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty", INSIDE: "inside"}
+LATER_SETTINGS = ("precision", "outside", "blank")      # which earlier versions did not have
+DIFFERENT = 1.5         # times: a slice whose contrast differs by more from that of training is named
+LOW_CONTRAST = 0.5      # of the usual contrast of a volume: slices with less are named
+NAMED = 3               # slices that a line names
+NO_TARGET = (".png", ".bmp", ".jpg", ".jpeg", ".npy")
 ELSE = "delete it, or choose another --output"
 
 
@@ -33,7 +38,7 @@ def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
     output = output if output.name not in ("", "..") else Path(os.path.abspath(output))
     stored = {"zarr": ".zarr", "folder": ""}.get(volume.kind, ".tif")
     suffix = output.suffix.lower()
-    if (suffix == ".zarr" and stored != ".zarr") or (suffix in IMAGE_SUFFIXES and stored != ".tif"):
+    if (suffix == ".zarr" and stored != ".zarr") or (suffix in TIFF_SUFFIXES and stored != ".tif"):
         raise InputError(f"{output}: the input is a {'TIFF' if stored == '.tif' else stored[1:] or 'folder'}, and so "
                          "is the output; choose a name without the suffix of another family")
     if suffix in NO_TARGET and not output.is_dir():
@@ -41,8 +46,8 @@ def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
                          if stored else f"{output}: the input is a folder, so the output is one; give it another name")
     if volume.kind == "folder":
         found = {kind: output / FOLDERS[kind] for kind in kinds}
-    elif volume.kind != "zarr" and suffix not in IMAGE_SUFFIXES:
-        found = {kind: output / FOLDERS[kind] / volume.path.name for kind in kinds}
+    elif volume.kind != "zarr" and suffix not in TIFF_SUFFIXES:
+        found = {kind: output / FOLDERS[kind] / tiff_name(volume.path) for kind in kinds}
     else:
         stem = plain_name(output)
         rest = output.name[len(stem):]
@@ -80,7 +85,8 @@ def crop_volume(volume: Volume, roi: tuple[int, int, int, int] | None) -> Volume
     if roi is None:
         return volume
     return replace(volume, shape=(*volume.shape[:-2], roi[1] - roi[0], roi[3] - roi[2]),
-                   read=lambda i: crop_roi(volume.read(i), roi, volume.names[i]))
+                   read=lambda i: crop_roi(volume.read(i), roi, volume.names[i]),
+                   decode=lambda i: crop_picture(volume.picture(i), roi, volume.names[i]))
 
 
 def part_of(target: Path) -> Path:
@@ -108,26 +114,27 @@ def is_finished(found: dict[str, Path], volume: Volume, identity: dict) -> bool:
     if not there or (part / "whole").exists():
         return False
     made = read_json(record) if record in there else {}
-    old = says_no_precision(made)
-    if old:  # what earlier versions finished is whole, and stays
-        identity = without_precision(identity)
+    unknown = unknown_settings(made)
+    if unknown:                                                 # what earlier versions finished is whole, and stays
+        identity = without_settings(identity, unknown)
     if len(there) == 1 + len(found) and {**made, **identity, "files": stamp(volume)} == made:
-        if old:
-            print(f"{target}: was finished by an earlier version, which does not say in what precision; kept",
+        if unknown:
+            print(f"{target}: was finished by an earlier version, which knew nothing of --{', --'.join(unknown)}; kept",
                   file=sys.stderr)
         return True
     raise InputError(f"{there[0]}: exists, and was not made from this input with these settings"
                      f"{what_differs(made, identity)}; {ELSE}")
 
 
-def says_no_precision(record: dict) -> bool:
-    """Return whether a record was written by an earlier version, which did not say in what precision it predicted."""
-    return isinstance(record.get("settings"), dict) and "precision" not in record["settings"]
+def unknown_settings(record: dict) -> list[str]:
+    """Return the settings of a prediction that the version did not know which wrote a record."""
+    settings = record.get("settings")
+    return [name for name in LATER_SETTINGS if name not in settings] if isinstance(settings, dict) else []
 
 
-def without_precision(identity: dict) -> dict:
-    """Return what earlier versions would have written of the same prediction."""
-    settings = {name: value for name, value in identity["settings"].items() if name != "precision"}
+def without_settings(identity: dict, names: list[str]) -> dict:
+    """Return what versions that did not know some settings would have written of the same prediction."""
+    settings = {name: value for name, value in identity["settings"].items() if name not in names}
     return identity | {"settings": settings}
 
 
@@ -160,7 +167,7 @@ def begin(part: Path, identity: dict, leads: bool = True) -> None:
             begun = read_json(about)
         except InputError:
             raise InputError(f"{part}: holds {held[0].name} and does not say what it belongs to; {ELSE}") from None
-        if says_no_precision(begun) and begun == without_precision(identity):
+        if unknown_settings(begun) == ["precision"] and begun == without_settings(identity, ["precision"]):
             if leads:
                 print(f"{part}: was begun by an earlier version, which does not say in what precision (float32 on a "
                       f"CPU, bfloat16 on a GPU); goes on in {identity['settings']['precision']}", file=sys.stderr)
@@ -186,42 +193,138 @@ def alone(part: Path, leads: bool = True) -> Iterator[None]:
         raise InputError(f"{part}: is in the way; {ELSE}")
     made = [folder for folder in part.parents if not folder.exists()]
     part.mkdir(parents=True, exist_ok=True)
-    with (part / "lock").open("w") as file:
-        if not lock(file):
-            raise InputError(f"{part}: another process works on this output; wait for it, or choose another --output")
-        try:
+    is_mine = False
+    try:
+        with (part / "lock").open("w") as file:
+            if not lock(file):
+                raise InputError(f"{part}: another process works on this output; wait for it, or choose another "
+                                 "--output")
+            is_mine = True
             yield
-        finally:
-            if part.exists() and not held_in(part):
-                shutil.rmtree(part)
-                for folder in made:
-                    with suppress(OSError):                     # something is in it
-                        folder.rmdir()
+    finally:
+        # The lock is closed here: Windows renames and removes no folder in which a file is open.
+        if is_mine and (part / "moved").exists():
+            remove(part)
+        elif is_mine and part.exists() and not held_in(part):
+            shutil.rmtree(part)
+            for folder in made:
+                with suppress(OSError):                         # something is in it
+                    folder.rmdir()
 
 
-def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], identity: dict) -> None:
-    """Put the results together beside the output, then let it appear, and forget the blocks."""
+def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], identity: dict, inside: Path,
+           training: dict | None) -> list[str]:
+    """Put the results together beside the output, then let it appear; what is noticed about slices, a line each.
+
+    Parameters
+    ----------
+    inside : Path
+        Where the map of the sample goes, which is written where not all pixels show it.
+    training : dict, or None
+        Grey values of the slices of training, see `data_folder.training_window`.
+    """
     target, part = found[MASK], part_of(found[MASK])
     folder, about = part / "result", record_of(target, volume)
     if not (part / "whole").exists():
         shutil.rmtree(folder, ignore_errors=True)
         limits = np.array(list(results.slices(LIMITS)))
         record = identity | {"files": stamp(volume), "voxel": volume.voxel, "blank": int(np.isnan(limits[:, 0]).sum()),
-                             "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()]}
+                             "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()],
+                             "slices": describe_slices(volume, np.array(list(results.slices(OWN))), training),
+                             "outside": float(np.mean([outside.mean() if outside.size else 0.0
+                                                       for outside in results.slices(OUTSIDE)]))}
         for kind, path in found.items():
             write_like(folder / path.relative_to(target.parent), volume, results.slices(kind),
                        np.uint8 if kind == MASK else np.float16, identity)
+        if record["outside"]:
+            write_like(folder / inside.relative_to(target.parent), volume, inside_masks(results), np.uint8, identity)
         write_json(folder / about.relative_to(target.parent), json.loads(json.dumps(record)))
         if hasattr(os, "sync"):
             os.sync()                                           # on the disk, before anything says that it is whole
         write_json(part / "whole", {})                          # from here on things are only moved
-    whole = [target] if volume.kind == "folder" else [*[found[kind] for kind in found if kind != MASK], about, target]
+
+    others = [found[kind] for kind in found if kind != MASK]
+    whole = [target] if volume.kind == "folder" else [*others, inside, about, target]
     for path in whole:                                          # the masks last: where they are, all is
         made = folder / path.relative_to(target.parent)
         if made.exists():                                       # else it was moved before an interruption
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(made, path)
-    remove(part)
+    write_json(part / "moved", {})                              # `alone` removes the folder, once it has let go of it
+    return notes_on_slices(read_json(about), about)
+
+
+def inside_masks(results: Blocks | ThreeAxes) -> Iterator[np.ndarray]:
+    """Yield where each slice of a volume with padding shows the sample: (H, W) uint8, 255 there.
+
+    A constant slice shows none: above and below the sample there is nothing but padding.
+    """
+    for mask, outside, own in zip(results.slices(MASK), results.slices(OUTSIDE), results.slices(OWN), strict=True):
+        if outside.size:
+            yield np.where(outside, np.uint8(0), np.uint8(255))
+        else:
+            yield np.full_like(mask, 255 if own[0] < own[1] else 0)
+
+
+def describe_slices(volume: Volume, own: np.ndarray, training: dict | None) -> dict:
+    """Return which slices do not look like the others, or like those of training: names, with contrasts and limits.
+
+    Parameters
+    ----------
+    own : (N, 2) ndarray
+        The percentiles of each slice.
+    """
+    contrasts = own[:, 1] - own[:, 0]
+    usual = float(np.percentile(contrasts, 75))
+    described = {"usual_contrast": usual, "low_contrast": {}, "unlike_training": {}, "training": training}
+    for name, (low, high), contrast in zip(volume.names, own.tolist(), contrasts.tolist(), strict=True):
+        if contrast < LOW_CONTRAST * usual:
+            described["low_contrast"][Path(name).name] = {"contrast": contrast, "limits": [low, high]}
+        if training is not None and is_unlike(low, high, training):
+            described["unlike_training"][Path(name).name] = {
+                "times_the_contrast": contrast / training["contrast"], "limits": [low, high]}
+    return described
+
+
+def is_unlike(low: float, high: float, training: dict) -> bool:
+    """Return whether the percentiles of a slice lie elsewhere than those of training, or farther apart, or closer."""
+    contrast = high - low
+    if not training["least_contrast"] / DIFFERENT <= contrast <= training["most_contrast"] * DIFFERENT:
+        return True
+    reach = (DIFFERENT - 1) * training["contrast"]
+    return abs(low - training["low"]) > reach or abs(high - training["high"]) > reach
+
+
+def notes_on_slices(record: dict, path: Path) -> list[str]:
+    """Return what to say about slices that look unlike others, or unlike those of training."""
+    notes, slices = [], record["slices"]
+    count = len(record["limits"])
+    unlike, low = slices["unlike_training"], slices["low_contrast"]
+    if unlike:
+        first = next(iter(unlike.values()))
+        training = slices["training"]
+        notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices do not look like those of training: contrast "
+                     f"{first['times_the_contrast']:.2f} times as large, grey values {first['limits'][0]:g} to "
+                     f"{first['limits'][1]:g} instead of {training['low']:g} to {training['high']:g} (all in "
+                     f"{path.name}); --window training shows them as training did")
+    if low:
+        first = next(iter(low.values()))
+        left = "are" if record["settings"].get("blank") == "auto" else "can be"
+        notes.append(f"{shown(low)}: {len(low)} of {count} slices have little contrast, {first['contrast']:g} where "
+                     f"{slices['usual_contrast']:g} is usual; air? they {left} left blank by --blank auto")
+    if record["outside"]:
+        notes.append(f"{record['outside']:.1%} of the pixels lie outside the sample and are 0 in the mask; --outside "
+                     "none looks at them, too")
+    elif record["settings"].get("outside") not in ("auto", "none", None):
+        notes.append(f"no slice holds {record['settings']['outside']} at its border, so nothing lies outside: is the "
+                     "value of --outside right?")
+    return notes
+
+
+def shown(names: dict) -> str:
+    """Return the first few names in words."""
+    first = list(names)[:NAMED]
+    return ", ".join(first) + (" …" if len(names) > len(first) else "")
 
 
 def remove(part: Path) -> None:

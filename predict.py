@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,21 +23,23 @@ import torch
 from tqdm import tqdm
 
 from blocks import (
-    ACROSS, BLOCK, LIMITS, MASK, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead, check_cubes,
-    cut_across, planes_of, total_deviation,
+    ACROSS, BLOCK, LIMITS, MASK, OUTSIDE, OWN, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead,
+    check_cubes, cut_across, planes_of, total_deviation,
 )
 from config import Config
 from model_unet import UNet
-from outputs import alone, begin, finish, is_finished, part_of, targets
-from slices import apply_window, as_grey, crop_roi, grey_limits, parse_roi
+from outputs import INSIDE, alone, begin, finish, is_finished, is_there, part_of, targets
+from slices import as_floats, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
 from commands import Parser, run_command_line
 from utils import PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, resolve_precision
-from volumes import Volume, fingerprint, open_volume, stamp
+from volumes import Volume, fingerprint, open_volume, say_remarks, stamp
+from windows import Grey, apply_window, grey_limits, mark_outside, parse_outside
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
 SAMPLED = 32  # slices that a window of the whole volume is taken from
+LOW_CONTRAST = 0.5  # of the usual contrast: slices with less are named, and left blank where that is wanted
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,15 @@ class Options:
     """What changes a prediction, apart from the checkpoints."""
 
     roi: tuple[int, int, int, int] | None = None
-    window: str = "slice"
+    window: str | tuple[float, float] = "slice"     # slice, volume, training, or the grey values themselves
     tta: bool = False
     threshold: float = 0.5
     probabilities: bool = False
     uncertainty: str = ""       # total: of the decision; spread: of the predictions
     three_axes: bool = False
     precision: str = "auto"     # of convolutions; see `utils.resolve_precision`
+    outside: str = "auto"       # grey value outside the sample; see `windows.parse_outside`
+    blank: str = "none"         # auto: slices with a fraction of the usual contrast stay without foreground
 
     @property
     def kinds(self) -> list[str]:
@@ -79,7 +84,8 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, dict]:
         config = Config(**stated, downsample=model.factor)
     except InputError as error:
         raise InputError(f"{path}: {error}; give a .safetensors file from checkpoints/") from None
-    return model, {name: stated[name] if isinstance(stated[name], list) else getattr(config, name) for name in SETTINGS}
+    settings = {name: stated[name] if isinstance(stated[name], list) else getattr(config, name) for name in SETTINGS}
+    return model, settings | {"window": about.get("window")}
 
 
 def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.ModuleList, dict]:
@@ -91,66 +97,149 @@ def load_models(paths: list[Path], device: torch.device) -> tuple[torch.nn.Modul
             if other[name] != settings[name]:
                 raise InputError(f"{path}: was trained with {name} {other[name]}, {paths[0]} with {settings[name]}; "
                                  "only models of the same view can be averaged")
+    if any(other["window"] != settings["window"] for _, other in loaded):
+        settings = settings | {"window": None}                  # trained on other slices: none is the one
     return torch.nn.ModuleList(model for model, _ in loaded).eval(), settings
 
 
 # --- from a slice to what is found in it ----------------------------------------------------------------------
 
 @dataclass(frozen=True, eq=False)
-class Grey:
-    """A slice as models see it: `image` (H, W) uint8 inside the ROI, None where there is nothing to see."""
+class View:
+    """A slice as models see it.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Of the whole slice.
+    image : (H, W) uint8 ndarray, or None
+        What lies inside the region of interest; None where there is nothing to see.
+    outside : (H, W) bool ndarray, or None
+        Of the whole slice: where there is no sample; None where there is sample everywhere.
+    limits : (low, high), or None
+        The grey values that became 0 and 255.
+    own : (low, high)
+        The slice's own percentiles, whatever window was taken.
+    """
 
     shape: tuple[int, int]
     image: np.ndarray | None
+    outside: np.ndarray | None
     limits: tuple[float, float] | None
+    own: tuple[float, float]
 
 
-def read_grey(volume: Volume, i: int, options: Options, percentiles: tuple[float, float],
-              limits: tuple[float, float] | None = None) -> Grey:
-    """Slice `i` in 8 bit: the grey values at `limits`, by default its own percentiles, become 0 and 255."""
-    whole = as_grey(volume.read(i), volume.names[i])
-    inside = crop_roi(whole, options.roi, volume.names[i])
-    low, high = limits or grey_limits(inside, percentiles, volume.names[i])
-    if not high > low or inside.min() == inside.max():
-        return Grey(whole.shape, None, None)
-    return Grey(whole.shape, apply_window(inside, low, high), (low, high))
+@dataclass(frozen=True)
+class Looking:
+    """How the slices of a volume are looked at.
+
+    Attributes
+    ----------
+    percentiles : (low, high)
+        Of a slice's grey values, which become 0 and 255 unless `limits` are given.
+    limits : (low, high), or None
+        Grey values that become 0 and 255 in all slices.
+    least_contrast : float
+        Slices whose own percentiles are less apart stay blank.
+    """
+
+    percentiles: tuple[float, float]
+    limits: tuple[float, float] | None = None
+    least_contrast: float = 0.0
 
 
-def volume_limits(volume: Volume, options: Options, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Grey values at the percentiles of `SAMPLED` slices spread evenly over the volume, every fourth pixel of these."""
-    places = np.unique(np.linspace(0, len(volume) - 1, SAMPLED).round().astype(int))
-    sampled = [crop_roi(as_grey(volume.read(i), volume.names[i]), options.roi, volume.names[i])[::2, ::2].ravel()
-               for i in places]
-    limits = grey_limits(np.concatenate(sampled), percentiles, str(volume.path))
-    if not limits[1] > limits[0]:
-        raise InputError(f"{volume.path}: is constant in all of {len(places)} slices looked at; nothing to segment")
-    return limits
+def read_view(volume: Volume, i: int, options: Options, looking: Looking) -> View:
+    """Return slice `i` in 8 bit."""
+    name = volume.names[i]
+    whole = mark_outside(as_floats(volume.read(i), name), name, parse_outside(options.outside))
+    inside = whole.crop(options.roi, name)
+    own = grey_limits(inside, looking.percentiles, name)
+    low, high = looking.limits or own
+
+    sample = inside.image if inside.outside is None else inside.image[~inside.outside]
+    is_constant = sample.size == 0 or sample.min() == sample.max()
+    if is_constant or not high > low or own[1] - own[0] < looking.least_contrast:
+        return View(whole.image.shape, None, whole.outside, None, own)
+    return View(whole.image.shape, apply_window(inside, low, high), whole.outside, (low, high), own)
 
 
-def predict_block(models: torch.nn.Module, block: list[Grey], settings: dict, options: Options,
+def sample_slices(volume: Volume, options: Options) -> list[np.ndarray]:
+    """Return the grey values of the sample in `SAMPLED` slices spread evenly over the volume, every fourth pixel."""
+    values = []
+    for i in np.unique(np.linspace(0, len(volume) - 1, SAMPLED).round().astype(int)):
+        name = volume.names[i]
+        grey = mark_outside(as_floats(volume.read(i), name), name, parse_outside(options.outside))
+        grey = grey.crop(options.roi, name)
+        outside = None if grey.outside is None else grey.outside[::2, ::2]
+        values.append(replace(grey, image=grey.image[::2, ::2], outside=outside).values().ravel())
+    return values
+
+
+def look_at(volume: Volume, options: Options, settings: dict) -> Looking:
+    """Return how the slices of a volume are looked at; the volume is sampled only where that takes it.
+
+    Raises
+    ------
+    InputError
+        Where the volume is constant, or a window is asked for that the checkpoint does not know.
+    """
+    percentiles, training = settings["percentiles"], settings["window"]
+    sampled = sample_slices(volume, options) if options.window == "volume" or options.blank == "auto" else []
+
+    limits = None
+    if options.window == "volume":
+        limits = grey_limits(Grey(np.concatenate(sampled), skip_zeros=False), percentiles, str(volume.path))
+        if not limits[1] > limits[0]:
+            raise InputError(f"{volume.path}: is constant in all of {len(sampled)} slices looked at; nothing to "
+                             "segment")
+    elif options.window == "training":
+        if training is None:
+            raise InputError("--window training: the checkpoint does not say which grey values it was trained on (it "
+                             "is of an earlier version, or several that differ); give --window LOW,HIGH")
+        limits = training["low"], training["high"]
+    elif not isinstance(options.window, str):
+        limits = options.window
+
+    least_contrast = 0.0
+    if options.blank == "auto":
+        pairs = [np.percentile(values, percentiles) for values in sampled if values.size]
+        contrasts = [high - low for low, high in pairs]
+        least_contrast = LOW_CONTRAST * float(np.percentile(contrasts, 75)) if contrasts else 0.0
+    return Looking(percentiles, limits, least_contrast)
+
+
+def predict_block(models: torch.nn.Module, block: list[View], settings: dict, options: Options,
                   device: torch.device) -> list[dict[str, np.ndarray]]:
-    """Mask, and probability and uncertainty where wanted, of each slice of a block; 0 outside the ROI and if blank."""
-    images = [grey.image for grey in block if grey.image is not None]
+    """Return mask, and probability and uncertainty where wanted, of each slice of a block.
+
+    All are 0 outside the region of interest, where there is no sample, and in blank slices.
+    """
+    images = [view.image for view in block if view.image is not None]
     spread = options.uncertainty == SPREAD
     found = predict_images(models, images, device, settings["patch_size"], settings["overlap"], options.tta, spread,
                            options.precision)
     results = []
-    for grey in block:
-        maps = np.zeros((1 + spread, *grey.shape), np.float32)
-        if grey.image is not None:
-            whole = grey.image.shape == grey.shape
-            inside = (slice(None),) * 2 if whole else (slice(*options.roi[:2]), slice(*options.roi[2:]))
+    for view in block:
+        maps = np.zeros((1 + spread, *view.shape), np.float32)
+        if view.image is not None:
+            is_whole = view.image.shape == view.shape
+            inside = (slice(None),) * 2 if is_whole else (slice(*options.roi[:2]), slice(*options.roi[2:]))
             maps[:, *inside] = next(found)
+        if view.outside is not None:
+            maps[:, view.outside] = 0
+
         stored = dict(zip((PROBABILITY, UNCERTAINTY), maps.astype(np.float16), strict=False))
         if options.uncertainty == TOTAL:
             stored[UNCERTAINTY] = total_deviation(stored[PROBABILITY])
         mask = (stored[PROBABILITY] >= np.float32(options.threshold)).astype(np.uint8) * 255
-        results.append({MASK: mask, LIMITS: np.array(grey.limits or (np.nan, np.nan))}
+        outside = np.zeros((0, 0), bool) if view.outside is None else view.outside
+        results.append({MASK: mask, LIMITS: np.array(view.limits or (np.nan, np.nan)), OWN: np.array(view.own),
+                        OUTSIDE: outside}
                        | {kind: array for kind, array in stored.items() if kind in options.kinds})
     return results
 
 
-def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], Grey], models: torch.nn.Module,
+def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], View], models: torch.nn.Module,
                    settings: dict, options: Options, device: torch.device, title: str | None = None) -> None:
     """Predict some blocks: while one is computed, the next is read and the last is written.
 
@@ -160,10 +249,10 @@ def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], Grey
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as readers, ThreadPoolExecutor(1) as writer, \
             tqdm(total=done + sum(map(len, mine)), initial=done, desc=title, unit="slice", smoothing=0.1,
                  mininterval=PROGRESS_SECONDS, disable=title is None) as bar:
-        greys = ahead(readers, read, itertools.chain(*mine), BLOCK)
+        views = ahead(readers, read, itertools.chain(*mine), BLOCK)
         written = deque()
         for block in mine:
-            found = predict_block(models, list(itertools.islice(greys, len(block))), settings, options, device)
+            found = predict_block(models, list(itertools.islice(views, len(block))), settings, options, device)
             written.append(writer.submit(blocks.write, block, found))
             if len(written) > 1:
                 written.popleft().result()
@@ -175,14 +264,12 @@ def predict_blocks(blocks: Blocks, mine: list[range], read: Callable[[int], Grey
 def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings: dict, options: Options,
                 device: torch.device, team: Team) -> Blocks | ThreeAxes:
     """What is found in all slices, with `options.three_axes` on average with what is found in planes across them."""
-    percentiles = settings["percentiles"]
-    limits = volume_limits(volume, options, percentiles) if options.window == "volume" else None
-    read = partial(read_grey, volume, options=options, percentiles=percentiles, limits=limits)
+    read = partial(read_view, volume, options=options, looking=look_at(volume, options, settings))
     kept = replace(options, probabilities=True, uncertainty=SPREAD if options.uncertainty == SPREAD else "")
     kept = kept if options.three_axes else options
     rest = models, settings, kept, device
 
-    def compute(blocks: Blocks, read: Callable[[int], Grey], title: str) -> Blocks:
+    def compute(blocks: Blocks, read: Callable[[int], View], title: str) -> Blocks:
         left = team.tell([block for block in blocks.all if not blocks.path(block).exists()])
         predict_blocks(blocks, team.share(left), read, *rest, title if team.leads else None)
         return blocks
@@ -200,11 +287,15 @@ def predict_all(folder: Path, volume: Volume, models: torch.nn.Module, settings:
             return np.zeros(shape[1:], np.uint8) if seen.image is None else seen.image
         cut_across(folder, along.all, map(grey, range(len(volume))), shape)
     team.wait()
-    rest, across = (models, settings, replace(kept, roi=None), device), {}
+
+    # What is outside is known from the slices, and 0 in the planes.
+    of_planes = replace(kept, roi=None, outside="none", blank="none")
+    looking = Looking(settings["percentiles"], (0, 255))
+    rest, across = (models, settings, of_planes, device), {}
     for name in ACROSS:
         planes = planes_of(folder, name)
-        across[name] = compute(Blocks(folder / name, planes), partial(
-            read_grey, planes, options=replace(kept, roi=None), percentiles=percentiles, limits=(0, 255)), name)
+        across[name] = compute(Blocks(folder / name, planes),
+                               partial(read_view, planes, options=of_planes, looking=looking), name)
     return ThreeAxes(along, across, inside, options.threshold, options.uncertainty)
 
 
@@ -244,6 +335,10 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
     part = part_of(target)
     if is_finished(found, volume, identity):
         return target
+    inside = targets(volume, output, [INSIDE])[INSIDE]
+    if is_there(inside, volume) and not part.exists():
+        raise InputError(f"{inside}: is left from an earlier prediction, and would be taken for the field of view of "
+                         "this one; delete it, or choose another --output")
     with alone(part, team.leads):
         if team.leads:
             begin(part, identity | {"files": stamp(volume)})
@@ -252,9 +347,24 @@ def predict_volume(volume: Volume, checkpoints: list[Path], output: Path, option
         results = predict_all(part, volume, models, settings, options, device, team)
         team.wait()
         if team.leads:
-            finish(results, volume, found, identity)
+            for line in finish(results, volume, found, identity, inside, settings["window"]):
+                print(line, file=sys.stderr)
     team.wait()
     return target
+
+
+def parse_window(text: str) -> str | tuple[float, float]:
+    """Return what `--window` states: `slice`, `volume`, `training`, or two grey values."""
+    if text in ("slice", "volume", "training"):
+        return text
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--window {text}: expected slice, volume, training, or the grey values that become black and "
+                         "white: LOW,HIGH") from None
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise InputError(f"--window {text}: LOW must be below HIGH")
+    return low, high
 
 
 def main() -> None:
@@ -274,8 +384,13 @@ def main() -> None:
     parser.add_argument("--three-axes", action="store_true", help="average over slices and planes across them, along "
                         "rows and columns, of a volume whose voxels are cubes: 3 times the time")
     parser.add_argument("--roi", default="none", help="row,end row,column,end column to look at [px] (%(default)s)")
-    parser.add_argument("--window", default="slice", choices=["slice", "volume"], help="the percentiles that become "
-                        "black and white are those of each slice, as in training, or of all (%(default)s)")
+    parser.add_argument("--window", default="slice", help="grey values that become black and white: percentiles of "
+                        "each slice, as in training (slice), or of all slices (volume); those of the slices of "
+                        "training (training); or LOW,HIGH (%(default)s)")
+    parser.add_argument("--outside", default="auto", help="grey value outside the sample, such as -1000 or nan; "
+                        "none; or auto: recognise it (%(default)s)")
+    parser.add_argument("--blank", default="none", choices=["none", "auto"], help="auto: slices with less than half of "
+                        "the usual contrast, such as air, get an empty mask (%(default)s)")
     parser.add_argument("--threshold", type=float, help="probability from which a pixel is foreground, 0 to 1 "
                         "(default: that of the training run)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
@@ -286,10 +401,13 @@ def main() -> None:
     threshold = load_model(given.checkpoint[0], device)[1]["threshold"] if given.threshold is None else given.threshold
     if not 1e-4 <= threshold < 1:
         raise InputError(f"--threshold {threshold:g}: must be between 0 and 1, and 0.0001 at least")
-    options = Options(parse_roi(given.roi), given.window, given.tta, threshold, given.probabilities, given.uncertainty,
-                      given.three_axes, given.precision)
+    parse_outside(given.outside)                                # an error before anything is opened
+    options = Options(parse_roi(given.roi), parse_window(given.window), given.tta, threshold, given.probabilities,
+                      given.uncertainty, given.three_axes, given.precision, given.outside, given.blank)
     team = join_team(device)
-    target = predict_volume(open_volume(given.input), given.checkpoint, given.output, options, device, team)
+    volume = open_volume(given.input)
+    say_remarks(volume)
+    target = predict_volume(volume, given.checkpoint, given.output, options, device, team)
     if team.leads:
         print(target)
     leave_team(team)
