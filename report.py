@@ -5,9 +5,11 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -17,8 +19,8 @@ from evaluate import describe
 from particles import SMALLEST, particle_table
 from sizes import summarise_sizes
 from utils import InputError, read_json, write_atomically
-from utils_viz import blaming, draw_run, read_npz, read_table, results_table
-from viz_slices import draw_sizes
+from utils_viz import PER_SLICE, StoredArrays, blaming, draw_run, read_table, results_table
+from viz_slices import draw_sizes, to_mask
 
 CAPTIONS = {
     "paired": "Dice of every test slice. A grey line follows one slice through the methods; the black bar is the mean.",
@@ -33,7 +35,6 @@ CAPTIONS = {
     "slice": "The first training slice: as stored, in the percentile window the network sees, and with its mask.",
     "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
 }
-PER_SLICE = ("methods", "prediction")
 FEW = 6  # with fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05
 METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice (2 px)"}
 SECTIONS = {"Where it is right, and wrong": ("paired", "methods", "worst", "prediction", "calibration"),
@@ -92,7 +93,7 @@ def write_report(run: Path, figures: dict[str, Figure] | None = None) -> Path:
     config = stored_config(run / "config.json")
     with blaming(run):
         sections: dict[str, list[dict]] = {"Results": result_tables(run)}
-        stored = read_npz(run / "predictions.npz") if (run / "predictions.npz").exists() else None
+        stored = StoredArrays(run / "predictions.npz") if (run / "predictions.npz").exists() else None
         sizes = size_tables(stored, config.pixel_size or 1.0) if stored else {}
         figures = dict(draw_run(run) if figures is None else figures)
         if sizes:
@@ -161,13 +162,19 @@ def result_tables(run: Path) -> list[dict]:
             for kind, table in tables.items() if len(table)]
 
 
-def size_tables(stored: dict, pixel_size: float) -> dict[str, pd.DataFrame]:
-    """Particles of the test slices, of at least `SMALLEST` pixels: the truth's, and those each model finds."""
-    threshold, slices = float(stored["threshold"]), range(len(stored["stems"]))
-    masks = {"truth": [stored[f"truth_{i}"] for i in slices]} | {
-        str(m): [stored[f"{m}_{i}"] / 255 >= threshold for i in slices] for m in stored["methods"] if m != "Otsu"}
-    tables = {name: pd.concat([particle_table(mask, pixel_size) for mask in some]) for name, some in masks.items()
-              if some}
+def size_tables(stored: Mapping[str, np.ndarray], pixel_size: float) -> dict[str, pd.DataFrame]:
+    """Return the particles of the test slices, of at least `SMALLEST` pixels: the truth's, and those each model finds.
+
+    One slice is held at a time.
+    """
+    threshold, count = float(stored["threshold"]), len(stored["stems"])
+    methods = [str(method) for method in stored["methods"] if method != "Otsu"]
+    found: dict[str, list[pd.DataFrame]] = {name: [] for name in ("truth", *methods)}
+    for i in range(count):
+        found["truth"].append(particle_table(stored[f"truth_{i}"], pixel_size))
+        for method in methods:
+            found[method].append(particle_table(to_mask(stored[f"{method}_{i}"], threshold), pixel_size))
+    tables = {name: pd.concat(parts) for name, parts in found.items() if parts}
     return {name: table[table["voxels"] >= SMALLEST] for name, table in tables.items()}
 
 

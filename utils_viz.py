@@ -7,7 +7,7 @@ import itertools
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from matplotlib.ticker import MaxNLocator
 from commands import Parser, run_command_line
 from utils import InputError, read_json
 from viz_slices import (
-    BLUE, FOREST, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, colour_of, draw_slice, draw_stored, draw_views, new_figure,
-    write_inside,
+    BLUE, FOREST, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, colour_of, draw_slice, draw_views, new_figure,
+    stored_figures, write_inside,
 )
+
+PER_SLICE = ("methods", "prediction")   # kinds of figures of which there is one for each test slice
 
 # --- learning curves and scores -------------------------------------------------------------------------------
 
@@ -236,13 +238,37 @@ def read_table(path: Path, *columns: str, **how: object) -> pd.DataFrame:
     return table
 
 
+class StoredArrays(Mapping):
+    """The arrays of an `.npz` file by name, each read when it is asked for; an `InputError` names a damaged file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._blaming(), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            self.names = list(arrays.files)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with self._blaming(), self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if name not in arrays.files:
+                raise KeyError(name)
+            return arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @contextmanager
+    def _blaming(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path}: cannot be read ({str(error).splitlines()[0]}); remove it") from None
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file by name; an `InputError` names a damaged one."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); remove it") from None
+    """Return all arrays of an `.npz` file by name; an `InputError` names a damaged one."""
+    return dict(StoredArrays(path))
 
 
 @contextmanager
@@ -257,7 +283,12 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def draw_run(run: Path) -> dict[str, Figure]:
-    """Every figure that the content of a run folder allows, by name; saved as `figures/NAME.png` in it.
+    """Draw every figure that the content of a run folder allows, and save each as `figures/NAME.png` in it.
+
+    Returns
+    -------
+    dict of name to Figure
+        Those of the run, and those of its first test slice. Figures of further slices are only saved: they are many.
 
     Raises
     ------
@@ -265,39 +296,49 @@ def draw_run(run: Path) -> dict[str, Figure]:
         When the folder holds nothing to draw.
     """
     run = Path(run)
-    figures = {}
+    returned: dict[str, Figure] = {}
+    for name, figure in run_figures(run):
+        (run / "figures").mkdir(exist_ok=True)
+        is_noisy = name in ("views", "worst")                   # many grey pixels: a PNG of them is large
+        figure.savefig(run / "figures" / f"{name}.png", dpi=80 if is_noisy else STYLE["savefig.dpi"])
+        kind = name.partition("_")[0]
+        if kind not in PER_SLICE or not any(other.startswith(f"{kind}_") for other in returned):
+            returned[name] = figure
+    if not returned:
+        raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
+    return returned
+
+
+def run_figures(run: Path) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of whatever the content of a run folder allows to draw."""
     with blaming(path := run / "config.json"):
         pixel_size = float(read_json(path).get("pixel_size", 0)) if path.exists() else 0.0
+
     if (path := run / "samples.npz").exists():
         with blaming(path):
             samples = read_npz(path)
-            figures["slice"] = draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"],
-                                          pixel_size)
-            figures["views"] = draw_views(samples, pixel_size)
+            yield "slice", draw_slice(samples["raw"], samples["image"], samples["mask"], samples["percentiles"],
+                                      pixel_size)
+            yield "views", draw_views(samples, pixel_size)
+
     with blaming(run):
         if logs := read_logs(run):
-            figures["curves"] = draw_curves(logs)
+            yield "curves", draw_curves(logs)
         names = {"centre patches": "test_patches.csv", "full images": "test_full.csv"}
         tables = {title: read_table(run / file, "method", "stem", "dice")
                   for title, file in names.items() if (run / file).exists()}
-        if any(map(len, tables.values())):          # without test slices there is nothing to show
-            figures["paired"] = draw_paired(tables)
+        if any(map(len, tables.values())):                      # without test slices there is nothing to show
+            yield "paired", draw_paired(tables)
         curves = {"calibration.csv": ("method", "predicted", "observed", "pixels"),
                   "thresholds.csv": ("method", "threshold", "dice")}
         if all((run / name).exists() for name in curves):
             summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
-            figures["calibration"] = draw_calibration(*(read_table(run / name, *columns) for name, columns in
-                                                        curves.items()), summary.get("threshold", 0.5))
+            calibration, thresholds = (read_table(run / name, *columns) for name, columns in curves.items())
+            yield "calibration", draw_calibration(calibration, thresholds, summary.get("threshold", 0.5))
+
     if (path := run / "predictions.npz").exists():
         with blaming(path):
-            figures |= draw_stored(read_npz(path), pixel_size)
-    if not figures:
-        raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
-    (run / "figures").mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        noisy = name in ("views", "worst")  # many grey pixels: a PNG of them is large
-        figure.savefig(run / "figures" / f"{name}.png", dpi=80 if noisy else STYLE["savefig.dpi"])
-    return figures
+            yield from stored_figures(StoredArrays(path), pixel_size)
 
 
 def results_table(run: Path, kind: str = "full") -> pd.DataFrame:
@@ -321,7 +362,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run}: no such run folder")
-    print(f"{arguments.run / 'figures'}: {len(draw_run(arguments.run))} figures", file=sys.stdout)
+    draw_run(arguments.run)
+    drawn = list((arguments.run / "figures").glob("*.png"))
+    print(f"{arguments.run / 'figures'}: {len(drawn)} figures", file=sys.stdout)
 
 
 if __name__ == "__main__":

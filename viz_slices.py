@@ -5,13 +5,15 @@ readers can tell apart.
 """
 
 import itertools
+from collections.abc import Iterator, Mapping
 
+import cv2
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
-from skimage.measure import label
+from scipy import ndimage
 
 from utils import overlap_metrics
 
@@ -20,6 +22,7 @@ FALSE_POSITIVE, FALSE_NEGATIVE = (0.9, 0.1, 0.1), (0.0, 0.85, 0.9)  # red and cy
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 100, "image.cmap": "gray"}
 WIDTH = 9.5  # inches: a notebook column
+SHOWN = 1200  # px: of a larger slice means of blocks are shown, so that a figure takes little memory
 FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
 
 
@@ -36,11 +39,33 @@ def colour_of(method: str) -> str:
     return known.get(method, ORANGE if "student" in method else RED if "teacher" in method else GREEN)
 
 
-def show(axes, image: np.ndarray, title: str = "", **options) -> object:
-    """One (H, W) or (H, W, 3) image without ticks; uint8 grey is shown from 0 to 255."""
+def block_of(shape: tuple[int, ...]) -> int:
+    """Return the side of the blocks of pixels whose means are shown of a slice: 1 but for large ones."""
+    return -(-max(shape[:2]) // SHOWN)
+
+
+def reduced(image: np.ndarray, block: int) -> np.ndarray:
+    """Return means of `block`² pixels of a (H, W) or (H, W, 3) image, as float32 for bool; itself for blocks of 1."""
+    if block == 1:
+        return image
+    size = (max(1, image.shape[1] // block), max(1, image.shape[0] // block))
+    numbers = image.astype(np.float32) if image.dtype.kind == "b" or image.dtype.itemsize > 4 else image
+    return cv2.resize(numbers, size, interpolation=cv2.INTER_AREA)
+
+
+def show(axes, image: np.ndarray, title: str = "", size: tuple[int, int] | None = None, **options) -> object:
+    """Show one (H, W) or (H, W, 3) image without ticks; uint8 grey from 0 to 255, and a large one reduced.
+
+    `size` is that of the slice [px] of which the image may be a reduced copy: coordinates are those of the slice.
+    """
+    height, width = size or image.shape[:2]
     if image.ndim == 2 and image.dtype == np.uint8:
         options = {"vmin": 0, "vmax": 255, **options}
-    shown = axes.imshow(image, interpolation="antialiased", **{"cmap": "gray", **options})
+    if image.dtype.kind == "b":
+        options = {"vmin": 0, "vmax": 1, **options}
+    image = reduced(image, block_of(image.shape))
+    options = {"cmap": "gray", "extent": (-0.5, width - 0.5, height - 0.5, -0.5), **options}
+    shown = axes.imshow(image, interpolation="antialiased", **options)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=9, parse_math=False)             # file names are no formulas
@@ -86,7 +111,9 @@ def draw_slice(raw: np.ndarray, image: np.ndarray, mask: np.ndarray, percentiles
     bar.formatter.set_powerlimits((-2, 3))
     add_scale_bar(axes[0, 0], raw, pixel_size)
     show(axes[0, 1], image, f"percentile window {percentiles[0]:g} … {percentiles[1]:g} %, 8 bit")
-    show(axes[0, 2], tint(image, mask, (0.9, 0.6, 0.0)), f"mask (orange): {100 * mask.mean():.1f} % foreground")
+    block = block_of(image.shape)
+    painted = tint(reduced(image, block), reduced(mask.astype(bool), block) >= 0.5, (0.9, 0.6, 0.0))
+    show(axes[0, 2], painted, f"mask (orange): {100 * mask.mean():.1f} % foreground", image.shape)
     return figure
 
 
@@ -130,9 +157,11 @@ def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figur
 
 
 def error_map(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(H, W, 3) RGB: the darkened slice with false positives red and false negatives cyan."""
-    rgb = tint((image * 0.7).astype(np.uint8), prediction & ~truth, FALSE_POSITIVE, 0.85)
-    return tint(rgb, truth & ~prediction, FALSE_NEGATIVE, 0.85)
+    """Return the darkened slice with false positives red and false negatives cyan: (h, w, 3) RGB, reduced if large."""
+    block = block_of(image.shape)
+    invented, missed = (reduced(wrong, block) >= 0.5 for wrong in (prediction & ~truth, truth & ~prediction))
+    rgb = tint((reduced(image, block) * 0.7).astype(np.uint8), invented, FALSE_POSITIVE, 0.85)
+    return tint(rgb, missed, FALSE_NEGATIVE, 0.85)
 
 
 def dice_text(prediction: np.ndarray, truth: np.ndarray) -> str:
@@ -157,7 +186,8 @@ def draw_predictions(image: np.ndarray, truth: np.ndarray, probability: np.ndarr
     shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
     show(axes[0, 3], prediction, f"prediction (p ≥ {threshold:g})")
-    show(axes[0, 4], error_map(image, truth, prediction), f"{dice_text(prediction, truth)}\nFP red, FN cyan")
+    show(axes[0, 4], error_map(image, truth, prediction), f"{dice_text(prediction, truth)}\nFP red, FN cyan",
+         image.shape)
     figure.suptitle(method, fontsize=10)
     return figure
 
@@ -172,7 +202,7 @@ def draw_methods(image: np.ndarray, truth: np.ndarray, predictions: dict[str, np
     add_scale_bar(axes.flat[0], image, pixel_size)
     show(axes.flat[1], truth, "truth")
     for panel, (method, prediction) in zip(axes.flat[2:], predictions.items(), strict=False):
-        show(panel, error_map(image, truth, prediction), f"{method}\n{dice_text(prediction, truth)}")
+        show(panel, error_map(image, truth, prediction), f"{method}\n{dice_text(prediction, truth)}", image.shape)
     for panel in axes.flat[2 + len(predictions):]:
         panel.set_axis_off()
     figure.suptitle("false positives red, false negatives cyan", fontsize=9)
@@ -188,7 +218,7 @@ def lost_particles(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     ----------
     mask, other : (H, W) bool ndarrays
     """
-    particles = label(mask)
+    particles, _ = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(particles.ravel())
     inside = np.bincount(particles[other], minlength=len(areas))
     lost = inside < 0.5 * areas
@@ -209,7 +239,7 @@ def describe_errors(truth: np.ndarray, prediction: np.ndarray) -> str:
     numbers = [np.count_nonzero(np.unique(particles)) for particles in (missed, invented)]
     wrong = truth != prediction
     rim = np.count_nonzero(wrong & (missed == 0) & (invented == 0)) / max(1, np.count_nonzero(wrong))
-    return f"{numbers[0]} of {label(truth).max()} particles missed, {numbers[1]} invented;\n" \
+    return f"{numbers[0]} of {ndimage.label(truth, np.ones((3, 3)))[1]} particles missed, {numbers[1]} invented;\n" \
            f"{100 * rim:.0f} % of wrong pixels at rims"
 
 
@@ -228,29 +258,44 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
         show(row[0], image, stem)
         add_scale_bar(row[0], image, pixel_size)
         show(row[1], error_map(image, truth, prediction),
-             f"{dice_text(prediction, truth)}; FP red, FN cyan\n{describe_errors(truth, prediction)}")
+             f"{dice_text(prediction, truth)}; FP red, FN cyan\n{describe_errors(truth, prediction)}", image.shape)
         shown = show(row[2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(shown, ax=row[2], shrink=0.8, pad=0.02)
     figure.suptitle(f"{method}: its worst slices", fontsize=10)
     return figure
 
 
-def draw_stored(stored: dict[str, np.ndarray], pixel_size: float = 0.0) -> dict[str, Figure]:
-    """The figures of predicted test slices, by name, from the arrays of `predictions.npz`."""
-    figures, seen = {}, []
+def stored_figures(stored: Mapping[str, np.ndarray], pixel_size: float = 0.0) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of predicted test slices, name and figure, from the arrays of `predictions.npz`.
+
+    One slice is held at a time, so slices may be large and many.
+    """
     methods, threshold = [str(m) for m in stored["methods"]], float(stored["threshold"])
-    for i, stem in enumerate(stored["stems"]):
+    stems, last = [str(stem) for stem in stored["stems"]], methods[-1]
+    scores = []
+    for i, stem in enumerate(stems):
         image, truth = stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool)
-        name, last = str(stem), methods[-1]
-        maps = {method: stored[f"{method}_{i}"] / 255 for method in methods}
-        masks = {method: probability >= threshold for method, probability in maps.items()}
-        figures[f"methods_{stem}"] = draw_methods(image, truth, masks, name, pixel_size)
-        figures[f"prediction_{stem}"] = draw_predictions(image, truth, maps[last], threshold, name, last, pixel_size)
-        seen.append((overlap_metrics(masks[last], truth)["dice"], (name, image, truth, maps[last])))
-    if seen:
-        worst = [slices for _, slices in sorted(seen, key=lambda s: s[0])[:3]]
-        figures["worst"] = draw_worst(worst, threshold, last, pixel_size)
-    return figures
+        masks = {method: to_mask(stored[f"{method}_{i}"], threshold) for method in methods}
+        scores.append(overlap_metrics(masks[last], truth)["dice"])
+        yield f"methods_{stem}", draw_methods(image, truth, masks, stem, pixel_size)
+        probability = to_probability(stored[f"{last}_{i}"])
+        yield f"prediction_{stem}", draw_predictions(image, truth, probability, threshold, stem, last, pixel_size)
+
+    worst = sorted(range(len(stems)), key=lambda i: scores[i])[:3]
+    if worst:
+        slices = [(stems[i], stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool),
+                   to_probability(stored[f"{last}_{i}"])) for i in worst]
+        yield "worst", draw_worst(slices, threshold, last, pixel_size)
+
+
+def to_probability(grey: np.ndarray) -> np.ndarray:
+    """Return the probabilities that a uint8 array stands for, as float32."""
+    return (np.arange(256) / 255).astype(np.float32)[grey]
+
+
+def to_mask(grey: np.ndarray, threshold: float) -> np.ndarray:
+    """Return where the probabilities that a uint8 array stands for reach a threshold, as bool."""
+    return (np.arange(256) / 255 >= threshold)[grey]
 
 
 # --- volumes and uncertainty ----------------------------------------------------------------------------------
