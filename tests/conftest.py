@@ -27,7 +27,8 @@ from config import Config
 from datasets import Views
 from loaders import to_float
 from model_unet import NormReLU, UNet
-from slices import Slice, percentile_window
+from slices import Slice
+from windows import percentile_window
 from utils import load_checkpoint, save_checkpoint
 
 hypothesis.settings.register_profile("stress", max_examples=20_000)  # of `make stress`

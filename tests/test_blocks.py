@@ -10,7 +10,9 @@ import torch
 import blocks
 import predict
 from conftest import disc_slice
-from slices import Path, apply_window, percentile_window
+from slices import Path
+from voxel_size import read_voxel
+from windows import Grey, apply_window, percentile_window
 from stitching import predict_images
 from utils import InputError
 from volumes import Volume
@@ -60,7 +62,7 @@ def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeyp
     raw = tifffile.imread(stack)[:, top:bottom, left:right]
     limits = next(x for x in json.loads((tmp_path / "mask.tif.json").read_text())["limits"] if x)
     grey = np.stack([np.zeros_like(one, np.uint8) if one.max() == 0 else percentile_window(one, (2.0, 98.0))
-                     if window == "slice" else apply_window(one, *limits) for one in raw])
+                     if window == "slice" else apply_window(Grey(one), *limits) for one in raw])
     p, spread = expected(grey, predict.load_model(checkpoint, CPU)[0])
     mask, *maps = (tifffile.imread(tmp_path / f"mask{kind}.tif") for kind in ("", "_probability", "_uncertainty"))
     for found, wanted in zip(maps, (p, spread if kind == "spread" else np.sqrt(p * (1 - p))), strict=True):
@@ -140,7 +142,7 @@ def test_volumes_that_cannot_be_cut_along_three_axes(volume, message):
 
 
 def test_cubes_in_different_units():
-    blocks.check_cubes(volume_of((3, 4, 5), X=(0.022, "um"), Z=(22, "nm")))
+    blocks.check_cubes(volume_of((3, 4, 5), **read_voxel({"X": (0.022, "um"), "Z": (22, "nm")}, "v")[0]))
     blocks.check_cubes(volume_of((3, 4, 5)))
     blocks.check_cubes(volume_of((3, 4, 5), "QYX"))
 

@@ -106,7 +106,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
 def test_every_setting_matters(tiny):
     fields = {f.name for f in dataclasses.fields(Config)}
     elsewhere = {"data", "run", "device", "num_workers", "nonfinite", "intensity_p", "downsample", "pixel_size",
-                 "plateau_factor", "plateau_patience", "min_lr"}
+                 "plateau_factor", "plateau_patience", "min_lr", "outside", "trust_pairs"}
     assert fields == {*CHANGES} | elsewhere                              # a new one belongs in CHANGES
     run(tiny)
     base = fingerprint(tiny)

@@ -10,9 +10,11 @@ import tifffile
 from scipy import ndimage
 
 import demo_data
-from datasets import check_data, load_data
+from data_folder import check_data, load_data
 from evaluate import fit_otsu, predict_otsu
-from slices import ROI, Path, Slice, percentile_window, read_mask
+from masks import read_mask
+from slices import ROI, Path, Slice
+from windows import percentile_window
 from utils import overlap_metrics
 
 
@@ -33,7 +35,7 @@ def test_layout_and_types(demo):
         ["demo.json", "splits/split.json", "unlabeled/time1_000.tif", "unlabeled/time2_000.tif",
          *(f"labeled/Original_images/slice_{i:02d}.tif" for i in range(6)),
          *(f"labeled/Original_masks/slice_mask_{i:02d}.tif" for i in range(6))])
-    assert check_data(demo) == []
+    assert check_data(demo).problems == []
     image = tifffile.imread(demo / "labeled/Original_images/slice_00.tif")
     assert (image.shape, image.dtype) == ((768, 768), np.float32)
     assert 4e-5 <= image.min() < image.max() < 1e-3
@@ -61,7 +63,8 @@ def test_the_same_seed_gives_the_same_bytes(demo, tmp_path):
 def test_painted_masks_give_back_the_truth(demo):
     for index in (0, 3, 4):  # bright needles are painted over on 0 and 3
         _, truth, _ = demo_data.render(0, 0, index * demo_data.SPACING)
-        mask = read_mask(demo / f"labeled/Original_masks/slice_mask_{index:02d}.tif")
+        mask = read_mask(demo / f"labeled/Original_masks/slice_mask_{index:02d}.tif", "auto",
+                         demo / f"labeled/Original_images/slice_{index:02d}.tif")
         np.testing.assert_array_equal(mask, truth[ROI[0]:ROI[1], ROI[2]:ROI[3]])
 
 
@@ -95,7 +98,7 @@ def test_neighbouring_slices_are_near_copies_and_distant_ones_are_not(rendered):
 
 def test_otsu_fails_even_at_its_best(rendered):
     sigma, bright = fit_otsu(rendered)
-    dice = [overlap_metrics(predict_otsu(s.image, sigma, bright), s.mask)["dice"] for s in rendered]
+    dice = [overlap_metrics(predict_otsu(s, sigma, bright), s.mask)["dice"] for s in rendered]
     assert max(dice) < 0.5
 
 

@@ -14,7 +14,8 @@ from scipy import stats
 
 import evaluate
 from conftest import disc_slice
-from slices import Path, Slice, percentile_window
+from slices import Path, Slice
+from windows import percentile_window
 from utils import InputError
 
 
@@ -53,7 +54,7 @@ def test_otsu_is_chosen_on_the_slices_it_is_given():
     assert bright
     inverted = [Slice(s.path, 255 - s.image, s.mask) for s in labelled]
     assert evaluate.fit_otsu(inverted) == (sigma, False)
-    dice = evaluate.overlap_metrics(evaluate.predict_otsu(labelled[0].image, sigma, True), labelled[0].mask)["dice"]
+    dice = evaluate.overlap_metrics(evaluate.predict_otsu(labelled[0], sigma, True), labelled[0].mask)["dice"]
     assert dice > 0.8
 
 
@@ -132,6 +133,8 @@ def test_command_line(tmp_path, command):
         if i < 2:
             tifffile.imwrite(tmp_path / "pred" / f"s_{i}.tif", truth * np.uint8(255))
     options = ("--pred", tmp_path / "pred", "--truth", tmp_path / "truth")
+    assert "s_mask_0.tif: holds" in command("evaluate", *options)[2]    # painted copies: their slices are not at hand
+    options = (*options, "--mask-foreground", "dark")
     code, out, _ = command("evaluate", *options, "--output", tmp_path / "new" / "t.csv", "--pixel-size", 0.02)
     assert code == 0
     assert "mean dice         1.0000" in out
@@ -172,8 +175,11 @@ def test_unmatched_and_doubled_predictions_are_errors_whatever_the_folders_are_c
     (tmp_path / "truth_pred" / "s_2.tif").unlink()
     options = ("--pred", "../truth_pred", "--truth", ".")
     assert command("evaluate", *options)[0] == 0  # more truth than predictions is fine
-    tifffile.imwrite(tmp_path / "truth_pred" / "new_1.tif", disc_slice(1)[1])
-    assert "s_1.tif: fits 2 images (new_1.tif, s_1.tif)" in command("evaluate", *options)[2]
+    for name in ("new_1.tif", "old_1.tif"):
+        tifffile.imwrite(tmp_path / "truth_pred" / name, disc_slice(1)[1])
+    (tmp_path / "truth_pred" / "s_1.tif").unlink()
+    assert "s_1.tif: fits 2 images (new_1.tif, old_1.tif)" in command("evaluate", *options)[2]
+    (tmp_path / "truth_pred" / "old_1.tif").unlink()
     (tmp_path / "truth_pred" / "new_1.tif").rename(tmp_path / "truth_pred" / "zzz_99.tif")
     monkeypatch.chdir(tmp_path)
     assert "zzz_99.tif: no mask" in command("evaluate", "--pred", "truth_pred", "--truth", "truth")[2]
@@ -292,19 +298,49 @@ def test_maps_of_a_folder_belong_to_the_slices_of_their_name(volume, command):
 @pytest.mark.parametrize(("pred", "truth", "more", "message"), [
     ("pred.tif", "short.tif", (), "pred.tif: has shape (3, 40, 50), short.tif (2, 40, 50)"),
     ("pred.tif", "none.tif", (), "none.tif: no such file"),
-    ("map.tif", "truth.tif", (), "map.tif, slice 0: holds other values than 0 and"),
+    ("grey.tif", "truth.tif", (), "grey.tif, slice 0: holds 3 values"),
     ("pred.tif", "truth.tif", ("--uncertainty", "short.tif"), "short.tif: has shape (2, 40, 50), pred.tif (3, 40, 50)"),
     ("pred.tif", "truth.tif", ("--uncertainty", "none.tif"), "none.tif: no such file"),
     ("pred.tif", "truth.tif", ("--uncertainty", "nan.tif"), "nan.tif, slice 1: holds negative or infinite values"),
-    ("pred.tif", "truth.tif", ("--mask-foreground", "dark"), "--mask-foreground: is for folders of painted masks"),
     ("pred.tif", "truth.tif", ("--output", "."), ".: is a folder; --output names a .csv file"),
 ])
 def test_volumes_that_cannot_be_compared(volume, command, monkeypatch, pred, truth, more, message):
     monkeypatch.chdir(volume)
     tifffile.imwrite("short.tif", np.zeros((2, 40, 50), np.uint8), photometric="minisblack")
+    tifffile.imwrite("grey.tif", np.arange(6000, dtype=np.uint8).reshape(3, 40, 50) % 3, photometric="minisblack")
     unknown = tifffile.imread("map.tif")
     unknown[1, 3, 4] = np.nan
     tifffile.imwrite("nan.tif", unknown, photometric="minisblack")
     code, _, err = command("evaluate", "--pred", pred, "--truth", truth, *more)
     assert code == 2
     assert message in err.splitlines()[-1]
+
+
+def test_a_folder_is_scored_beside_a_stack(tmp_path, command):
+    truth = np.stack([disc_slice(i)[1] * np.uint8(255) for i in range(3)])
+    tifffile.imwrite(tmp_path / "truth.tif", truth, photometric="minisblack")
+    (tmp_path / "pred").mkdir()
+    for i, one in enumerate(truth):
+        tifffile.imwrite(tmp_path / "pred" / f"s_{i}.tif", one)
+    for pred, true in (("pred", "truth.tif"), ("truth.tif", "pred")):
+        code, out, err = command("evaluate", "--pred", tmp_path / pred, "--truth", tmp_path / true)
+        assert code == 0, err
+        assert "mean dice         1.0000" in out
+
+
+def test_painted_truth_finds_its_slices(tmp_path, command):
+    for folder in ("pred", "labeled/Original_masks", "labeled/Original_images"):
+        (tmp_path / folder).mkdir(parents=True)
+    for i in range(2):
+        image, truth = disc_slice(i)
+        tifffile.imwrite(tmp_path / "labeled" / "Original_images" / f"s_{i}.tif", image)
+        tifffile.imwrite(tmp_path / "labeled" / "Original_masks" / f"s_mask_{i}.tif",
+                         np.where(truth == 1, np.float32(-1e-4), image))
+        tifffile.imwrite(tmp_path / "pred" / f"s_{i}.tif", truth * np.uint8(255))
+    options = ("evaluate", "--pred", tmp_path / "pred", "--truth", tmp_path / "labeled" / "Original_masks")
+    code, out, err = command(*options)
+    assert code == 0, err
+    assert "mean dice         1.0000" in out
+    (tmp_path / "labeled" / "Original_images").rename(tmp_path / "slices")
+    assert command(*options)[0] == 2
+    assert command(*options, "--images", tmp_path / "slices")[0] == 0

@@ -137,3 +137,22 @@ def test_dropped_channels_are_zero_and_the_mean_stays():
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     assert torch.equal(dropped.amax((2, 3)), dropped.amin((2, 3)))
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_what_lies_outside_the_sample_counts_for_nothing():
+    """A loss over the inside is that of images in which there is nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(3, 1, 8, 8, generator=generator), torch.rand(3, 1, 8, 8, generator=generator)
+    inside = torch.zeros(3, 1, 8, 8)
+    inside[..., :5] = 1
+    left = (slice(None), slice(None), slice(None), slice(0, 5))
+    truth = (target > 0.5).float()
+    spoilt = torch.where(inside.bool(), logits, torch.full_like(logits, 50.0))
+    assert losses.bce_dice_loss(spoilt, truth, 0.5, inside).item() == pytest.approx(
+        losses.bce_dice_loss(logits[left], truth[left], 0.5).item(), rel=1e-5)
+    for kind in ("mse", "bce", "bce_dice"):
+        assert losses.consistency_loss(spoilt, target, kind, 0.7, inside=inside).item() == pytest.approx(
+            losses.consistency_loss(logits[left], target[left], kind, 0.7).item(), rel=1e-5)
+    nothing = torch.zeros_like(inside)
+    assert losses.bce_dice_loss(spoilt, truth, 0.5, nothing).isfinite()
+    assert losses.consistency_loss(spoilt, target, inside=nothing).item() == 0

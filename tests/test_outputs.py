@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_what_an_earlier_version_finished_is_whole(apply, stack, tmp_path):
     before = out.stat().st_mtime_ns
     code, err = apply(stack, "--output", out)
     assert code == 0
-    assert "m.tif: was finished by an earlier version, which does not say in what precision; kept" in err
+    assert "m.tif: was finished by an earlier version, which knew nothing of --precision; kept" in err
     assert out.stat().st_mtime_ns == before
     assert apply(stack, "--output", out, "--threshold", 0.4)[0] == 2
 
@@ -236,7 +237,7 @@ def test_a_folder_of_something_else_is_kept(apply, stack, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("content", [b"", None])
 def test_damaged_blocks(apply, stack, tmp_path, monkeypatch, content):
-    monkeypatch.setattr(predict, "finish", lambda *_: None)
+    monkeypatch.setattr(predict, "finish", lambda *_: [])
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
     monkeypatch.undo()
     monkeypatch.setattr("blocks.BLOCK", 2)
@@ -311,3 +312,51 @@ def test_what_is_removed_never_looks_like_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("outputs.shutil.rmtree", lambda *_, **__: None)   # killed before the first file is gone
     outputs.remove(part)
     assert not part.exists()
+
+
+# --- Windows ----------------------------------------------------------------------------------------------------
+
+def open_files_below(path: Path) -> list[str]:
+    """Files that this process has open in a folder, or that file."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+        if target == str(path) or target.startswith(f"{path}/"):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("family", ["tif", "zarr", "folder"])
+def test_nothing_is_renamed_or_removed_while_a_file_in_it_is_open(apply, tmp_path, grey, monkeypatch, family):
+    """Windows refuses that with WinError 5 (https://github.com/beeware/briefcase/issues/1780)."""
+    def refusing(function):
+        def call(path, *others, **options):
+            for one in (path, *(other for other in others if isinstance(other, str | Path))):
+                opened = open_files_below(Path(os.path.abspath(one)))
+                if opened:
+                    raise PermissionError(13, f"Access is denied [WinError 5]: {opened}", str(one))
+            return function(path, *others, **options)
+        return call
+
+    for name in ("rename", "replace", "rmdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    monkeypatch.setattr(shutil, "rmtree", refusing(shutil.rmtree))
+    source = tmp_path / f"in.{family}"
+    if family == "zarr":
+        write_zarr(source, grey)
+    elif family == "tif":
+        tifffile.imwrite(source, grey, photometric="minisblack")
+    else:
+        source.mkdir()
+        for i, one in enumerate(grey):
+            tifffile.imwrite(source / f"s{i}.tif", one)
+    suffix = f".{family}" if family != "folder" else ""
+    for options in ((), ("--three-axes",)):
+        out = tmp_path / f"m{len(options)}{suffix}"
+        code, err = apply(source, "--output", out, *KINDS, *options)
+        assert code == 0, err
+        assert out.exists()
+        assert not list(tmp_path.glob("*.part*"))

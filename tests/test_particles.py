@@ -4,6 +4,8 @@ import math
 import re
 
 import cv2
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -199,7 +201,7 @@ def test_parts_of_what_is_split_are_particles_of_their_own():
     mask |= z**2 + y**2 + x**2 < 10**2
     mask[14:17, 20:30, 14:17] = True                                    # a bridge to a speck
     mask[13:18, 28:31, 13:18] = True
-    volume = particles.Volume(None, "tiff", "ZYX", mask.shape, [""] * 30, lambda i: mask[i])
+    volume = particles.Volume(Path("m.tif"), "tiff", "ZYX", mask.shape, [""] * 30, lambda i: mask[i])
     table = particles.measure_masks(volume, (1, 1, 1), False, neck=0.3, smallest=500)
     assert (table["voxels"] >= 500).all()
     assert table.attrs["fraction"] == pytest.approx(mask.mean())

@@ -118,7 +118,7 @@ def test_masks_without_particles(command, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["none"], "none: no such file or folder"),
-    (["grey.tif"], "grey.tif, slice 0: holds other values than 0 and 9; give a mask"),
+    (["grey.tif"], "grey.tif, slice 0: holds 10 values"),
     (["early.tif", "--pixel-size", "0"], "--pixel-size 0: must be above 0"),
     (["early.tif", "--smallest", "-1"], "--smallest -1: must be above 0"),
     (["early.tif", "grey.tif", "--uncertainty", "grey.tif"], "--uncertainty, --truth: belong to one of MASKS"),

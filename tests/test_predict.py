@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -12,10 +14,11 @@ import predict
 from config import Config
 from conftest import disc_slice
 from model_unet import UNet
-from slices import Path, percentile_window
+from slices import Path
+from windows import percentile_window
 from stitching import predict_image, predict_images
 from test_volumes import FAMILIES
-from utils import save_checkpoint
+from utils import load_checkpoint, save_checkpoint
 from volumes import open_volume
 
 CPU = torch.device("cpu")
@@ -97,7 +100,7 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["none.tif"], "none.tif: no such file or folder"),
-    (["empty"], "empty: holds no .tif slice"),
+    (["empty"], "empty: holds no slice"),
     (["a.dat"], "a.dat: is not a .tif"),
     (["in", "--output", "in"], "in: would replace the input"),
     (["in", "--output", "."], ": would replace the input"),
@@ -109,7 +112,7 @@ def test_one_slice_with_its_probability_beside_it(checkpoint, folder, tmp_path, 
     (["in", "--device", "toaster"], "device 'toaster' cannot be used"),
     (["in", "--output", "a.dat"], "a.dat: exists, and was not made from this input with these settings"),
     (["in", "--output", "a.dat/b"], "check path, rights"),
-    (["colour.tif"], "save one grey channel"),
+    (["colour.tif"], "colour.tif: has shape (8, 8, 3) and is coloured"),
     (["in", "--uncertainty", "spread"], "--uncertainty spread: is that of several predictions; add --tta"),
     (["in", "--checkpoint", "best.safetensors", "wide.safetensors"], "wide.safetensors: was trained with patch"),
 ])
@@ -117,7 +120,8 @@ def test_errors_name_the_file_and_the_cure(folder, checkpoint, tmp_path, command
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.dat").touch()
-    tifffile.imwrite(tmp_path / "colour.tif", np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+    tifffile.imwrite(tmp_path / "colour.tif", np.eye(8, dtype=np.uint8)[..., None] * np.uint8([1, 2, 3]),
+                     photometric="rgb")
     save_checkpoint(tmp_path / "wide.safetensors", UNet(2).state_dict(),
                     {"config": dataclasses.asdict(Config(base_channels=2, patch_size=64, percentiles=(2.0, 98.0)))})
     save_checkpoint(tmp_path / "other.safetensors", torch.nn.Linear(2, 2).state_dict(), {"config": {}})
@@ -260,7 +264,7 @@ def test_a_slice_that_cannot_be_read_stops_and_the_rest_is_kept(folder, checkpoi
 
 
 def test_a_damaged_block_is_named(stack, checkpoint, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(predict, "finish", lambda *_: None)
+    monkeypatch.setattr(predict, "finish", lambda *_: [])
     options = ("predict", stack, "--checkpoint", checkpoint, "--output", tmp_path / "m.tif", "--device", "cpu")
     assert command(*options)[0] == 0
     (block,) = (tmp_path / "m.tif.part").glob("*.npz")
@@ -286,3 +290,171 @@ def test_other_families(checkpoint, tmp_path, command, name):
     assert open_volume(out).axes == open_volume(tmp_path / name).axes
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         [name, f"{name}.json", f"{stem}_probability.{suffix}"])
+
+
+# --- what lies outside, and windows -----------------------------------------------------------------------------
+
+def with_padding(value: float, size: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """Five slices in whole numbers with a round field of view, and where that ends."""
+    rows, columns = np.mgrid[:size, :size]
+    outside = np.hypot(rows - (size - 1) / 2, columns - (size - 1) / 2) > 0.47 * size
+    stack = np.stack([np.rint(disc_slice(i, (size, size))[0] * 1e7) for i in range(5)])
+    return np.where(outside, value, stack), outside
+
+
+@pytest.mark.parametrize("options", [(), ("--three-axes",), ("--window", "volume"), ("--uncertainty",),
+                                     ("--roi", "10,90,0,96")])
+def test_padding_changes_nothing_inside_whatever_its_value(checkpoint, tmp_path, command, options):
+    masks = []
+    for value in (0, -1000, -32768):
+        stack, outside = with_padding(value)
+        path = tmp_path / f"v{value}.tif"
+        tifffile.imwrite(path, stack.astype(np.int16), photometric="minisblack")
+        out = tmp_path / f"m{value}.tif"
+        code, _, err = command("predict", path, "--checkpoint", checkpoint, "--device", "cpu", "--output", out,
+                               *options)
+        assert code == 0, err
+        masks.append(tifffile.imread(out))
+        assert not masks[-1][:, outside].any()
+        assert "of the pixels lie outside the sample" in err
+        inside = tifffile.imread(tmp_path / f"m{value}_inside.tif")
+        assert np.mean(inside != ~outside * np.uint8(255)) < 1e-3   # a dark pixel at the edge may count as mixed
+        if "--uncertainty" in options:
+            assert not tifffile.imread(tmp_path / f"m{value}_uncertainty.tif")[:, outside].any()
+    assert masks[0].any()
+    for other in masks[1:]:
+        np.testing.assert_array_equal(other, masks[0])
+
+
+def test_without_padding_there_is_no_map_of_the_sample(checkpoint, folder, tmp_path, command):
+    code, _, err = command("predict", folder, "--checkpoint", checkpoint, "--device", "cpu", "--output", tmp_path / "m")
+    assert code == 0, err
+    assert not (tmp_path / "m" / "inside").exists()
+    assert "outside" not in err
+
+
+def test_what_is_outside_is_not_scored_and_cuts_particles(checkpoint, tmp_path, command):
+    stack, outside = with_padding(-1000)
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    command("predict", tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu", "--output",
+            tmp_path / "m.tif")
+    truth = tifffile.imread(tmp_path / "m.tif")
+    truth[:, outside] = 255                                     # whatever is said of what nobody can know
+    tifffile.imwrite(tmp_path / "t.tif", truth, photometric="minisblack")
+    code, out, err = command("evaluate", "--pred", tmp_path / "m.tif", "--truth", tmp_path / "t.tif")
+    assert code == 0, err
+    assert "mean dice         1.0000" in out
+    assert "what lies outside is not scored" in out
+    code, out, _ = command("evaluate", "particles", tmp_path / "m.tif", "--output", tmp_path / "p")
+    assert code == 0
+    assert json.loads((tmp_path / "p" / "summary.json").read_text())["masks"]["m"]["fov"].endswith("m_inside.tif")
+
+
+@pytest.fixture
+def trained(checkpoint, tmp_path) -> Path:
+    """A checkpoint that knows the grey values of its training slices."""
+    weights, about = load_checkpoint(checkpoint)
+    window = {"low": 1500.0, "high": 3500.0, "contrast": 2000.0, "least_contrast": 1800.0, "most_contrast": 2200.0}
+    save_checkpoint(tmp_path / "knows.safetensors", weights, {**about, "window": window})
+    return tmp_path / "knows.safetensors"
+
+
+def test_slices_unlike_those_of_training_are_named(trained, tmp_path, command):
+    stack, _ = with_padding(-1000)
+    stack[3] = np.where(stack[3] == -1000, -1000, 2200 + (stack[3] - 2200) * 4)
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    options = (tmp_path / "v.tif", "--checkpoint", trained, "--device", "cpu")
+    code, _, err = command("predict", *options, "--output", tmp_path / "m.tif")
+    assert code == 0, err
+    assert "v.tif, slice 3: 1 of 5 slices do not look like those of training: contrast" in err
+    assert "--window training" in err
+    record = json.loads((tmp_path / "m.tif.json").read_text())
+    assert list(record["slices"]["unlike_training"]) == ["v.tif, slice 3"]
+    code, _, err = command("predict", *options, "--output", tmp_path / "t.tif", "--window", "training")
+    assert code == 0, err
+    assert json.loads((tmp_path / "t.tif.json").read_text())["limits"] == [[1500.0, 3500.0]] * 5
+    code, _, err = command("predict", *options, "--output", tmp_path / "w.tif", "--window", "1500,3500")
+    assert code == 0, err
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "w.tif"), tifffile.imread(tmp_path / "t.tif"))
+
+
+def test_air_is_named_and_left_blank_where_that_is_wanted(checkpoint, tmp_path, command):
+    stack, _ = with_padding(-1000)
+    stack[4] = 2000 + np.random.default_rng(0).normal(0, 30, stack[4].shape)
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    options = (tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu")
+    code, _, err = command("predict", *options, "--output", tmp_path / "m.tif")
+    assert code == 0, err
+    assert "v.tif, slice 4: 1 of 5 slices have little contrast" in err
+    assert "they can be left blank by --blank auto" in err
+    code, _, err = command("predict", *options, "--output", tmp_path / "b.tif", "--blank", "auto")
+    assert code == 0, err
+    blank, mask = tifffile.imread(tmp_path / "b.tif"), tifffile.imread(tmp_path / "m.tif")
+    assert not blank[4].any()
+    np.testing.assert_array_equal(blank[:4], mask[:4])
+    assert json.loads((tmp_path / "b.tif.json").read_text())["blank"] == 1
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--window", "training"), "--window training: the checkpoint does not say which grey values"),
+    (("--window", "dark"), "--window dark: expected slice, volume, training, or"),
+    (("--window", "5,2"), "--window 5,2: LOW must be below HIGH"),
+    (("--outside", "black"), "--outside black: expected auto, none, or the grey value"),
+])
+def test_wrong_windows(checkpoint, folder, tmp_path, command, options, message):
+    code, _, err = command("predict", folder, "--checkpoint", checkpoint, "--device", "cpu", "--output", tmp_path / "m",
+                           *options)
+    assert code == 2
+    assert message in err.splitlines()[-1]
+
+
+def test_slices_of_other_families_become_tiffs(checkpoint, tmp_path, command):
+    (tmp_path / "in").mkdir()
+    for i, suffix in enumerate((".png", ".bmp", ".tif")):
+        grey = np.clip(np.rint(disc_slice(i)[0] * 4e5), 0, 255).astype(np.uint8)
+        path = tmp_path / "in" / f"s_{i}{suffix}"
+        tifffile.imwrite(path, grey) if suffix == ".tif" else cv2.imwrite(str(path), grey)
+    code, _, err = command("predict", tmp_path / "in", "--checkpoint", checkpoint, "--device", "cpu", "--output",
+                           tmp_path / "m")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "m").glob("*.tif")) == ["s_0.tif", "s_1.tif", "s_2.tif"]
+    shutil.copy(tmp_path / "in" / "s_0.png", tmp_path / "in" / "s_2.png")
+    code, _, err = command("predict", tmp_path / "in", "--checkpoint", checkpoint, "--output", tmp_path / "n")
+    assert code == 2
+    assert "holds s_2.png, s_2.tif, of which one slice was saved twice" in err
+
+
+def test_constant_slices_of_a_padded_volume_show_no_sample(checkpoint, tmp_path, command):
+    stack, outside = with_padding(-1000)
+    stack[0] = -1000
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    code, _, err = command("predict", tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu", "--output",
+                           tmp_path / "m.tif")
+    assert code == 0, err
+    inside = tifffile.imread(tmp_path / "m_inside.tif")
+    assert not inside[0].any()
+    assert inside[1][~outside].mean() > 250
+
+
+def test_a_map_of_the_sample_that_was_left_behind_is_refused(checkpoint, tmp_path, command):
+    stack, _ = with_padding(-1000)
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    options = (tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu", "--output", tmp_path / "m.tif")
+    assert command("predict", *options)[0] == 0
+    for name in ("m.tif", "m.tif.json"):
+        (tmp_path / name).unlink()
+    code, _, err = command("predict", *options, "--outside", "none")
+    assert code == 2
+    assert "m_inside.tif: is left from an earlier prediction" in err
+
+
+def test_a_stated_value_may_have_an_exponent_and_is_missed_where_it_is_not(checkpoint, tmp_path, command):
+    stack, _ = with_padding(-1000)
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    options = (tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu")
+    code, _, err = command("predict", *options, "--output", tmp_path / "m.tif", "--outside", "-1e3")
+    assert code == 0, err
+    assert "lie outside the sample" in err
+    code, _, err = command("predict", *options, "--output", tmp_path / "n.tif", "--outside", "-2000")
+    assert code == 0, err
+    assert "no slice holds -2000 at its border" in err

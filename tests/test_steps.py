@@ -15,7 +15,8 @@ from losses import (
     bce_dice_loss, consistency_loss, draw_boxes, draw_kept_channels, fill_boxes, mix, scale_channels,
 )
 from model_unet import CHANNELS, ENCODER_BLOCKS, UNet
-from slices import Path, Slice, percentile_window
+from slices import Path, Slice
+from windows import percentile_window
 from utils import load_checkpoint, overlap_metrics
 
 

@@ -7,7 +7,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 import viz_slices
 from conftest import disc_slice
-from slices import percentile_window
+from windows import percentile_window
 
 
 def test_errors_are_red_where_too_much_and_cyan_where_missed():
