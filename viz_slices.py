@@ -250,10 +250,12 @@ def draw_worst(slices: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], thr
     Parameters
     ----------
     slices : list of (stem, image, truth, probability)
-        The slices with the lowest scores, the worst first; arrays as in `draw_predictions`.
+        The slices with the lowest scores, the worst first; arrays as in `draw_predictions`, or probabilities in uint8,
+        255 for 1.
     """
     figure, axes = new_figure(len(slices), 3, 3.3 * len(slices))
-    for row, (stem, image, truth, probability) in zip(axes, slices, strict=True):
+    for row, (stem, image, truth, stored) in zip(axes, slices, strict=True):
+        probability = to_probability(stored) if stored.dtype == np.uint8 else stored    # one slice at a time
         prediction = probability >= threshold
         show(row[0], image, stem)
         add_scale_bar(row[0], image, pixel_size)
@@ -283,8 +285,8 @@ def stored_figures(stored: Mapping[str, np.ndarray], pixel_size: float = 0.0) ->
 
     worst = sorted(range(len(stems)), key=lambda i: scores[i])[:3]
     if worst:
-        slices = [(stems[i], stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool),
-                   to_probability(stored[f"{last}_{i}"])) for i in worst]
+        slices = [(stems[i], stored[f"image_{i}"], stored[f"truth_{i}"].astype(bool), stored[f"{last}_{i}"])
+                  for i in worst]
         yield "worst", draw_worst(slices, threshold, last, pixel_size)
 
 
