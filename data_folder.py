@@ -130,11 +130,10 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     unlabelled += read
     if blank:
         notes.append(f"{blank[0]}: is blank, as {len(blank)} of {len(scans)} unlabelled slices are; left out")
-    data = Data(kept, val, test, unlabelled or [s.without_mask() for s in kept], tuple(notes))
-    if val and not data.can_choose:
+    if val and not any(s.mask.any() for s in val):
         notes.append(f"{val[0].stem}: is empty, as all {len(val)} validation masks are, so they cannot choose a "
                      "checkpoint; the last weights are kept: take validation slices with foreground")
-    return Data(data.train, data.val, data.test, data.unlabelled, tuple(notes))
+    return Data(kept, val, test, unlabelled or [s.without_mask() for s in kept], tuple(notes))
 
 
 def load_labelled(pairing: Pairing, reading: Reading) -> dict[str, Slice]:

@@ -37,6 +37,19 @@ def write_zarr(path: Path, grey: np.ndarray) -> Path:
     return path
 
 
+def write_family(folder: Path, family: str, grey: np.ndarray) -> Path:
+    """The slices as a TIFF stack, a zarr array or a folder of files."""
+    if family == "zarr":
+        return write_zarr(folder / "in.zarr", grey)
+    if family == "tif":
+        tifffile.imwrite(folder / "in.tif", grey, photometric="minisblack")
+        return folder / "in.tif"
+    (folder / "in").mkdir()
+    for i, one in enumerate(grey):
+        tifffile.imwrite(folder / "in" / f"s{i}.tif", one)
+    return folder / "in"
+
+
 @pytest.fixture
 def stack(tmp_path, grey) -> Path:
     tifffile.imwrite(tmp_path / "stack.tif", grey, photometric="minisblack")
@@ -155,16 +168,7 @@ def test_an_output_that_went_missing_is_noticed(apply, stack, tmp_path):
 @pytest.mark.parametrize("moves", range(5))
 @pytest.mark.parametrize("family", ["tif", "zarr", "folder"])
 def test_interrupted_between_the_moves(apply, tmp_path, grey, monkeypatch, moves, family):
-    source = tmp_path / f"in.{family}"
-    if family == "zarr":
-        write_zarr(source, grey)
-    elif family == "tif":
-        tifffile.imwrite(source, grey, photometric="minisblack")
-    else:
-        source = tmp_path / "in"
-        source.mkdir()
-        for i, one in enumerate(grey):
-            tifffile.imwrite(source / f"s{i}.tif", one)
+    source = write_family(tmp_path, family, grey)
     suffix = f".{family}" if family != "folder" else ""
     assert apply(source, "--output", tmp_path / "a" / f"m{suffix}", *KINDS)[0] == 0
     out, replace, done = tmp_path / "b" / f"m{suffix}", os.replace, []
@@ -344,15 +348,7 @@ def test_nothing_is_renamed_or_removed_while_a_file_in_it_is_open(apply, tmp_pat
     for name in ("rename", "replace", "rmdir"):
         monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     monkeypatch.setattr(shutil, "rmtree", refusing(shutil.rmtree))
-    source = tmp_path / f"in.{family}"
-    if family == "zarr":
-        write_zarr(source, grey)
-    elif family == "tif":
-        tifffile.imwrite(source, grey, photometric="minisblack")
-    else:
-        source.mkdir()
-        for i, one in enumerate(grey):
-            tifffile.imwrite(source / f"s{i}.tif", one)
+    source = write_family(tmp_path, family, grey)
     suffix = f".{family}" if family != "folder" else ""
     for options in ((), ("--three-axes",)):
         out = tmp_path / f"m{len(options)}{suffix}"
