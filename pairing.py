@@ -25,7 +25,7 @@ IMAGE_WORDS = frozenset({"image", "images", "im", "img", "raw", "grey", "gray", 
 CHANNEL = re.compile(r"_\d{4}$")         # which nnU-Net has behind the names of images
 
 SHIFTS = 40             # places of a mask where it does not belong, with which its own place is compared
-JUDGED = 8              # slices of a folder that are judged, evenly spaced
+JUDGED = 40             # slices of a folder that are judged, evenly spaced; a tenth to a third of a second each
 OUTLINE = 200           # px: a mask with a shorter outline is not judged
 STRANGER = 3.5          # standard deviations that a single mask of another slice had at most
 CLEAR_AGREEMENT = 8.0   # standard deviations: agreement that chance does not make
