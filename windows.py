@@ -20,10 +20,12 @@ LEAST_OUTSIDE = 0.002   # share of a slice that padding fills, at least
 CLEAR_GAP = 0.05        # of the range of all other grey values: padding that is farther away from them is no grey value
 RARE = 0.01             # pixels elsewhere that have the value of padding, for each that lies in a corner, at most
 CUT_OFF = (0.0, 255.0, 65535.0)     # values at which programs cut off what is darker or brighter
-MOST_CUT_OFF = 0.5      # share of a slice that such a value fills outside the sample, at most
+MOST_CUT_OFF = 0.5      # share of a slice that such a value, or one that varies, fills outside the sample, at most
 MOST_VALUES = 3         # of padding in one slice
 MOST_DEAD = 0.001       # share of a slice that single dead pixels are, at most
 EDGE = 3                # px: so far reaches what an interpolation has mixed with padding, at most
+LOSSY = 9               # px: so far reaches what lossy compression has mixed with padding, at most
+VARYING = 0.01          # of its distance from the grey values: so much padding varies in the corners, at most
 SPREAD = (0.1, 99.9)    # percentiles between which the other grey values lie, a few extreme ones left out
 CONNECTED = np.ones((3, 3), bool)
 
@@ -80,13 +82,16 @@ def find_padding(image: np.ndarray, known: np.ndarray | None = None) -> Padding 
         found = judge_padding(image, known, value, values.count(value) + filled_before)
         if found is not None:
             return found
-    return None
+
+    # A second ring, as where a round field of view was padded, rotated, and padded again, reaches no corner.
+    beside = value_beside(image, known)
+    return None if beside is None else judge_padding(image, known, beside, filled_before)
 
 
 def judge_padding(image: np.ndarray, known: np.ndarray, value: float, corners: int) -> Padding | None:
     """Return the padding if a value that fills some corners is one; see `find_padding`."""
     is_value = (image == value) & ~known
-    in_corners = np.count_nonzero(connected_to_corners(is_value))
+    in_corners = np.count_nonzero(is_value & connected_to_corners(is_value | known))
     rest = image[~is_value & ~known]
     rest = rest[np.isfinite(rest)]
     if rest.size == 0 or in_corners < LEAST_OUTSIDE * image.size:
@@ -108,6 +113,48 @@ def judge_padding(image: np.ndarray, known: np.ndarray, value: float, corners: i
     if (gap > 0 and corners >= 3 and elsewhere <= in_corners) or (corners == 4 and elsewhere <= RARE * in_corners):
         return Padding(value, False)
     return None
+
+
+def value_beside(image: np.ndarray, known: np.ndarray) -> float | None:
+    """Return the value that most pixels next to the `known` padding hold; None where no value does."""
+    rim = ndimage.binary_dilation(known, CONNECTED) & ~known
+    values, counts = np.unique(image[rim], return_counts=True)
+    if values.size == 0 or counts.max() <= rim.sum() / 2 or not np.isfinite(values[counts.argmax()]):
+        return None
+    return float(values[counts.argmax()])
+
+
+def find_varying_padding(image: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Return where padding lies that is not one exact value, (H, W) bool, and its median; None where there is none.
+
+    Resampling changes the last digits of padding, and lossy compression more near the edge of the sample. It fills
+    three corners and no more than half of the slice, is far from all other grey values, and varies in the corners by a
+    hundredth of that distance at most, as nothing does that was measured. What is connected with it and nearer to it
+    than to the grey values belongs to it.
+    """
+    blocks = np.array(corner_blocks(image))                     # (4, 3, 3)
+    if not np.isfinite(blocks).all():
+        return None
+    centre = float(np.median(np.median(blocks, axis=(1, 2))))
+    deviations = np.abs(blocks - centre).max(axis=(1, 2))
+    width = float(np.sort(deviations)[2])                       # of the three corners that agree best
+    rough = connected_to_corners(np.abs(image - centre) <= 2 * width)
+    if np.count_nonzero(rough) < LEAST_OUTSIDE * image.size:
+        return None
+
+    inner = image[~ndimage.binary_dilation(rough, CONNECTED, iterations=LOSSY)]
+    inner = inner[np.isfinite(inner)]
+    if inner.size == 0:
+        return None
+    low, high = np.percentile(inner, SPREAD)
+    with np.errstate(over="ignore"):                            # of values farther apart than the largest number
+        gap, reach = max(low - centre, centre - high), high - low
+    if reach == 0 or not np.isfinite([gap, reach]).all():
+        return None
+    if gap < CLEAR_GAP * reach or width > VARYING * gap:
+        return None
+    where = connected_to_corners(np.abs(image - centre) <= gap / 2)
+    return (where, centre) if where.mean() <= MOST_CUT_OFF else None
 
 
 def corner_blocks(image: np.ndarray) -> list[np.ndarray]:
@@ -225,7 +272,10 @@ def describe_nan(where: np.ndarray, name: str) -> str:
 
 
 def recognise_outside(image: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Return where padding fills a slice, (H, W) bool, and its values: up to three, as after a rotation or a crop."""
+    """Return where padding fills a slice, (H, W) bool, and its values: up to three, as after a rotation or a crop.
+
+    Where no exact value does, padding may still vary a little; see `find_varying_padding`.
+    """
     known, values = np.zeros(image.shape, bool), []
     for _ in range(MOST_VALUES):
         padding = find_padding(image, known)
@@ -236,7 +286,14 @@ def recognise_outside(image: np.ndarray) -> tuple[np.ndarray, list[float]]:
             is_value = connected_to_border(is_value)            # within the sample it may be a grey value
         known |= is_value
         values.append(padding.value)
-    return known, values
+    if values:
+        return known, values
+
+    varying = find_varying_padding(image)
+    if varying is None:
+        return known, []
+    where, value = varying
+    return where, [value]
 
 
 def with_blurred_edge(image: np.ndarray, outside: np.ndarray, values: list[float]) -> np.ndarray:

@@ -140,6 +140,35 @@ def test_several_values_of_padding_and_a_blurred_edge():
     assert low > -1000
 
 
+def test_a_ring_of_padding_inside_other_padding_is_outside():
+    image, outside = scan()
+    rows, columns = np.mgrid[:120, :120]
+    ring = outside & (np.abs(rows - 59.5) + np.abs(columns - 59.5) < 95)    # turned by 45 degrees, and padded again
+    padded = np.where(outside, np.where(ring, np.float32(-1000), np.float32(0)), image)
+    assert not ring[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+    assert (mark_outside(padded, "s").outside == outside).mean() > 0.999
+
+
+def test_padding_that_resampling_or_compression_has_changed_a_little():
+    image, outside = scan()
+    rng = np.random.default_rng(2)
+    for value, noise in ((-2000, 1e-3), (-32768, 2.0), (9000, 0.5)):
+        varying = value + noise * rng.standard_normal(image.shape).astype(np.float32)
+        assert (mark_outside(np.where(outside, varying, image), "s").outside == outside).mean() > 0.999
+    for depth in (30, 80):                                      # air in the beam has noise, and is measured
+        air = -2000 + depth * rng.standard_normal(image.shape).astype(np.float32)
+        assert mark_outside(np.where(outside, air, image), "s").outside is None
+
+
+def test_a_matrix_without_noise_is_no_padding():
+    matrix = np.full((120, 120), 90, np.float32)
+    for row, column in np.random.default_rng(0).integers(15, 105, (12, 2)):
+        cv2.circle(matrix, (int(column), int(row)), 6, 200, -1)
+    noise = np.random.default_rng(1).standard_normal(matrix.shape)
+    for level in (0.01, 0.3, 3):
+        assert mark_outside((matrix + level * noise).astype(np.float32), "s").outside is None
+
+
 def test_air_or_metal_that_was_cut_off_is_no_padding_where_it_is_most_of_a_slice():
     powder, bright = np.zeros((120, 120), np.float32), np.full((120, 120), 90, np.float32)
     rng = np.random.default_rng(0)
