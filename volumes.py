@@ -23,11 +23,12 @@ from slices import (
     read_picture, refuse_bombs, refuse_devices, shows_zero_white,
 )
 from utils import InputError, say_once
-from voxel_size import Voxel, describe_default, is_default_resolution, plain_unit, read_voxel
+from voxel_size import Voxel, describe_default, describe_voxel, is_default_resolution, plain_unit, read_voxel
 
 SLAB_BYTES = 2**28  # of the slices that share a chunk
 CHUNK_BYTES = 2**32  # of a chunk, at most: it is decoded as a whole
 MOST_SLICES = 2**24
+FILES_COMPARED = 20  # of a folder, about as many are asked for their voxel size
 TIFFFILE_IMAGEJ = "1.11a"  # the version that tifffile writes, which leaves the spacing out where nobody gave one
 STACKED = "TZIQ"  # axes whose planes are slices: time, depth, and what TIFF does not name
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")  # of which a zarr array or group has one
@@ -112,9 +113,34 @@ def _open_folder(path: Path) -> Volume:
         raise InputError(f"{path}: holds {', '.join(file.name for file in files if file.stem == stem)}, of which one "
                          "slice was saved twice; keep one of them")
     first = open_volume(files[0])
+    voxel, remarks = first.voxel, list(first.about.get("remarks", []))
+    other = other_voxel(files, voxel)
+    if other is not None:
+        file, found = other
+        remarks.append(f"{path}: {files[0].name} says that a voxel is {describe_voxel(voxel)}, {file.name} says "
+                       f"{describe_voxel(found)}; sizes are in pixels (give --pixel-size)")
+        voxel = {}
     return Volume(path, "folder", "ZYX", (len(files), *first.shape[-2:]), [str(file) for file in files],
-                  lambda i: read_array(files[i]), first.voxel,
-                  {"files": files, "remarks": first.about.get("remarks", [])}, lambda i: read_picture(files[i]))
+                  lambda i: read_array(files[i]), voxel, {"files": files, "remarks": remarks},
+                  lambda i: read_picture(files[i]))
+
+
+def other_voxel(files: list[Path], voxel: Voxel) -> tuple[Path, Voxel] | None:
+    """Return a file that states another voxel size than the first one, and what it states; None where none does.
+
+    Up to `FILES_COMPARED` of them are looked at, evenly spaced, with the last one. A file that cannot be read is an
+    error when its slice is asked for, not here.
+    """
+    step = max(1, len(files) // FILES_COMPARED)
+    for file in [*files[step::step], files[-1]]:
+        try:
+            found = open_volume(file).voxel
+        except InputError:
+            continue
+        same_axes = found.keys() == voxel.keys()
+        if not same_axes or any(not math.isclose(found[axis][0], voxel[axis][0], rel_tol=1e-3) for axis in voxel):
+            return file, found
+    return None
 
 
 def _open_tiff(path: Path) -> Volume:

@@ -104,10 +104,14 @@ def read_voxel(stated: Mapping[str, tuple[object, object]], name: str) -> tuple[
 
     ratio = max(relative_sides(voxel).values(), default=1.0)
     if ratio > MOST_RATIO:
-        shown = ", ".join(f"{axis} {size:g} {unit}" for axis, (size, unit) in voxel.items())
-        remarks.append(f"{name}: says that its voxels are {ratio:.0f} times as long as wide ({shown}); taken so, but "
-                       "are the units right?")
+        remarks.append(f"{name}: says that its voxels are {ratio:.0f} times as long as wide ({describe_voxel(voxel)}); "
+                       "taken so, but are the units right?")
     return voxel, remarks
+
+
+def describe_voxel(voxel: Voxel) -> str:
+    """Return a voxel size in words."""
+    return ", ".join(f"{axis} {size:g} {unit}" for axis, (size, unit) in voxel.items()) or "of unknown size"
 
 
 def is_default_resolution(per_unit: float, unit: str) -> bool:

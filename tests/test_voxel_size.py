@@ -10,7 +10,7 @@ import voxel_size
 from particles import voxel_of
 from utils import InputError
 from volumes import open_volume
-from voxel_size import is_default_resolution, plain_unit, read_voxel
+from voxel_size import is_default_resolution, plain_unit, read_voxel, sides_in_um
 
 SPELLED = {
     "um": ["um", "µm", "\N{GREEK SMALL LETTER MU}m", "micron", "microns", "Micron", "micrometer", "micrometers",
@@ -175,3 +175,17 @@ def test_a_distance_that_a_new_pixel_size_leaves_is_said(tmp_path, capsys):
     imagej(tmp_path / "a.tif", "um", 2, 1.5)
     voxel_of(open_volume(tmp_path / "a.tif"), 0.1, None)
     assert "the distance of slices stays as the file says, 1.5 µm" in capsys.readouterr().err
+
+
+def test_a_folder_whose_files_state_different_sizes_has_none(tmp_path):
+    for i in range(30):
+        per_cm = 20000 if i < 29 else 10000                     # the last one was saved by another program
+        tifffile.imwrite(tmp_path / f"s_{i}.tif", STACK[0], resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+    volume = open_volume(tmp_path)
+    assert volume.voxel == {}
+    assert volume.about["remarks"] == [f"{tmp_path}: s_0.tif says that a voxel is X 0.5 um, Y 0.5 um, s_29.tif says "
+                                       "X 1 um, Y 1 um; sizes are in pixels (give --pixel-size)"]
+    (tmp_path / "s_29.tif").unlink()
+    assert sides_in_um(open_volume(tmp_path).voxel) == pytest.approx({"X": 0.5, "Y": 0.5})
+    (tmp_path / "s_28.tif").write_bytes(b"no TIFF")             # an error where it is read, not here
+    assert open_volume(tmp_path).voxel
