@@ -11,16 +11,18 @@ import zarr
 
 from slices import TIFF_SUFFIXES
 from volumes import Volume, open_volume
+from voxel_size import Voxel
 
 IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
 CLASSIC_BYTES = 2**32 - 2**25  # of a TIFF that is no BigTIFF, at most
 
 
 def write_tiff(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, compress: bool) -> None:
-    """All slices as one file of the volume's kind, streamed: ImageJ, OME or plain; BigTIFF where it has to be.
+    """Write all slices as one file of the volume's kind, streamed: ImageJ, OME or plain; BigTIFF where it has to be.
 
     float16, which neither ImageJ nor OME knows, becomes float32 there. ImageJ files are not compressed: so they open
-    at once, as a virtual stack. The same slices give the same bytes.
+    at once, as a virtual stack. They cannot be larger than 4 GB: larger ones become OME-TIFF, which ImageJ reads, too,
+    and which keeps the voxel size. The same slices give the same bytes.
     """
     dtype, about, axes = np.dtype(dtype), volume.about, volume.axes
     imagej, ome = (volume.kind == kind or (volume.kind == "slice" and kind in about) for kind in ("imagej", "ome"))
@@ -30,15 +32,26 @@ def write_tiff(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: 
     options = {"shape": volume.shape, "dtype": dtype, "photometric": "minisblack",
                "compression": "zlib" if compress else None}
     options |= {key: about[key] for key in ("resolution", "resolutionunit") if key in about}
-    if imagej and dtype.char in IMAGEJ_TYPES and size < CLASSIC_BYTES:
+    fits_imagej = dtype.char in IMAGEJ_TYPES and size < CLASSIC_BYTES
+    if imagej and fits_imagej:
         options |= {"imagej": True, "compression": None, "metadata": {"axes": imagej_axes(axes), **about["imagej"]}}
-    elif ome:
+    elif ome or imagej:
+        stated = about["ome"] if ome else ome_sizes(volume.voxel)
         options |= {"ome": True, "bigtiff": size >= CLASSIC_BYTES, "metadata": {
-            "axes": axes.translate(str.maketrans("IQ", "ZT")), **about["ome"],
+            "axes": axes.translate(str.maketrans("IQ", "ZT")), **stated,
             "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{path.name} {volume.shape} {dtype}"))}}
     else:
         options |= {"bigtiff": size >= CLASSIC_BYTES, "metadata": {"axes": axes}}
     tifffile.imwrite(path, (np.ascontiguousarray(s, dtype) for s in slices), **options)
+
+
+def ome_sizes(voxel: Voxel) -> dict[str, float | str]:
+    """Return a voxel size as OME-TIFF states it."""
+    stated: dict[str, float | str] = {}
+    for axis, (size, unit) in voxel.items():
+        stated[f"PhysicalSize{axis}"] = size
+        stated[f"PhysicalSize{axis}Unit"] = "µm" if unit == "um" else "pixel"
+    return stated
 
 
 def imagej_axes(axes: str) -> str:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "stitching": {"utils"},
     "voxel_size": set(),
     "volumes": {"masks", "slices", "utils", "voxel_size"},
-    "write_volumes": {"slices", "volumes"},
+    "write_volumes": {"slices", "volumes", "voxel_size"},
     "outputs": {"blocks", "slices", "utils", "volumes", "write_volumes"},
     "components": set(),
     "blocks": {"utils", "volumes", "voxel_size"},

@@ -80,14 +80,23 @@ def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
     assert array.metadata.dimension_names == ("z", "y", "x")
 
 
-def test_too_large_for_imagej_becomes_bigtiff(tmp_path, monkeypatch):
+def test_too_large_for_imagej_becomes_ome_with_its_voxel_size(tmp_path, monkeypatch):
     monkeypatch.setattr("write_volumes.CLASSIC_BYTES", 1000)
     FAMILIES["imagej.tif"][0](tmp_path / "a.tif")
-    write_like(tmp_path / "m.tif", volumes.open_volume(tmp_path / "a.tif"), iter(GREY > 500), np.uint8, {})
-    with tifffile.TiffFile(tmp_path / "m.tif") as file:
-        assert file.is_bigtiff
-        assert not file.is_imagej
-        assert file.series[0].axes == "ZYX"
+    tifffile.imwrite(tmp_path / "shape.tif", GREY, imagej=True, metadata={"axes": "ZYX", "spacing": 3, "unit": "pixel"},
+                     resolution=(1, 1))
+    for name in ("a.tif", "shape.tif"):
+        volume = volumes.open_volume(tmp_path / name)
+        assert volume.kind == "imagej"
+        out = tmp_path / f"mask_{name}"
+        write_like(out, volume, iter(GREY > 500), np.uint8, {})
+        with tifffile.TiffFile(out) as file:
+            assert file.is_bigtiff
+            assert file.is_ome
+            assert file.series[0].axes == "ZYX"
+        again = volumes.open_volume(out)
+        assert again.voxel == close(volume.voxel)
+        np.testing.assert_array_equal(np.stack([again.read(i) for i in range(6)]), GREY > 500)
 
 
 def test_one_slice_is_a_volume_of_one(tmp_path):
