@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from masks import Masks, describe_reading, masks_of_files
 from pairing import JUDGED, LEAST_AGREEMENT, Pairing, judge_pairs, pair_files
@@ -24,6 +25,8 @@ IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks",
 PERCENTILES = (1.0, 99.5)
 COARSELY_SAME = 0.99    # correlation of 32×32 block means of two slices, below which they are not compared further
 SAME = 0.9              # correlation of the noise of two slices from which they are the same, saved differently
+THIN = 5                # px: lines are thinner
+ENCLOSED = 1.0          # times their own area that lines of drawn outlines enclose, at least
 LEAST_PARTICLE = 3.0    # blocks: smaller particles are hard to see for a network that works on block means
 
 
@@ -113,6 +116,10 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
 
     labelled = load_labelled(pairing, reading)
     notes = [*notes_on_pairs(pairing), *refuse_strangers(list(labelled.values()), reading)]
+
+    outlines = [s.path for s in labelled.values() if is_of_outlines(s.mask)]
+    if outlines:
+        notes.append(describe_outlines(outlines, len(labelled)))
 
     scans = list_files(root / UNLABELLED)
     scans = evenly_spaced(scans, max_unlabelled or len(scans))
@@ -327,10 +334,11 @@ def sum_up(data: Data) -> str:
         if whole != first.image.shape:
             others += f", {first.stem} cut to {first.image.shape[0]}×{first.image.shape[1]} of {whole[0]}×{whole[1]} px"
 
-    every = [*labelled, *data.unlabelled]
-    outside = [float(s.outside.mean()) for s in every if s.outside is not None]
+    every = {s.path: s for s in (*labelled, *data.unlabelled)}
+    outside = [float(s.outside.mean()) for s in every.values() if s.outside is not None]
     if outside:
-        others += f"; {100 * np.mean(outside):.0f} % of {len(outside)} slices lie outside the sample and are left out"
+        others += (f"; {len(outside)} slices have padding outside the sample, {100 * np.mean(outside):.0f} % of their "
+                   "pixels, which are left out")
     return (f"{len(labelled)} labelled slice{plural} of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
             f"{len(data.train)} to train on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
             f"{others}")
@@ -454,6 +462,10 @@ def problems_of_masks(found: dict[Path, np.ndarray]) -> list[str]:
             problems.append(f"{file}: mask is {'full' if mask.max() else 'empty'}; right if the slice really is so, "
                             "else paint it again")
 
+    outlines = [file for file, mask in found.items() if is_of_outlines(mask)]
+    if outlines:
+        problems.append(describe_outlines(outlines, len(found)))
+
     shares = {file: float(mask.mean()) for file, mask in found.items()}
     usual = np.median(list(shares.values())) if shares else 0.0
     for file, share in shares.items():
@@ -462,6 +474,21 @@ def problems_of_masks(found: dict[Path, np.ndarray]) -> list[str]:
             problems.append(f"{file}: {share:.0%} of the slice is foreground{others}; right if the material is so, "
                             "else inverted: save it the other way round, or --mask-foreground dark")
     return problems
+
+
+def is_of_outlines(mask: np.ndarray) -> bool:
+    """Return whether the foreground of a (H, W) mask is thin lines alone, which enclose more than they cover."""
+    thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((THIN, THIN), np.uint8))
+    area = np.count_nonzero(mask)
+    if area == 0 or np.count_nonzero(thick) > 0.02 * area:
+        return False
+    return np.count_nonzero(ndimage.binary_fill_holes(mask)) >= (1 + ENCLOSED) * area
+
+
+def describe_outlines(files: list[Path], of: int) -> str:
+    """Return in words that masks look like drawn outlines."""
+    return (f"{files[0]}: its foreground is thin lines that enclose areas, as in {len(files)} of {of} masks: outlines? "
+            "fill what they enclose, if that is the foreground; right if the material is so")
 
 
 def describe_masks(masks: Masks, found: dict[Path, np.ndarray]) -> list[str]:

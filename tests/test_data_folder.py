@@ -124,6 +124,16 @@ def test_slices_may_be_png_and_bmp_and_systems_leave_files(data_folder):
     assert all(np.abs(a.astype(int) - b).mean() < 3 for a, b in zip(expected, found, strict=True))
 
 
+def test_drawn_outlines_are_questioned(data_folder):
+    assert not any("outlines" in line for line in check_data(binary(data_folder), READING).problems)
+    for i in range(8):
+        mask = disc_slice(i)[1]
+        paint(data_folder, i, cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)))
+    (said,) = (line for line in check_data(data_folder, READING).problems if "outlines" in line)
+    assert "s_mask_00.tif: its foreground is thin lines that enclose areas, as in 7 of 8 masks" in said    # one is cut
+    assert any("outlines" in note for note in load(data_folder).notes)
+
+
 def test_check_says_the_rule_and_the_share_of_each_file(data_folder, command):
     binary(data_folder, (5,))
     lines = check_data(data_folder, READING).masks
