@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -58,12 +59,14 @@ def draw_curves(logs: dict[str, pd.DataFrame]) -> Figure:
     axes[1, 1].set_ylim(bottom=0)
     axes[1, 1].ticklabel_format(axis="y", scilimits=(0, 0))
     for log in (log for log in logs.values() if "lam" in log):
-        weight = axes[1, 0].twinx()
+        with mpl.rc_context(STYLE):
+            weight = axes[1, 0].twinx()
         weight.plot(log["epoch"], log["lam"], "--", color=PURPLE, lw=1.4)
         weight.set(ylim=(0, 1.05 * max(1e-6, log["lam"].max())))
         weight.set_ylabel("weight λ (dashed)", color=PURPLE)
         weight.spines["right"].set_visible(True)
         weight.spines["top"].set_visible(False)
+    figure.draw_without_rendering()     # the first layout changes the ticks; their labels fit in the second
     return figure
 
 
@@ -304,6 +307,8 @@ def draw_run(run: Path) -> dict[str, Figure]:
         kind = name.partition("_")[0]
         if kind not in PER_SLICE or not any(other.startswith(f"{kind}_") for other in returned):
             returned[name] = figure
+        else:
+            figure.clear()                                      # its images are large, and wait for no collector
     if not returned:
         raise InputError(f"{run}: holds nothing to draw; expected sup_metrics.csv, test_full.csv … of a run")
     return returned
