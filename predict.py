@@ -28,7 +28,7 @@ from blocks import (
 )
 from config import Config
 from model_unet import UNet
-from outputs import INSIDE, alone, begin, finish, is_finished, is_there, part_of, targets
+from outputs import INSIDE, LOW_CONTRAST, alone, begin, finish, is_finished, is_there, part_of, targets
 from slices import as_floats, parse_roi
 from stitching import predict_images
 from team import ALONE, Team, join_team, leave_team
@@ -39,7 +39,6 @@ from windows import Grey, apply_window, grey_limits, mark_outside, parse_outside
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
 SAMPLED = 32  # slices that a window of the whole volume is taken from
-LOW_CONTRAST = 0.5  # of the usual contrast: slices with less are named, and left blank where that is wanted
 
 
 @dataclass(frozen=True)
