@@ -25,6 +25,7 @@ from slices import Picture, read_image, read_picture
 from utils import InputError
 
 FULL = (255, 65535)         # what the pixels of a full mask hold, where no other mask shows two values
+ALIKE = (1, 255, 65535)     # values of foreground that may stand for each other: programs write one or the other
 FLAT = 0.1                  # of the range: so far from an extreme value is a pixel of a flat part, at most
 RIM = 4                     # px: so far from both flat parts is a pixel of a soft edge, at most
 RINGING = 9                 # px: so far from an edge are the pixels that JPEG has changed a little, at most
@@ -38,9 +39,10 @@ LEAST_EXPLAINED = 0.98      # of the variance of a copy, by a linear map of its 
 LEAST_COPIED = 0.9          # share of the pixels that are likely not painted which a linear map explains
 LEAST_PAINT = 0.02          # share of the pixels that differ which hold one value: fewer are rims of a soft brush
 MOST_UNDECIDED = 0.1        # pixels of the slice that hold the value of the paint by themselves, for each painted one
+FAR = 1000.0            # median distances from the median: values farther away are padding, and none of a slice
 ONE_SIDED = 0.25            # paint on the other side of the grey values that is disregarded, as a share of the larger
 
-FEW_FILES = 24              # masks of a folder that are all looked at, and kept, before one is used
+KEPT = 24                   # masks of a folder that are kept, when all have been looked at for their rule
 
 
 # --- what a single file looks like -----------------------------------------------------------------------------
@@ -299,13 +301,14 @@ def find_paint(values: np.ndarray, image: np.ndarray) -> Paint | None:
     # In units of their ranges, so that values of any size are treated alike: the squares of tiny ones would vanish.
     lowest, reach = float(values.min()), float(values.max()) - float(values.min())
     rounding = 1.01 / reach if (values == np.rint(values)).all() else 0.0
+    image, is_padding = without_far_padding(image)
     values, image = in_units_of_range(values), in_units_of_range(image)
     fit = fit_copy(values, image, rounding)
     if fit is None:
         return None
     expected, tolerance = fit
     difference = values - expected
-    differs = np.abs(difference) > tolerance
+    differs = (np.abs(difference) > tolerance) & ~is_padding
     if not differs.any():
         nothing = np.zeros(values.shape, bool)
         return Paint(nothing, nothing, [], [])
@@ -336,6 +339,27 @@ def find_paint(values: np.ndarray, image: np.ndarray) -> Paint | None:
         filled = sorted((np.count_nonzero(painted & where & (nearest == value)) for value in paints), reverse=True)
         second_share[side] = filled[1] / filled[0] if len(filled) > 1 and filled[0] else 0.0
     return Paint(painted & is_dark, painted & ~is_dark, dark_values, bright_values, second_share)
+
+
+def without_far_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a slice without padding that is NaN or extremely far from all grey values, and where that was.
+
+    Beside a padding of −10³⁰ all grey values would be one. Its pixels get the lowest value of the others.
+    """
+    image = image.astype(np.float64)
+    is_finite = np.isfinite(image)
+    if not is_finite.any():
+        return np.zeros_like(image), ~is_finite
+    with np.errstate(over="ignore", invalid="ignore"):          # of values farther apart than the largest number
+        middle = np.median(image[is_finite])
+        distance = np.abs(image - middle)
+        usual = np.median(distance[is_finite])
+        is_padding = ~is_finite
+        if usual > 0:
+            is_padding |= distance > FAR * usual
+    if is_padding.all():
+        return np.zeros_like(image), is_padding
+    return np.where(is_padding, image[~is_padding].min(), image), is_padding
 
 
 def in_units_of_range(array: np.ndarray) -> np.ndarray:
@@ -516,9 +540,9 @@ class Masks:
         The slices they belong to, with values as stored; None for one that is not known.
     option : str
         The option of the command by which the caller states `foreground`, for messages.
-    are_few : bool
-        Whether all of them may be read, and kept, to find the rule that most of them follow. Else the first one that
-        shows a rule decides.
+    all_vote : bool
+        Whether all of them are read before one is used, to find the rule that most of them follow. Else the first one
+        that shows a rule decides.
 
     Raises
     ------
@@ -528,10 +552,10 @@ class Masks:
 
     def __init__(self, names: list[str], read: Callable[[int], Picture], foreground: str = "auto",
                  read_image: Callable[[int], np.ndarray | None] | None = None, option: str = "--mask-foreground",
-                 are_few: bool = False):
+                 all_vote: bool = False):
         self.names, self.read, self.foreground, self.option = names, read, foreground, option
         self.read_image = read_image or (lambda _: None)
-        self.are_few = are_few
+        self.all_vote = all_vote
         self._kept: dict[int, tuple[Reading, tuple[int, int]]] = {}
         self._rule: Rule | None = None
 
@@ -540,7 +564,7 @@ class Masks:
 
     def __getitem__(self, i: int) -> np.ndarray:
         reading, shape = self._read(i)
-        return self.rule.apply(reading, shape, self.names[i])
+        return self.rule.apply(reading, shape, self.names[i], self.option)
 
     def _read(self, i: int) -> tuple[Reading, tuple[int, int]]:
         """Return what a mask was taken for, and its shape; `InputError` where its slice is of another size."""
@@ -551,7 +575,7 @@ class Masks:
             raise InputError(f"{name}: is {picture.shape[0]}×{picture.shape[1]} px, its image {image.shape[0]}×"
                              f"{image.shape[1]}; they must be of one size")
         found = read_mask_as(picture, name, self.foreground, image, self.option), picture.shape
-        if self.are_few:
+        if self.all_vote and len(self._kept) < KEPT:
             self._kept[i] = found
         return found
 
@@ -563,17 +587,22 @@ class Masks:
         return self._rule
 
     def _find_rule(self) -> "Rule":
-        constants, shown = {}, []
+        constants: dict[float, str] = {}
+        votes: dict[tuple, int] = {}
+        rules: dict[tuple, Rule] = {}
         for i, reading in self._readable():
             if reading.kind == "constant":
                 constants.setdefault(reading.levels[0], self.names[i])
             elif reading.kind != "painted copy" or reading.side:        # an unpainted copy shows no side
-                shown.append(Rule(reading.kind, reading.levels, reading.side, self.names[i]))
-                if not self.are_few:
+                key = reading.kind, reading.levels, reading.side
+                votes[key] = votes.get(key, 0) + 1
+                rules.setdefault(key, Rule(*key, self.names[i]))
+                if not self.all_vote:
                     break
-        if shown:
-            followers = [sum(rule.allows(other) for other in shown) for rule in shown]
-            return shown[followers.index(max(followers))]
+        if rules:
+            followers = {key: sum(votes[other] for other in rules if rule.allows(rules[other]))
+                         for key, rule in rules.items()}
+            return rules[max(followers, key=followers.get)]             # of equal ones the first
 
         # All are constant: such as only empty and only full ones.
         others = sorted(value for value in constants if value != 0)
@@ -609,15 +638,17 @@ class Rule:
     side: str
     name: str
 
-    def apply(self, reading: Reading, shape: tuple[int, int], name: str) -> np.ndarray:
+    def apply(self, reading: Reading, shape: tuple[int, int], name: str, option: str) -> np.ndarray:
         """Return the mask of a reading as (H, W) uint8; `InputError` where it needs another rule."""
         if reading.kind == "constant":
             return np.full(shape, self.is_full(reading, name), np.uint8)
         if reading.kind == "painted copy" and not reading.side:
             return reading.mask                                 # nothing is painted, whatever the others are
         if not self.allows(reading):
+            are_numbers = self.kind == reading.kind == "two values" and self.levels[0] == reading.levels[0] == 0
+            labels = f", or set {option} labels if every number above 0 is foreground" if are_numbers else ""
             raise InputError(f"{name}: {describe_reading(reading)}, but {self.name} {describe_reading(self)}; masks "
-                             "of one folder or volume follow one rule: save all of them alike, as 0 and 255")
+                             f"of one folder or volume follow one rule: save all of them alike, as 0 and 255{labels}")
         return reading.mask
 
     def is_full(self, reading: Reading, name: str) -> bool:
@@ -644,7 +675,8 @@ class Rule:
         """Return whether a reading with foreground follows this rule."""
         kinds = {self.kind, reading.kind}
         if kinds == {"two values"}:
-            return self.levels[0] == reading.levels[0]          # 0 and 1 beside 0 and 255: 0 is background in both
+            (low, high), (other_low, other_high) = self.levels, reading.levels
+            return low == other_low and (high == other_high or {high, other_high} <= set(ALIKE))
         if kinds <= {"two values", "soft edges"}:
             middle = [sum(map(float, levels)) / 2 for levels in (self.levels, reading.levels)]
             return self.levels[0] < middle[1] < self.levels[1] and reading.levels[0] < middle[0] < reading.levels[1]
@@ -674,7 +706,7 @@ def masks_of_files(files: list[Path], foreground: str = "auto", images: list[Pat
         return read_image(images[i])
 
     return Masks([str(file) for file in files], lambda i: read_picture(files[i]), foreground, read_slice, option,
-                 len(files) <= FEW_FILES)
+                 all_vote=True)
 
 
 def read_mask(file: Path, foreground: str = "auto", image: Path | None = None) -> np.ndarray:

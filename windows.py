@@ -135,10 +135,11 @@ def find_varying_padding(image: np.ndarray) -> tuple[np.ndarray, float] | None:
     blocks = np.array(corner_blocks(image))                     # (4, 3, 3)
     if not np.isfinite(blocks).all():
         return None
-    centre = float(np.median(np.median(blocks, axis=(1, 2))))
-    deviations = np.abs(blocks - centre).max(axis=(1, 2))
-    width = float(np.sort(deviations)[2])                       # of the three corners that agree best
-    rough = connected_to_corners(np.abs(image - centre) <= 2 * width)
+    with np.errstate(over="ignore"):                            # of values farther apart than the largest number
+        centre = float(np.median(np.median(blocks, axis=(1, 2))))
+        deviations = np.abs(blocks - centre).max(axis=(1, 2))
+        width = float(np.sort(deviations)[2])                   # of the three corners that agree best
+        rough = connected_to_corners(np.abs(image - centre) <= 2 * width)
     if np.count_nonzero(rough) < LEAST_OUTSIDE * image.size:
         return None
 
@@ -146,8 +147,8 @@ def find_varying_padding(image: np.ndarray) -> tuple[np.ndarray, float] | None:
     inner = inner[np.isfinite(inner)]
     if inner.size == 0:
         return None
-    low, high = np.percentile(inner, SPREAD)
-    with np.errstate(over="ignore"):                            # of values farther apart than the largest number
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.percentile(inner, SPREAD)
         gap, reach = max(low - centre, centre - high), high - low
     if reach == 0 or not np.isfinite([gap, reach]).all():
         return None

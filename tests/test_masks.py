@@ -92,6 +92,32 @@ def test_masks_of_a_folder_that_need_different_rules_are_refused(tmp_path, first
         read[1]
 
 
+def test_other_numbers_in_other_files_are_no_one_foreground(tmp_path):
+    truth = blobs(0.3)
+    files = [save(tmp_path / f"{i}.tif", truth * np.uint8(value)) for i, value in enumerate((1, 255, 2))]
+    read = masks_of_files(files)
+    for i in (0, 1):                                            # programs write one or the other
+        np.testing.assert_array_equal(read[i], truth)
+    with pytest.raises(InputError, match=r"2\.tif: holds 0 and 2, .*0.tif holds 0 and 1, .*or set --mask-foreground "
+                                         "labels if every number above 0"):
+        read[2]
+    np.testing.assert_array_equal(masks_of_files(files, "labels")[2], truth)
+    stack = np.stack([truth, truth * 5]).astype(np.uint8)
+    with pytest.raises(InputError, match="slice 1: holds 0 and 5"):
+        masks_of_volume(open_volume(save(tmp_path / "stack.tif", stack)))[1]
+
+
+def test_the_most_masks_of_a_large_folder_decide(tmp_path):
+    truth = blobs(0.3)
+    odd = save(tmp_path / "odd.tif", truth + np.uint8(1))
+    files = [odd, *(save(tmp_path / f"{i}.tif", truth * np.uint8(255)) for i in range(30))]
+    read = masks_of_files(files)
+    for i in range(1, len(files)):
+        np.testing.assert_array_equal(read[i], truth)
+    with pytest.raises(InputError, match=r"odd\.tif: holds 1 and 2"):
+        read[0]
+
+
 def test_one_rule_for_folders_stacks_and_zarr(tmp_path):
     import zarr
     truth = np.stack([blobs(share, i) for i, share in enumerate((0.3, 0.6, 0.45))])
@@ -334,6 +360,18 @@ def test_a_painted_copy_is_recognised_by_being_a_copy(tmp_path, copy, side):
     np.testing.assert_array_equal(read_mask(file, side, image=slice_file), truth)
     other = "bright" if side == "dark" else "dark"
     np.testing.assert_array_equal(read_mask(file, other, image=slice_file), 1 - truth)
+
+
+@pytest.mark.parametrize("padding", [np.nan, -3.4028235e38, -1e30, -32768.0])
+def test_padding_far_from_all_grey_values_hides_no_copy(tmp_path, padding):
+    image, truth = textured()
+    rows, columns = np.indices(image.shape)
+    outside = np.hypot(rows - image.shape[0] / 2, columns - image.shape[1] / 2) > 0.48 * image.shape[0]
+    truth = truth * ~outside
+    eight_bit = np.where(outside, np.uint8(0), np.clip(np.rint((image - 8000.0) / 130), 1, 254).astype(np.uint8))
+    eight_bit[truth == 1] = 255
+    file, slice_file = painted(tmp_path, eight_bit, np.where(outside, np.float32(padding), image.astype(np.float32)))
+    np.testing.assert_array_equal(read_mask(file, image=slice_file), truth)
 
 
 def test_without_its_slice_a_painted_copy_is_asked_for(tmp_path):

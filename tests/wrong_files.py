@@ -210,7 +210,7 @@ MASKS = {  # case: (suffix, writer, what training says, what datasets.py check s
     "painted, wide integers": (".tif", tiff(np.where(TRUTH == 1, 0, SHARES * 1e18).astype(np.int64)), None, None),
     "painted, half floats": (".tif", tiff(np.where(TRUTH == 1, -6e4, SHARES * 6e4).astype(np.float16)), None, None),
     "painted, tiny": (".npy", npy(np.where(TRUTH == 1, 0, SHARES * 1e-200)), None, None),
-    "0 and 128": (".png", png(TRUTH * 128), None, None),
+    "0 and 128": (".png", png(TRUTH * 128), "holds 0 and 128, .* but .* holds 0 and 255", "holds 0 and 128"),
     "1 and 2": (".tif", tiff(TRUTH + 1), "holds 1 and 2, .* but .* holds 0 and 255", "holds 1 and 2"),
     "PNG with something behind": (".png", lambda p: p.write_bytes(cv2.imencode(".png", TRUTH)[1].tobytes() + b"\n"),
                                   None, None),
