@@ -137,8 +137,10 @@ def other_voxel(files: list[Path], voxel: Voxel) -> tuple[Path, Voxel] | None:
             found = open_volume(file).voxel
         except InputError:
             continue
-        same_axes = found.keys() == voxel.keys()
-        if not same_axes or any(not math.isclose(found[axis][0], voxel[axis][0], rel_tol=1e-3) for axis in voxel):
+        units = {axis: unit for axis, (_, unit) in voxel.items()}
+        if {axis: unit for axis, (_, unit) in found.items()} != units:
+            return file, found
+        if any(not math.isclose(found[axis][0], voxel[axis][0], rel_tol=1e-3) for axis in voxel):
             return file, found
     return None
 
@@ -406,16 +408,29 @@ def _imagej_voxel(stated: dict, about: dict, path: Path) -> tuple[dict, list[str
             sizes[axis] = size, own
     if not sizes and "spacing" in stated and not unit:          # pixels are 1 by 1, whatever the tags say
         sizes = {"X": (1, ""), "Y": (1, "")}
-    if "spacing" in stated and sizes:
-        sizes["Z"] = stated["spacing"], str(stated.get("zunit", unit))
-    elif sizes and str(stated.get("ImageJ", "")) != TIFFFILE_IMAGEJ:
-        sizes["Z"] = 1.0, str(stated.get("zunit", unit))        # which ImageJ leaves out where it is 1
+    spacing = _imagej_spacing(stated)
+    if sizes and spacing is not None:
+        sizes["Z"] = spacing, str(stated.get("zunit", unit))
     return sizes, remarks
+
+
+def _imagej_spacing(stated: dict) -> object:
+    """Return the distance of slices as an ImageJ file has it; None where it says nothing about it.
+
+    ImageJ leaves it out where it is 1, and in files of a single slice whatever it is.
+    """
+    if "spacing" in stated:
+        return stated["spacing"]
+    is_of_imagej = str(stated.get("ImageJ", "")) != TIFFFILE_IMAGEJ
+    return 1.0 if is_of_imagej and stated.get("images", 1) > 1 else None
 
 
 def _imagej_inheritance(stated: dict) -> dict:
     """Return what an ImageJ file that is written says of its voxels, as the one that was read."""
-    kept = {key: stated[key] for key in ("spacing", "unit", "yunit", "zunit", "finterval", "fps") if key in stated}
+    kept = {key: stated[key] for key in ("unit", "yunit", "zunit", "finterval", "fps") if key in stated}
+    spacing = _imagej_spacing(stated)
+    if spacing is not None:
+        kept["spacing"] = spacing
     for key in ("unit", "yunit", "zunit"):
         if not str(kept.get(key, "")).isascii():
             kept[key] = plain_unit(str(kept[key])).encode("ascii", "backslashreplace").decode()

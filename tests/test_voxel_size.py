@@ -11,6 +11,7 @@ from particles import voxel_of
 from utils import InputError
 from volumes import open_volume
 from voxel_size import is_default_resolution, plain_unit, read_voxel, sides_in_um
+from write_volumes import write_like
 
 SPELLED = {
     "um": ["um", "µm", "\N{GREEK SMALL LETTER MU}m", "micron", "microns", "Micron", "micrometer", "micrometers",
@@ -144,6 +145,24 @@ def test_imagej_leaves_out_a_spacing_of_one_unit(tmp_path):
     assert voxel_of(open_volume(tmp_path / "pixels.tif"), None, None) == ((3.0, 1.0, 1.0), "px")
 
 
+def test_a_single_slice_of_imagej_says_no_distance(tmp_path):
+    for i in range(5):
+        tifffile.imwrite(tmp_path / f"s_{i}.tif", STACK[0], resolution=(1 / 0.022, 1 / 0.022), metadata=None,
+                         description="ImageJ=1.53t\nunit=um\n", photometric="minisblack")
+    volume = open_volume(tmp_path)
+    assert sides_in_um(volume.voxel) == pytest.approx({"X": 0.022, "Y": 0.022})
+    assert voxel_of(volume, None, None)[0] == pytest.approx((0.022,) * 3)
+
+
+def test_a_mask_keeps_the_distance_that_imagej_left_out(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", STACK, resolution=(2, 2), metadata=None, photometric="minisblack",
+                     description="ImageJ=1.54f\nimages=4\nslices=4\nunit=um\n")
+    volume = open_volume(tmp_path / "a.tif")
+    write_like(tmp_path / "m.tif", volume, iter(STACK), np.uint8, {})
+    for read in (volume, open_volume(tmp_path / "m.tif")):
+        assert voxel_of(read, None, None) == ((1, 0.5, 0.5), "µm")
+
+
 @pytest.mark.parametrize(("per_unit", "unit"), [(10, "CENTIMETER"), (25.4, "INCH"), (2, "INCH"), (38, "CENTIMETER")])
 def test_pixels_of_a_tenth_of_a_millimetre_are_not_believed(tmp_path, per_unit, unit):
     tifffile.imwrite(tmp_path / "a.tif", STACK, resolution=(per_unit, per_unit), resolutionunit=unit,
@@ -187,5 +206,7 @@ def test_a_folder_whose_files_state_different_sizes_has_none(tmp_path):
                                        "X 1 um, Y 1 um; sizes are in pixels (give --pixel-size)"]
     (tmp_path / "s_29.tif").unlink()
     assert sides_in_um(open_volume(tmp_path).voxel) == pytest.approx({"X": 0.5, "Y": 0.5})
+    tifffile.imwrite(tmp_path / "s_28.tif", STACK[0], imagej=True, resolution=(2, 2), metadata={"unit": "pixel"})
+    assert "says X 1 px, Y 1 px" in open_volume(tmp_path).about["remarks"][0]
     (tmp_path / "s_28.tif").write_bytes(b"no TIFF")             # an error where it is read, not here
     assert open_volume(tmp_path).voxel
