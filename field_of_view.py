@@ -1,6 +1,6 @@
 """The field of view of a volume, at whose edge particles are cut: what `predict.py` marked as sample, or a circle."""
 
-import os
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -9,13 +9,15 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from outputs import INSIDE
+from outputs import INSIDE, places_beside
+from slices import crop_roi
 from utils import InputError
-from volumes import Volume, masks_of_volume, of_one_size, open_volume, plain_name
+from volumes import Volume, masks_of_volume, open_volume
 
 EDGE = 1            # px: so close to its edge is a particle cut by it
 SAMPLED = 16        # slices from whose fields of view the weights of particles are taken
 CACHED = 64         # slices whose edges are kept
+STEP = 1.25         # from one ratio of height and width of a particle to the next for which places are counted
 
 
 class FieldOfView:
@@ -33,12 +35,16 @@ class FieldOfView:
     def __init__(self, inside: Callable[[int], np.ndarray], depth: int, text: str):
         self.inside, self.depth, self.text = inside, depth, text
         self.near_edge = lru_cache(CACHED)(self._near_edge)
-        self._distances: np.ndarray | None = None
+        self.distances = lru_cache(CACHED)(self._distances)
 
-    def _near_edge(self, i: int) -> np.ndarray:
-        """Return what of slice `i` lies outside, or within `EDGE` pixels of it in this or a neighbouring slice."""
+    def _near_edge(self, i: int, in_volume: bool = True) -> np.ndarray:
+        """Return what of slice `i` lies outside, or within `EDGE` pixels of it.
+
+        In a volume, what lies outside in a neighbouring slice counts, too.
+        """
+        first, last = (max(0, i - 1), min(self.depth - 1, i + 1)) if in_volume else (i, i)
         outside = np.zeros(self.inside(i).shape, bool)
-        for neighbour in range(max(0, i - 1), min(self.depth, i + 2)):
+        for neighbour in range(first, last + 1):
             outside |= ~self.inside(neighbour)
         reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * EDGE + 1, 2 * EDGE + 1))
         return cv2.dilate(outside.astype(np.uint8), reach).astype(bool)
@@ -49,20 +55,37 @@ class FieldOfView:
             return self
         return FieldOfView(lambda i: self.inside(start + i), depth, self.text)
 
-    def share_of_places(self, radius: float) -> float:
-        """Return the share of the field of view in which a disc of `radius` pixels would not be cut.
+    def cropped(self, roi: tuple[int, int, int, int] | None) -> "FieldOfView":
+        """Return the field of view in a region of interest."""
+        if roi is None:
+            return self
+        return FieldOfView(lambda i: crop_roi(self.inside(i), roi, self.text), self.depth, self.text)
 
-        The distance to the edge, or to the border of the slice, has to be larger. Over a few slices spread evenly.
+    def share_of_places(self, height: float, width: float) -> float:
+        """Return the share of the field of view in which an ellipse of this height and width would not be cut [px].
+
+        Neither by its edge nor by the border of the slice. Over a few slices spread evenly.
         """
-        if self._distances is None:
-            found = []
-            for i in np.unique(np.linspace(0, self.depth - 1, SAMPLED).round().astype(int)):
-                inside = np.pad(self.inside(int(i)), 1)         # the border of the slice is an edge, too
-                distance = ndimage.distance_transform_edt(inside)
-                found.append(distance[inside].astype(np.float32))
-            self._distances = np.sort(np.concatenate(found))
-        beyond = len(self._distances) - np.searchsorted(self._distances, radius, side="right")
-        return beyond / max(1, len(self._distances))
+        # Where rows and columns are scaled so that the ellipse is a disc, the distance to the edge has to be larger
+        # than its radius. Distances are kept for a few ratios of height and width, of which the next one is taken.
+        step = round(math.log(width / height) / math.log(STEP))
+        distances = self.distances(step)
+        radius = math.sqrt(height * width) / 2
+        beyond = len(distances) - np.searchsorted(distances, radius, side="right")
+        return beyond / max(1, len(distances))
+
+    def _distances(self, step: int) -> np.ndarray:
+        """Return the distances of all places inside to the edge, sorted, with rows and columns scaled; (N,)."""
+        ratio = STEP**step
+        scaled = math.sqrt(ratio), 1 / math.sqrt(ratio)
+        found: dict[bytes, np.ndarray] = {}                     # mostly all slices have the same field of view
+        for i in np.unique(np.linspace(0, self.depth - 1, SAMPLED).round().astype(int)):
+            inside = np.pad(self.inside(int(i)), 1)             # the border of the slice is an edge, too
+            key = np.packbits(inside).tobytes()
+            if key not in found:
+                distance = ndimage.distance_transform_edt(inside, scaled)
+                found[key] = distance[inside].astype(np.float32)
+        return np.sort(np.concatenate(list(found.values())))
 
 
 def find_field(text: str, volume: Volume, masks: Callable[[int], np.ndarray]) -> FieldOfView | None:
@@ -89,13 +112,13 @@ def find_field(text: str, volume: Volume, masks: Callable[[int], np.ndarray]) ->
         return None
     if text == "auto":
         beside = inside_file(volume.path)
-        return None if beside is None else field_of_file(beside, shape, depth)
+        return None if beside is None else field_of_file(beside, depth)
     if text == "circle":
         row, column = (shape[0] - 1) / 2, (shape[1] - 1) / 2
         radius = farthest_foreground(masks, depth, distance_from(shape, row, column))
         return circle(shape, depth, row, column, radius)
     if Path(text).exists():
-        return field_of_file(Path(text), shape, depth)
+        return field_of_file(Path(text), depth)
     try:
         row, column, radius = (float(part) for part in text.split(","))
     except ValueError:
@@ -106,25 +129,24 @@ def find_field(text: str, volume: Volume, masks: Callable[[int], np.ndarray]) ->
 
 def inside_file(masks: Path) -> Path | None:
     """Return the map of the sample that `predict.py` wrote beside its masks; None where there is none."""
-    masks = Path(os.path.abspath(masks))
-    stem = plain_name(masks)
-    for path in (masks / INSIDE, masks.with_name(f"{stem}_{INSIDE}{masks.name[len(stem):]}")):
-        if path.exists():
-            return path
-    return None
+    return next((path for path in places_beside(masks, INSIDE) if path.exists()), None)
 
 
-def field_of_file(path: Path, shape: tuple[int, int], depth: int) -> FieldOfView:
-    """Return the field of view in a mask file; one slice stands for all."""
+def field_of_file(path: Path, depth: int) -> FieldOfView:
+    """Return the field of view in a mask file, everything above 0; one slice stands for all."""
     volume = open_volume(path)
-    if volume.shape[-2:] != shape or len(volume) not in (1, depth):
-        raise InputError(f"{path}: has shape {volume.shape}, the masks {depth} slices of {shape}; give the field of "
-                         "view of these masks")
-    read = of_one_size(masks_of_volume(volume), shape)
+    if len(volume) not in (1, depth):
+        raise InputError(f"{path}: has shape {volume.shape}, the masks {depth} slices; give the field of view of these "
+                         "masks")
+    masks = masks_of_volume(volume)
 
     @lru_cache(8)
     def inside(i: int) -> np.ndarray:
-        return read(i if len(volume) > 1 else 0).astype(bool)
+        try:
+            return masks[i if len(volume) > 1 else 0].astype(bool)
+        except InputError as error:
+            finding = str(error).partition(";")[0]
+            raise InputError(f"{finding}; save the field of view as 0 and 255") from None
 
     return FieldOfView(inside, depth, str(path))
 
@@ -148,6 +170,9 @@ def farthest_foreground(masks: Callable[[int], np.ndarray], depth: int, distance
     farthest = 0.0
     for i in range(depth):
         mask = masks(i).astype(bool)
+        if mask.shape != distance.shape:
+            raise InputError(f"--fov circle: slice {i} is {mask.shape} px, the first one {distance.shape}; slices of "
+                             "several sizes have no circle in common, give --fov none, or the file of a mask")
         if mask.any():
             farthest = max(farthest, float(distance[mask].max()))
     return farthest

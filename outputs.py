@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blocks import LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
+from blocks import CONSTANT, LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
 from slices import TIFF_SUFFIXES, crop_picture, crop_roi, parse_roi
 from utils import InputError, lock, read_json, write_json
 from volumes import Volume, plain_name, stamp
@@ -19,9 +19,11 @@ from write_volumes import tiff_name, write_like
 
 INSIDE = "inside"  # where there is sample: a mask that is written where that is not everywhere
 FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty", INSIDE: "inside"}
-LATER_SETTINGS = ("precision", "outside", "blank")      # which earlier versions did not have
+# Settings that earlier versions did not have, with the value that comes closest to what they did; None: any does.
+LATER_SETTINGS = {"precision": None, "outside": "auto", "blank": "none"}
 DIFFERENT = 1.5         # times: a slice whose contrast differs by more from that of training is named
 LOW_CONTRAST = 0.5      # of the usual contrast of a volume: slices with less are named, and left blank if wanted
+SUDDEN = 0.15           # of a slice: where so much more or less lies outside than in the slice before, it is said
 NAMED = 3               # slices that a line names
 NO_TARGET = (".png", ".bmp", ".jpg", ".jpeg", ".npy")
 ELSE = "delete it, or choose another --output"
@@ -94,6 +96,18 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
+def places_beside(masks: Path, kind: str) -> list[Path]:
+    """Return where `targets` puts another kind of result of the masks in a place, which may be read another way.
+
+    Masks in a folder have a folder inside it, a file in a folder that was the output one there, and other files a
+    neighbour.
+    """
+    masks = Path(os.path.abspath(masks))
+    stem = plain_name(masks)
+    return [masks / FOLDERS[kind], masks.with_name(f"{stem}_{kind}{masks.name[len(stem):]}"),
+            masks.parent / FOLDERS[kind] / masks.name]
+
+
 def is_there(path: Path, volume: Volume) -> bool:
     """Whether something is in the place of an output; an empty folder is nothing where a folder shall be."""
     folder = volume.kind in ("folder", "zarr") and path.is_dir() and not path.is_symlink()
@@ -115,9 +129,11 @@ def is_finished(found: dict[str, Path], volume: Volume, identity: dict) -> bool:
         return False
     made = read_json(record) if record in there else {}
     unknown = unknown_settings(made)
-    if unknown:                                                 # what earlier versions finished is whole, and stays
-        identity = without_settings(identity, unknown)
-    if len(there) == 1 + len(found) and {**made, **identity, "files": stamp(volume)} == made:
+    asked_for = identity["settings"]
+    if all(LATER_SETTINGS[name] in (None, asked_for[name]) for name in unknown):
+        identity = without_settings(identity, unknown)          # what earlier versions finished is whole, and stays
+    is_same = identity.items() <= made.items() and made.get("files") == stamp(volume)
+    if len(there) == 1 + len(found) and is_same:
         if unknown:
             print(f"{target}: was finished by an earlier version, which knew nothing of --{', --'.join(unknown)}; kept",
                   file=sys.stderr)
@@ -172,6 +188,9 @@ def begin(part: Path, identity: dict, leads: bool = True) -> None:
                 print(f"{part}: was begun by an earlier version, which does not say in what precision (float32 on a "
                       f"CPU, bfloat16 on a GPU); goes on in {identity['settings']['precision']}", file=sys.stderr)
                 write_json(about, identity)
+        elif begun != identity and without_settings(identity, unknown_settings(begun)) == begun:
+            raise InputError(f"{part}: was begun by an earlier version, which looked at slices in another way; delete "
+                             "it, and the prediction begins anew")
         elif begun != identity:
             raise InputError(f"{part}: was begun with other settings or input{what_differs(begun, identity)}; give "
                              f"what it was begun with, or {ELSE}")
@@ -231,8 +250,7 @@ def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], 
         record = identity | {"files": stamp(volume), "voxel": volume.voxel, "blank": int(np.isnan(limits[:, 0]).sum()),
                              "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()],
                              "slices": describe_slices(volume, np.array(list(results.slices(OWN))), training),
-                             "outside": float(np.mean([outside.mean() if outside.size else 0.0
-                                                       for outside in results.slices(OUTSIDE)]))}
+                             **describe_outside(volume, results)}
         for kind, path in found.items():
             write_like(folder / path.relative_to(target.parent), volume, results.slices(kind),
                        np.uint8 if kind == MASK else np.float16, identity)
@@ -259,11 +277,30 @@ def inside_masks(results: Blocks | ThreeAxes) -> Iterator[np.ndarray]:
 
     A constant slice shows none: above and below the sample there is nothing but padding.
     """
-    for mask, outside, own in zip(results.slices(MASK), results.slices(OUTSIDE), results.slices(OWN), strict=True):
+    kinds = (results.slices(kind) for kind in (MASK, OUTSIDE, CONSTANT))
+    for mask, outside, is_constant in zip(*kinds, strict=True):
         if outside.size:
             yield np.where(outside, np.uint8(0), np.uint8(255))
         else:
-            yield np.full_like(mask, 255 if own[0] < own[1] else 0)
+            yield np.full_like(mask, 0 if is_constant else 255)
+
+
+def describe_outside(volume: Volume, results: Blocks | ThreeAxes) -> dict:
+    """Return the share of a volume that lies outside the sample, and slices where it is quite another than before.
+
+    Constant slices are left out of these: above and below the sample there is nothing to be seen.
+    """
+    outsides, constants = results.slices(OUTSIDE), results.slices(CONSTANT)
+    shares, changes, before = [], {}, None
+    for name, outside, is_constant in zip(volume.names, outsides, constants, strict=True):
+        share = float(outside.mean()) if outside.size else 0.0
+        shares.append(share)
+        if is_constant:
+            continue
+        if before is not None and abs(share - before) > SUDDEN:
+            changes[Path(name).name] = [before, share]
+        before = share
+    return {"outside": float(np.mean(shares)), "outside_changes": changes}
 
 
 def describe_slices(volume: Volume, own: np.ndarray, training: dict | None) -> dict:
@@ -303,15 +340,22 @@ def notes_on_slices(record: dict, path: Path) -> list[str]:
     if unlike:
         first = next(iter(unlike.values()))
         training = slices["training"]
+        is_followed = record["settings"].get("window") == "training"
+        advice = "" if is_followed else "; --window training shows them as training did"
         notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices do not look like those of training: contrast "
                      f"{first['times_the_contrast']:.2f} times as large, grey values {first['limits'][0]:g} to "
                      f"{first['limits'][1]:g} instead of {training['low']:g} to {training['high']:g} (all in "
-                     f"{path.name}); --window training shows them as training did")
+                     f"{path.name}){advice}")
     if low:
         first = next(iter(low.values()))
         left = "are" if record["settings"].get("blank") == "auto" else "can be"
         notes.append(f"{shown(low)}: {len(low)} of {count} slices have little contrast, {first['contrast']:g} where "
                      f"{slices['usual_contrast']:g} is usual; air? they {left} left blank by --blank auto")
+    if changes := record["outside_changes"]:
+        before, share = next(iter(changes.values()))
+        notes.append(f"{shown(changes)}: what lies outside the sample changes suddenly there, first from {before:.0%} "
+                     f"to {share:.0%} of the slice; if that is wrong, give its grey value (--outside VALUE), or "
+                     "--outside none")
     if record["outside"]:
         notes.append(f"{record['outside']:.1%} of the pixels lie outside the sample and are 0 in the mask; --outside "
                      "none looks at them, too")

@@ -97,6 +97,9 @@ def measure(labels: np.ndarray, spacing: tuple[float, ...], low: tuple[int, ...]
     if near_edge is not None:
         found["touches_border"] |= ndimage.maximum(near_edge, labels, table["label"]).astype(bool)
     found["weight"] = weight_of(ends - starts, shape, field)
+    is_unplaced = np.isinf(found["weight"]) & ~found["touches_border"]
+    found["weight"][is_unplaced] = np.nan
+    found["touches_border"] |= is_unplaced
     found |= {name: ndimage.mean(values, labels, table["label"]) for name, values in (beside or {}).items()}
     return pd.DataFrame(found)
 
@@ -104,14 +107,18 @@ def measure(labels: np.ndarray, spacing: tuple[float, ...], low: tuple[int, ...]
 def weight_of(extent: np.ndarray, shape: tuple[int, ...], field: FieldOfView | None = None) -> np.ndarray:
     """Return the inverse of the chance that a box of (N, 2 or 3) `extent` [px], placed at random, touches no border.
 
-    In a field of view that is no rectangle, a disc of the mean extent within a slice takes the place of the box.
+    In a field of view that is no rectangle, the ellipse in the box takes its place. Where that fits nowhere, although
+    the particle does, nothing is known of its chance: the weight is infinite.
     """
     free = 1 - (extent + 1) / shape
-    if field is not None:
-        radii = extent[:, -2:].mean(1) / 2 + EDGE
-        in_slice = np.array([field.share_of_places(radius) for radius in radii]).reshape(-1, 1)
-        free = np.concatenate([free[:, :-2], in_slice], axis=1)
-    return 1 / np.prod(np.maximum(free, 1e-9), axis=1)
+    if field is None:
+        return 1 / np.prod(np.maximum(free, 1e-9), axis=1)
+
+    sides = extent[:, -2:] + 2 * EDGE
+    in_slice = np.array([field.share_of_places(height, width) for height, width in sides]).reshape(-1, 1)
+    free = np.concatenate([np.maximum(free[:, :-2], 1e-9), in_slice], axis=1)
+    with np.errstate(divide="ignore"):
+        return 1 / np.prod(free, axis=1)
 
 
 def particle_table(mask: np.ndarray, pixel_size: float = 1.0, neck: float | None = None) -> pd.DataFrame:
@@ -205,11 +212,10 @@ def _unmeasured(voxels: int, spacing: tuple, low: np.ndarray, high: np.ndarray, 
     if field is not None:
         box = slice(low[1], high[1]), slice(low[2], high[2])
         is_cut |= any(field.near_edge(z)[box].any() for z in range(low[0], high[0]))
-    volume = voxels * math.prod(spacing)
+    volume, weight = voxels * math.prod(spacing), weight_of((high - low)[None], shape, field)[0]
     return pd.DataFrame([{"voxels": voxels, "volume": volume, "diameter": (6 * volume / math.pi) ** (1 / 3),
                           **{name: (low[i] + high[i] - 1) / 2 for i, name in enumerate(PLACES)},
-                          "touches_border": bool(is_cut),
-                          "weight": weight_of((high - low)[None], shape, field)[0], "unmeasured": True}])
+                          "touches_border": bool(is_cut or np.isinf(weight)), "weight": weight, "unmeasured": True}])
 
 
 def nearest_distances(table: pd.DataFrame, spacing: tuple[float, ...]) -> np.ndarray:
@@ -261,10 +267,13 @@ def voxel_of(volume: Volume, pixel_size: float | None, distance: float | None) -
 
 def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, neck: float | None = None,
                   smallest: int = SMALLEST, beside: dict[str, Callable[[int], np.ndarray]] | None = None,
-                  max_uncertainty: float | None = None, foreground: str = "auto", fov: str = "auto") -> pd.DataFrame:
-    """All particles of a source: a volume for each point in time, or every slice by itself; with `nearest`, the
-    distance of centres, and `fraction`, the foreground, in `attrs`. Those whose mean of `beside["uncertainty"]` is
-    above `max_uncertainty` are left out.
+                  max_uncertainty: float | None = None, foreground: str = "auto", fov: str = "auto",
+                  roi: tuple[int, int, int, int] | None = None) -> pd.DataFrame:
+    """Return all particles of a source: of a volume for each point in time, or of every slice by itself.
+
+    With `nearest`, the distance of centres, and `fraction`, the foreground, in `attrs`. Those whose mean of
+    `beside["uncertainty"]` is above `max_uncertainty` are left out. Of the slices and their field of view what lies in
+    `roi` is looked at, and of `beside`, which is that already.
 
     Raises
     ------
@@ -273,16 +282,24 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
     """
     if "T" in volume.axes[1:]:
         raise InputError(f"{volume.path}: has axes {volume.axes}; save time as the first one")
+    whole = masks_of_volume(volume, foreground)
+    field = find_field(fov, volume, whole.__getitem__)
+    field = None if field is None else field.cropped(roi)
+    volume = crop_volume(volume, roi)
     masks = masks_of_volume(volume, foreground)
     mask = masks.__getitem__ if in_slices else of_one_size(masks, volume.shape[-2:])
     maps, tables, shares = beside or {}, [], {}
-    field = find_field(fov, volume, mask)
     depth = 1 if in_slices or len(volume.shape) < 3 else volume.shape[-3]
 
     def read(i: int) -> np.ndarray:
         found = mask(i)
-        inside = np.s_[...] if field is None else field.inside(i)
-        seen = found[inside]
+        seen = found
+        if field is not None:
+            inside = field.inside(i)
+            if inside.shape != found.shape:
+                raise InputError(f"{volume.names[i]}: is {found.shape} px, its field of view ({field.text}) "
+                                 f"{inside.shape}; give --fov none, or a field of view of these masks")
+            seen = found[inside]
         if seen.size:
             shares[i] = seen.mean()
         return found
@@ -292,7 +309,7 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
         several = {"time": start // volume.shape[-3]} if len(volume.shape) > 3 else {}
         if depth == 1:
             labels = label_parts(read(start), spacing[1:], neck)
-            near_edge = None if field is None else field.near_edge(start)
+            near_edge = None if field is None else field.near_edge(start, in_volume=False)
             table = measure(labels, spacing[1:], (0, 0), labels.shape, {name: of(start) for name, of in maps.items()},
                             near_edge, field)
             table = table.assign(slice=start % volume.shape[-3] if several else start, **several)
@@ -309,6 +326,10 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
             table = table[~(table["uncertainty"] > max_uncertainty)]
         tables.append(table.assign(nearest=nearest_distances(table, spacing if depth > 1 else spacing[1:])))
     table = pd.concat(tables, ignore_index=True)
+    unplaced = int(table["weight"].isna().sum())
+    if unplaced:
+        say_once(f"{volume.path}: {unplaced} particles are so large that they fit hardly anywhere in the field of "
+                 "view; they count as cut")
     table.attrs["fraction"] = float(np.mean(list(shares.values()))) if shares else 0.0
     table.attrs["fov"] = None if field is None else field.text
     if field is None and fov == "auto" and not in_slices:
@@ -410,8 +431,8 @@ def main(arguments: list[str]) -> None:
     for name, volume in volumes.items():
         spacing, unit = voxels[name]
         neck = given.neck * spacing[-1] if given.split else None
-        table = tables[name] = measure_masks(crop_volume(volume, rois[name]), spacing, flat[name], neck, given.smallest,
-                                             maps, given.max_uncertainty, given.mask_foreground, given.fov)
+        table = tables[name] = measure_masks(volume, spacing, flat[name], neck, given.smallest, maps,
+                                             given.max_uncertainty, given.mask_foreground, given.fov, rois[name])
         if rois[name]:                                                  # places are those in the whole slice
             table["row"], table["column"] = table["row"] + rois[name][0], table["column"] + rois[name][2]
         large = int(table["unmeasured"].eq(True).sum()) if "unmeasured" in table else 0

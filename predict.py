@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 from blocks import (
-    ACROSS, BLOCK, LIMITS, MASK, OUTSIDE, OWN, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes, ahead,
-    check_cubes, cut_across, planes_of, total_deviation,
+    ACROSS, BLOCK, CONSTANT, LIMITS, MASK, OUTSIDE, OWN, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes,
+    ahead, check_cubes, cut_across, planes_of, total_deviation,
 )
 from config import Config
 from model_unet import UNet
@@ -119,6 +119,8 @@ class View:
         The grey values that became 0 and 255.
     own : (low, high)
         The slice's own percentiles, whatever window was taken.
+    is_constant : bool
+        Whether all pixels of the sample hold one value.
     """
 
     shape: tuple[int, int]
@@ -126,6 +128,7 @@ class View:
     outside: np.ndarray | None
     limits: tuple[float, float] | None
     own: tuple[float, float]
+    is_constant: bool
 
 
 @dataclass(frozen=True)
@@ -156,10 +159,10 @@ def read_view(volume: Volume, i: int, options: Options, looking: Looking) -> Vie
     low, high = looking.limits or own
 
     sample = inside.image if inside.outside is None else inside.image[~inside.outside]
-    is_constant = sample.size == 0 or sample.min() == sample.max()
+    is_constant = sample.size == 0 or bool(sample.min() == sample.max())
     if is_constant or not high > low or own[1] - own[0] < looking.least_contrast:
-        return View(whole.image.shape, None, whole.outside, None, own)
-    return View(whole.image.shape, apply_window(inside, low, high), whole.outside, (low, high), own)
+        return View(whole.image.shape, None, whole.outside, None, own, is_constant)
+    return View(whole.image.shape, apply_window(inside, low, high), whole.outside, (low, high), own, is_constant)
 
 
 def sample_slices(volume: Volume, options: Options) -> list[np.ndarray]:
@@ -233,7 +236,7 @@ def predict_block(models: torch.nn.Module, block: list[View], settings: dict, op
         mask = (stored[PROBABILITY] >= np.float32(options.threshold)).astype(np.uint8) * 255
         outside = np.zeros((0, 0), bool) if view.outside is None else view.outside
         results.append({MASK: mask, LIMITS: np.array(view.limits or (np.nan, np.nan)), OWN: np.array(view.own),
-                        OUTSIDE: outside}
+                        OUTSIDE: outside, CONSTANT: np.array(view.is_constant)}
                        | {kind: array for kind, array in stored.items() if kind in options.kinds})
     return results
 

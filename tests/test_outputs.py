@@ -113,6 +113,31 @@ def test_what_an_earlier_version_finished_is_whole(apply, stack, tmp_path):
     assert apply(stack, "--output", out, "--threshold", 0.4)[0] == 2
 
 
+def test_what_an_earlier_version_finished_is_no_answer_to_new_options(apply, stack, tmp_path):
+    out, record = tmp_path / "m.tif", tmp_path / "m.tif.json"
+    assert apply(stack, "--output", out)[0] == 0
+    about = json.loads(record.read_text())
+    del about["settings"]["outside"], about["settings"]["blank"]
+    record.write_text(json.dumps(about))
+    assert apply(stack, "--output", out)[0] == 0
+    code, err = apply(stack, "--output", out, "--blank", "auto")
+    assert code == 2
+    assert "blank was not stated, is auto" in err
+
+
+def test_what_a_version_with_other_windows_began_is_begun_anew(apply, stack, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
+    record = tmp_path / "m.tif.part" / "prediction.json"
+    about = json.loads(record.read_text())
+    del about["settings"]["outside"], about["settings"]["blank"]
+    record.write_text(json.dumps(about))
+    code, err = apply(stack, "--output", tmp_path / "m.tif")
+    assert code == 2
+    assert "m.tif.part: was begun by an earlier version, which looked at slices in another way; delete it" in err
+
+
 def stop_after(monkeypatch, calls: int, name: str = "predict.predict_block") -> None:
     """Ctrl-C in the call after so many."""
     module, _, function = name.rpartition(".")

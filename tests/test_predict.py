@@ -436,6 +436,29 @@ def test_constant_slices_of_a_padded_volume_show_no_sample(checkpoint, tmp_path,
     assert inside[1][~outside].mean() > 250
 
 
+def test_a_sparse_slice_of_a_padded_volume_shows_sample(checkpoint, tmp_path, command):
+    """One bright particle in a clean matrix: both percentiles are alike, and the slice is not constant."""
+    stack, outside = with_padding(-1000)
+    stack[2] = np.where(outside, -1000, 1500)
+    stack[2, 40:44, 40:44] = 3000
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    code, _, err = command("predict", tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu", "--output",
+                           tmp_path / "m.tif", "--window", "1000,3500")
+    assert code == 0, err
+    assert tifffile.imread(tmp_path / "m_inside.tif")[2][~outside].mean() > 250
+
+
+def test_a_slice_without_padding_among_others_is_named(checkpoint, tmp_path, command):
+    stack, outside = with_padding(-1000)
+    stack[3, outside] = np.random.default_rng(0).normal(1500, 300, np.count_nonzero(outside))
+    tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")
+    code, _, err = command("predict", tmp_path / "v.tif", "--checkpoint", checkpoint, "--device", "cpu", "--output",
+                           tmp_path / "m.tif")
+    assert code == 0, err
+    assert "v.tif, slice 3, v.tif, slice 4: what lies outside the sample changes suddenly there" in err
+    assert "first from 31% to 0% of the slice" in err
+
+
 def test_a_map_of_the_sample_that_was_left_behind_is_refused(checkpoint, tmp_path, command):
     stack, _ = with_padding(-1000)
     tifffile.imwrite(tmp_path / "v.tif", stack.astype(np.int16), photometric="minisblack")

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "components": set(),
     "blocks": {"utils", "volumes", "voxel_size"},
     "sizes": {"uncertainty"},
-    "field_of_view": {"outputs", "utils", "volumes"},
+    "field_of_view": {"outputs", "slices", "utils", "volumes"},
     "particles": {"commands", "components", "field_of_view", "outputs", "sizes", "slices", "uncertainty", "utils",
                   "viz_slices", "volumes", "voxel_size"},
     "evaluate": {"commands", "data_folder", "field_of_view", "masks", "outputs", "pairing", "particles", "slices",
