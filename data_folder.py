@@ -15,16 +15,20 @@ from scipy import ndimage
 
 from masks import Masks, describe_reading, masks_of_files
 from pairing import JUDGED, LEAST_AGREEMENT, Pairing, judge_pairs, pair_files
-from slices import IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, is_clutter, list_files, plain_text, read_array
+from slices import (
+    IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, is_clutter, list_files, plain_text, read_array, read_image,
+)
 from splits import PARTS, known_stems, make_split, split_problems
 from utils import InputError, quiet_bar, read_json
-from windows import Grey, apply_window, grey_limits, read_grey
+from windows import Grey, apply_window, find_padding, grey_limits, read_grey
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
 
 PERCENTILES = (1.0, 99.5)
 COARSELY_SAME = 0.99    # correlation of 32×32 block means of two slices, below which they are not compared further
-SAME = 0.9              # correlation of the noise of two slices from which they are the same, saved differently
+SAME = 0.99             # share of pixels whose grey value in one slice says that in another: these are copies
+RIM = 4                 # px: so far may paint reach over the edge of the sample
+MOST_OUTSIDE = 0.02     # share of the paint that lies farther outside, from which on it is said
 THIN = 5                # px: lines are thinner
 ENCLOSED = 1.0          # times their own area that lines of drawn outlines enclose, at least
 LEAST_PARTICLE = 3.0    # blocks: smaller particles are hard to see for a network that works on block means
@@ -152,8 +156,34 @@ def load_labelled(pairing: Pairing, reading: Reading) -> dict[str, Slice]:
         one, mask = load_slice(path, reading), masks[i]
         if one.stem in found:
             raise InputError(f"{path}: has the stem of {found[one.stem].path.name}; keep one of them")
+        refuse_paint_in_padding(one, mask, files[i], reading)
         found[one.stem] = one.with_mask(mask)
     return found
+
+
+def refuse_paint_in_padding(one: Slice, mask: np.ndarray, file: Path, reading: Reading) -> None:
+    """`InputError` where paint lies in what was recognised as padding, and nobody has stated that this is padding.
+
+    Black pores and bright metal that a program has cut off look like it. What is far from all grey values, such as
+    −1000 or NaN, is none of the sample.
+    """
+    if one.outside is None or reading.outside != "auto":
+        return
+    share = share_outside(mask, one.outside)
+    if share <= MOST_OUTSIDE:
+        return
+    padding = find_padding(read_image(one.path))
+    if padding is None or padding.is_clear:
+        return
+    raise InputError(f"{file}: {share:.0%} of its foreground lies where every pixel of {one.path.name} is "
+                     f"{padding.value:g}, which looks like padding outside the sample; if it is, set --outside "
+                     f"{padding.value:g}, and the paint there is left out; if it is sample, --outside none")
+
+
+def share_outside(mask: np.ndarray, outside: np.ndarray) -> float:
+    """Return the share of the foreground of a (H, W) mask that lies outside the sample, but for a rim at its edge."""
+    far = cv2.erode(outside.astype(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)).astype(bool)
+    return np.count_nonzero(far & (mask > 0)) / max(1, np.count_nonzero(mask))
 
 
 def load_slice(path: Path, reading: Reading) -> Slice:
@@ -197,8 +227,8 @@ def load_scans(scans: list[Path], reading: Reading, sizes: set[tuple[int, int]],
 def is_same_picture(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two slices in 8 bit show the same pixels, if perhaps saved with fewer bits or another contrast.
 
-    Their noise tells: what of each slice is finer than a few pixels, without the strong edges, which neighbouring
-    slices of a volume have in common.
+    Of such copies each grey value of one has become one of the other, but for rounding. Neighbouring slices of a volume
+    may be alike, too, but where one is 100, the other is 97 here and 104 there.
     """
     if one.shape != other.shape:
         return False
@@ -208,16 +238,19 @@ def is_same_picture(one: np.ndarray, other: np.ndarray) -> bool:
              for array in (one, other)]
     if min(array.std() for array in small) == 0 or np.corrcoef(*small)[0, 1] < COARSELY_SAME:
         return False
-    fine = [noise_of(array) for array in (one, other)]
-    return bool(min(array.std() for array in fine) > 0 and np.corrcoef(*fine)[0, 1] >= SAME)
+    return max(share_mapped(one, other), share_mapped(other, one)) >= SAME
 
 
-def noise_of(image: np.ndarray) -> np.ndarray:
-    """Return what is finer than a few pixels, cut off where it is strong: (N,) float32."""
-    fine = image.astype(np.float32)
-    fine -= cv2.GaussianBlur(fine, (0, 0), 2.0)
-    most = 4 * float(np.median(np.abs(fine)))
-    return np.clip(fine, -most, most).ravel()
+def share_mapped(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the share of pixels of which the grey value in `one` says that in `other`, but for rounding.
+
+    `other` may differ from its mean where `one` has a certain value by what lies between two grey levels of `one`.
+    """
+    values, levels = one.ravel(), other.ravel().astype(np.float64)
+    count = np.bincount(values, minlength=256)
+    mean = np.bincount(values, levels, 256) / np.maximum(count, 1)
+    step = float(np.median(np.diff(np.flatnonzero(count)))) if np.count_nonzero(count) > 1 else 1.0
+    return float(np.mean(np.abs(levels - mean[values]) <= step / 2 + 1))
 
 
 def refuse_twins(parts: dict[str, list[Slice]]) -> None:
@@ -411,9 +444,18 @@ def check_data(root: Path, reading: Reading = Reading()) -> Check:
             found[file] = masks[i]
         except InputError as error:
             problems.append(str(error))
-    problems += problems_of_masks(found)
+    painted = {}
+    for file, mask in found.items():
+        one = greys[image_of[file]]
+        try:
+            refuse_paint_in_padding(one, mask, file, reading)
+        except InputError as error:
+            problems.append(str(error))
+        painted[file] = one.with_mask(mask)
+    found = {file: one.mask for file, one in painted.items()}   # without what lies outside the sample
+    problems += problems_of_masks(found, reading)
     try:
-        refuse_strangers([greys[image_of[file]].with_mask(mask) for file, mask in found.items()], reading)
+        refuse_strangers(list(painted.values()), reading)
     except InputError as error:
         problems.append(str(error))
 
@@ -454,7 +496,7 @@ def fingerprint(image: np.ndarray) -> tuple:
     return image.shape, hashlib.sha256(image).digest()
 
 
-def problems_of_masks(found: dict[Path, np.ndarray]) -> list[str]:
+def problems_of_masks(found: dict[Path, np.ndarray], reading: Reading) -> list[str]:
     """Return a line for each mask that is empty, full, or likely inverted."""
     problems = []
     for file, mask in found.items():
@@ -469,10 +511,15 @@ def problems_of_masks(found: dict[Path, np.ndarray]) -> list[str]:
     shares = {file: float(mask.mean()) for file, mask in found.items()}
     usual = np.median(list(shares.values())) if shares else 0.0
     for file, share in shares.items():
-        if 0.5 < share < 1 and (usual < 0.5 or share > 0.8):
-            others = ", of most others less than half" if usual < 0.5 else ""
-            problems.append(f"{file}: {share:.0%} of the slice is foreground{others}; right if the material is so, "
-                            "else inverted: save it the other way round, or --mask-foreground dark")
+        if not 0.5 < share < 1:
+            continue
+        if usual < 0.5:
+            problems.append(f"{file}: {share:.0%} of the slice is foreground, of most others less than half; right if "
+                            "the material is so, else inverted: save it the other way round")
+        elif share > 0.8:
+            advice = ", or --mask-foreground dark" if reading.mask_foreground == "auto" else ""
+            problems.append(f"{file}: {share:.0%} of the slice is foreground; right if the material is so, else "
+                            f"inverted: save it the other way round{advice}")
     return problems
 
 

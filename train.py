@@ -265,6 +265,8 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
     weights = list((Path("checkpoints") / config.run).glob("*.*"))
     if weights and not (config.run_folder / "config.json").exists():
         raise InputError(f"{weights[0].parent}: holds weights of another run; move them away, or choose another --run")
+    path = config.run_folder / "config.json"
+    is_of_earlier_version = path.exists() and "outside" not in read_json(path)
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
     defaults = json.loads(json.dumps(dataclasses.asdict(Config())))
     free = (*FREE, "data")                          # a folder may move; that its pixels stayed is compared below
@@ -273,6 +275,10 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
     remove_leftovers(Path("checkpoints") / config.run)
     split, known = config.run_folder / "split.json", describe_data(data)
     if split.exists() and read_json(split) != known:
+        if is_of_earlier_version:
+            raise InputError(f"{config.data}: slices, masks or split are not those of {split}: they changed, or this "
+                             "version takes something else for padding or foreground than the earlier one that began "
+                             "the run; choose another --run")
         raise InputError(f"{config.data}: slices, masks or split changed since {split}; choose another --run")
     write_json(split, known)
     stored = read_json(config.run_folder / "config.json")

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
 
 import train
 from config import Config
@@ -190,6 +191,26 @@ def test_padding_is_left_out_whatever_its_value(data_folder, value):
         assert {*np.unique(inside)} <= {0, 255}
 
 
+def test_paint_in_what_looks_like_padding_is_asked_about(data_folder, command):
+    """Black pores around a packing, cut off at 0, are the foreground, and reach into all corners."""
+    rows, columns = np.mgrid[:64, :64]
+    pores = np.hypot(rows - 31.5, columns - 31.5) > 30
+    for i in range(8):
+        image, _ = disc_slice(i)
+        image = np.where(pores, 0, np.maximum(np.rint(image * 1e7), 1))
+        tifffile.imwrite(data_folder / IMAGES / f"s_{i:02d}.tif", image.astype(np.uint16))
+        paint(data_folder, i, pores.astype(np.uint8))
+    (data_folder / UNLABELLED).rename(data_folder / "away")
+    message = r"s_mask_00.tif: \d+% of its foreground lies where every pixel of s_00.tif is 0, which looks like padding"
+    with pytest.raises(InputError, match=message):
+        load(data_folder)
+    code, out, _ = command("datasets", "check", data_folder, "--roi", "none")
+    assert code == 1
+    assert "--outside 0, and the paint there is left out; if it is sample, --outside none" in out
+    sample = load_data(data_folder, "blocks", 0.25, 0.25, reading=Reading((8, 72, 8, 72), outside="none"))
+    assert sample.train[0].mask.mean() == pytest.approx(pores.mean())
+
+
 def test_items_of_unlabelled_slices_say_where_the_sample_is(data_folder):
     image, outside = disc_slice(0)[0], circle()
     slices = [Slice(Path("a.tif"), np.uint8(255 * image / image.max()), outside=outside),
@@ -271,3 +292,23 @@ def test_slices_with_strong_edges_in_common_are_not_the_same(data_folder):
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.998
     assert not is_same_picture(first, second)
     assert is_same_picture(first, np.uint8(np.rint(first * 0.6 + 20)))
+
+
+def test_neighbours_in_a_smoothed_volume_are_not_the_same():
+    """A filter along z makes their noise alike, too."""
+    noise = np.random.default_rng(0).normal(size=(24, 160, 160))
+    for sigma in (1.5, 3):
+        smooth = ndimage.gaussian_filter(noise, (sigma, 1, 1))
+        rows, columns = np.mgrid[:160, :160]
+        volume = 120 + 60 * (np.hypot(rows - 80, columns - 80) < 60) + 12 * smooth / smooth.std()
+        first, second = np.uint8(np.rint(np.clip(volume[11:13], 0, 255)))
+        assert not is_same_picture(first, second)
+        assert is_same_picture(first, first // 4)
+
+
+def test_only_what_is_likely_inverted_is_told_to_turn_round(data_folder):
+    binary(data_folder)
+    paint(data_folder, 3, np.uint8(disc_slice(3)[1] == 0))
+    (said,) = (line for line in check_data(data_folder, READING).problems if "of the slice is foreground" in line)
+    assert "s_mask_03.tif" in said
+    assert "--mask-foreground" not in said                      # it would turn the good ones round
