@@ -21,7 +21,7 @@ from field_of_view import inside_file
 from masks import masks_of_files
 from outputs import roi_of
 from pairing import pair_files
-from slices import FOREGROUND, MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files
+from slices import FOREGROUND, IMAGE_SUFFIXES, MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files
 from stitching import predict_images, probability_of
 from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
 from commands import Parser, run_command_line
@@ -323,7 +323,10 @@ def folder_pairs(pred: Path, truth: Path, foreground: Foreground = AS_VALUES_SAY
     true_files = list(pairs.values())
     image_of = {}
     if foreground.images is not None:
-        mask_of = pair_files(list_files(foreground.images), true_files).mask_of
+        images = list_files(foreground.images)
+        if not images:
+            raise InputError(f"{foreground.images}: no slice found ({', '.join(IMAGE_SUFFIXES)}); check --images")
+        mask_of = pair_files(images, true_files).mask_of
         image_of = {mask: image for image, mask in mask_of.items()}
     true_masks = masks_of_files(true_files, foreground.truth, [image_of.get(file) for file in true_files])
     for i, (predicted, true) in enumerate(pairs.items()):
@@ -341,7 +344,11 @@ def volume_pairs(pred: Path, truth: Path, foreground: Foreground = AS_VALUES_SAY
         raise InputError(f"{pred}: has shape {predicted.shape}, {truth} {true.shape}; they must be of one shape")
     predicted_masks = of_one_size(masks_of_volume(predicted, foreground.pred, option="--pred-foreground"),
                                   predicted.shape[-2:])
-    true_masks = of_one_size(masks_of_volume(true, foreground.truth), true.shape[-2:])
+    image = None if foreground.images is None else open_volume(foreground.images)
+    if image is not None and image.shape != true.shape:
+        raise InputError(f"{foreground.images}: has shape {image.shape}, {truth} {true.shape}; give the volume that "
+                         "the true masks belong to")
+    true_masks = of_one_size(masks_of_volume(true, foreground.truth, image), true.shape[-2:])
     for i in quiet_bar(range(len(predicted)), "evaluate"):
         yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), predicted_masks(i), true_masks(i)
 
@@ -382,8 +389,8 @@ def main() -> None:
     parser.add_argument("--mask-foreground", default="auto", choices=FOREGROUND, help="what is foreground in the true "
                         "masks: the dark or the bright side, labels (all above 0), or auto, by their values "
                         "(%(default)s)")
-    parser.add_argument("--images", type=Path, help="folder of the slices that the true masks are painted copies of "
-                        "(default: Original_images beside Original_masks)")
+    parser.add_argument("--images", type=Path, help="folder or volume of the slices that the true masks are painted "
+                        "copies of (default: Original_images beside Original_masks)")
     parser.add_argument("--pred-foreground", default="auto", choices=FOREGROUND, help="the same of the predicted ones")
     given = parser.parse_args()
     if given.pixel_size is not None and not 0 < given.pixel_size < 1e9:

@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 
 from particles import voxel_of
-from slices import as_floats
+from slices import FOREGROUND, as_floats
 from commands import Parser, run_command_line
 from utils import InputError
 from viz_slices import draw_volume, tint
@@ -52,6 +52,8 @@ class SliceBrowser(ipywidgets.VBox):
     ----------
     image, mask, uncertainty : Volume
         Of one shape; mask and uncertainty may be None.
+    mask_foreground : {"auto", "dark", "bright", "labels"}
+        As in `masks.read_mask_as`.
 
     Raises
     ------
@@ -59,10 +61,11 @@ class SliceBrowser(ipywidgets.VBox):
         When they are not of one shape.
     """
 
-    def __init__(self, image: Volume, mask: Volume | None = None, uncertainty: Volume | None = None):
+    def __init__(self, image: Volume, mask: Volume | None = None, uncertainty: Volume | None = None,
+                 mask_foreground: str = "auto"):
         check_alike(image, mask, uncertainty)
         self.image, self.uncertainty = image, uncertainty
-        self.masks = None if mask is None else masks_of_volume(mask)
+        self.masks = None if mask is None else masks_of_volume(mask, mask_foreground)
         self.slider = ipywidgets.IntSlider(len(image) // 2, 0, len(image) - 1, description="slice",
                                            continuous_update=False, layout={"width": "60%"})
         self.picture = ipywidgets.Image(format="jpeg")
@@ -128,10 +131,10 @@ def voxel_scale(volume: Volume) -> list[float]:
 
 
 def add_layers(viewer: "napari.Viewer", image: Volume, mask: Volume | None,  # noqa: F821 - not imported unless used
-               uncertainty: Volume | None) -> None:
-    """Image, masks as labels, and uncertainty (0 to ½), slices read when they are looked at."""
-    some = np.concatenate([image.read(i).ravel()[::7] for i in sample(image)]).astype(float)
-    low, high = grey_limits(Grey(some[np.isfinite(some)]), PERCENTILES)
+               uncertainty: Volume | None, mask_foreground: str = "auto") -> None:
+    """Add image, masks as labels, and uncertainty (0 to ½), whose slices are read when they are looked at."""
+    seen = [mark_outside(as_floats(image.read(i), image.names[i]), image.names[i]).values()[::7] for i in sample(image)]
+    low, high = grey_limits(Grey(np.concatenate(seen), skip_zeros=False), PERCENTILES)
     scale = voxel_scale(image)
     viewer.add_image(lazy(image), name="image", scale=scale, colormap="gray",
                      contrast_limits=(low, max(high, low + 1e-6)))
@@ -139,7 +142,7 @@ def add_layers(viewer: "napari.Viewer", image: Volume, mask: Volume | None,  # n
         viewer.add_image(lazy(uncertainty).astype(np.float32), name="uncertainty", scale=scale, colormap="magma",
                          contrast_limits=(0, MOST), blending="additive", visible=mask is None)
     if mask is not None:
-        masks = masks_of_volume(mask)
+        masks = masks_of_volume(mask, mask_foreground)
         viewer.add_labels(lazy(replace(mask, read=masks.__getitem__)), name="mask", scale=scale, opacity=0.4)
 
 
@@ -149,6 +152,8 @@ def main() -> None:
     parser.add_argument("image", type=Path, help=".tif slice or stack, folder of slices, zarr array or OME-Zarr")
     parser.add_argument("--mask", type=Path, help="what predict.py wrote for it")
     parser.add_argument("--uncertainty", type=Path, help="what predict.py --uncertainty wrote for it")
+    parser.add_argument("--mask-foreground", default="auto", choices=FOREGROUND, help="what is foreground in the mask: "
+                        "the dark or the bright side, labels (all above 0), or auto, by its values (%(default)s)")
     given = parser.parse_args()
     image, *others = (path and open_volume(path) for path in (given.image, given.mask, given.uncertainty))
     check_alike(image, *others)
@@ -158,7 +163,7 @@ def main() -> None:
     except ImportError:
         raise InputError("napari: not installed; `make view IMAGE=…` or pip install napari[pyqt6] does it") from None
     viewer = napari.Viewer(title=str(given.image))
-    add_layers(viewer, image, *others)
+    add_layers(viewer, image, *others, given.mask_foreground)
     napari.run()
 
 

@@ -344,3 +344,23 @@ def test_painted_truth_finds_its_slices(tmp_path, command):
     (tmp_path / "labeled" / "Original_images").rename(tmp_path / "slices")
     assert command(*options)[0] == 2
     assert command(*options, "--images", tmp_path / "slices")[0] == 0
+    code, _, err = command(*options, "--images", tmp_path / "missing")
+    assert code == 2
+    assert "missing: no slice found" in err
+
+
+def test_a_painted_volume_finds_its_slices(tmp_path, command):
+    grey, truth = (np.stack(parts) for parts in zip(*(disc_slice(i) for i in range(3)), strict=True))
+    grey = grey.astype(np.float32)
+    for name, stack in {"grey": grey, "painted": np.where(truth == 1, np.float32(-1e-4), grey),
+                        "pred": truth * np.uint8(255)}.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", stack, photometric="minisblack")
+    options = ("evaluate", "--pred", tmp_path / "pred.tif", "--truth", tmp_path / "painted.tif")
+    assert command(*options)[0] == 2
+    code, out, err = command(*options, "--images", tmp_path / "grey.tif")
+    assert code == 0, err
+    assert "mean dice         1.0000" in out
+    tifffile.imwrite(tmp_path / "short.tif", grey[:2], photometric="minisblack")
+    code, _, err = command(*options, "--images", tmp_path / "short.tif")
+    assert code == 2
+    assert "short.tif: has shape (2, " in err

@@ -35,6 +35,18 @@ def picture(browser: view.SliceBrowser) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(browser.picture.value, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
 
 
+def test_labels_are_shown_where_they_are_stated(files, tmp_path):
+    mask = tifffile.imread(files[1])
+    labels = np.where(mask > 0, np.uint16(7), np.uint16(0))
+    labels[:, :4, :4] = 300
+    tifffile.imwrite(tmp_path / "labels.tif", labels, **ABOUT)
+    image, particles = open_volume(files[0]), open_volume(tmp_path / "labels.tif")
+    with pytest.raises(InputError, match="--mask-foreground labels"):
+        view.SliceBrowser(image, particles)
+    browser = view.SliceBrowser(image, particles, mask_foreground="labels")
+    np.testing.assert_array_equal(browser.slices(3)[1], labels[3] > 0)
+
+
 def test_the_slider_turns_the_pages(files):
     browser = view.SliceBrowser(*map(open_volume, files))
     assert (browser.slider.value, browser.slider.max) == (3, 5)
