@@ -23,6 +23,7 @@ FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty
 LATER_SETTINGS = {"precision": None, "outside": "auto", "blank": "none"}
 DIFFERENT = 1.5         # times: a slice whose contrast differs by more from that of training is named
 LOW_CONTRAST = 0.5      # of the usual contrast of a volume: slices with less are named, and left blank if wanted
+OTHER_UNITS = 30.0      # times: where the contrast of a volume and of training differ by more, they are in other units
 SUDDEN = 0.15           # of a slice: where so much more or less lies outside than in the slice before, it is said
 NAMED = 3               # slices that a line names
 NO_TARGET = (".png", ".bmp", ".jpg", ".jpeg", ".npy")
@@ -338,14 +339,21 @@ def notes_on_slices(record: dict, path: Path) -> list[str]:
     count = len(record["limits"])
     unlike, low = slices["unlike_training"], slices["low_contrast"]
     if unlike:
-        first = next(iter(unlike.values()))
-        training = slices["training"]
-        is_followed = record["settings"].get("window") == "training"
-        advice = "" if is_followed else "; --window training shows them as training did"
-        notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices do not look like those of training: contrast "
-                     f"{first['times_the_contrast']:.2f} times as large, grey values {first['limits'][0]:g} to "
-                     f"{first['limits'][1]:g} instead of {training['low']:g} to {training['high']:g} (all in "
-                     f"{path.name}){advice}")
+        first, training = next(iter(unlike.values())), slices["training"]
+        values = (f"grey values {first['limits'][0]:g} to {first['limits'][1]:g} instead of {training['low']:g} to "
+                  f"{training['high']:g}")
+        by_training = record["settings"].get("window") == "training"
+        ratio = slices["usual_contrast"] / training["contrast"] if training["contrast"] else np.inf
+        if not 1 / OTHER_UNITS < ratio < OTHER_UNITS:
+            advice = ("--window training is wrong for them" if by_training
+                      else "no matter, as long as each is seen by its own percentiles")
+            notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices have grey values in other units than those "
+                         f"of training: {values}; {advice}")
+        else:
+            advice = "" if by_training else "; --window training shows them as training did"
+            notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices do not look like those of training: "
+                         f"contrast {first['times_the_contrast']:.3g} times as large, {values} (all in "
+                         f"{path.name}){advice}")
     if low:
         first = next(iter(low.values()))
         left = "are" if record["settings"].get("blank") == "auto" else "can be"

@@ -378,6 +378,19 @@ def test_slices_unlike_those_of_training_are_named(trained, tmp_path, command):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "w.tif"), tifffile.imread(tmp_path / "t.tif"))
 
 
+def test_slices_in_other_units_than_those_of_training_get_no_wrong_advice(trained, tmp_path, command):
+    stack, outside = with_padding(0)
+    tifffile.imwrite(tmp_path / "v.tif", np.where(outside, 0, stack / 1e7).astype(np.float32), photometric="minisblack")
+    options = (tmp_path / "v.tif", "--checkpoint", trained, "--device", "cpu")
+    code, _, err = command("predict", *options, "--output", tmp_path / "m.tif")
+    assert code == 0, err
+    assert "5 of 5 slices have grey values in other units than those of training" in err
+    assert "--window training" not in err
+    code, _, err = command("predict", *options, "--output", tmp_path / "t.tif", "--window", "training")
+    assert code == 0, err
+    assert "--window training is wrong for them" in err
+
+
 def test_air_is_named_and_left_blank_where_that_is_wanted(checkpoint, tmp_path, command):
     stack, _ = with_padding(-1000)
     stack[4] = 2000 + np.random.default_rng(0).normal(0, 30, stack[4].shape)
