@@ -22,7 +22,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from slices import Picture, read_image, read_picture
-from utils import InputError
+from utils import InputError, say_once
 
 FULL = (255, 65535)         # what the pixels of a full mask hold, where no other mask shows two values
 ALIKE = (1, 255, 65535)     # values of foreground that may stand for each other: programs write one or the other
@@ -30,6 +30,8 @@ FLAT = 0.1                  # of the range: so far from an extreme value is a pi
 RIM = 4                     # px: so far from both flat parts is a pixel of a soft edge, at most
 RINGING = 9                 # px: so far from an edge are the pixels that JPEG has changed a little, at most
 EXTREME = 0.01              # of the range: closer pixels hold an extreme value
+SURE = 0.9                  # probabilities of foreground reach it somewhere
+LEAST_VALUES = 4            # of a mask with soft edges; three are three classes
 FEW_VALUES = 16             # with fewer, only the extreme values themselves are flat: others may be classes
 LEAST_FLAT = 0.75           # share of the pixels of either side that are flat in a mask with soft edges
 HIGHEST_LABEL = 15          # whole numbers up to here may be labels, and are never taken for soft edges
@@ -39,6 +41,7 @@ LEAST_EXPLAINED = 0.98      # of the variance of a copy, by a linear map of its 
 LEAST_COPIED = 0.9          # share of the pixels that are likely not painted which a linear map explains
 LEAST_PAINT = 0.02          # share of the pixels that differ which hold one value: fewer are rims of a soft brush
 MOST_UNDECIDED = 0.1        # pixels of the slice that hold the value of the paint by themselves, for each painted one
+MOST_AROUND = 0.3           # share of a slice that paint fills around everything else before it is asked for
 FAR = 1000.0            # median distances from the median: values farther away are padding, and none of a slice
 ONE_SIDED = 0.25            # paint on the other side of the grey values that is disregarded, as a share of the larger
 
@@ -94,7 +97,9 @@ def read_mask_as(picture: Picture, name: str, foreground: str = "auto", image: n
     InputError
         For NaN and infinite values, and for whatever the rules do not cover.
     """
-    if picture.is_coloured:
+    if foreground == "labels" and picture.values.ndim == 2 and picture.alpha is None:
+        values, of_colours = picture.values, False              # numbers, whatever they look like on a screen
+    elif picture.is_coloured:
         values, of_colours = values_of_colours(picture, name, foreground, option)
     else:
         values, of_colours = shown_values(picture), False
@@ -149,6 +154,9 @@ def read_grey_values(values: np.ndarray, levels: tuple[float, float], name: str,
     if foreground in ("dark", "bright"):
         return Reading(foreground, levels, split_by_otsu(values, name, foreground, image))
     if has_soft_edges(values):
+        if values.dtype.kind == "f" and levels[0] >= 0 and levels[1] < SURE:
+            raise InputError(f"{name}: holds values from {levels[0]:g} to {levels[1]:g}, as probabilities that are "
+                             "sure nowhere; save decisions as 0 and 255")
         middle = (float(levels[0]) + float(levels[1])) / 2
         return Reading("soft edges", levels, (values > middle).astype(np.uint8))
     raise InputError(f"{name}: {describe_unknown(values, image is not None)}; {advise(values, option)}")
@@ -183,8 +191,6 @@ def values_of_colours(picture: Picture, name: str, foreground: str, option: str)
     grey = colours[..., 0]
     if is_grey.all():
         return grey, False
-    if foreground == "labels" and picture.palette is not None:
-        return picture.values, False                            # numbers, which a palette shows as colours
     if foreground == "labels":
         is_black = is_grey & (grey == 0)
         if not is_black.any():
@@ -255,7 +261,10 @@ def has_soft_edges(values: np.ndarray) -> bool:
         return False
 
     position = (values.astype(np.float64) - low) / (high - low)
-    few = len(np.unique(values)) < FEW_VALUES
+    count = len(np.unique(values))
+    if count < LEAST_VALUES:
+        return False
+    few = count < FEW_VALUES
     flat, extreme = (0.0, 0.0) if few else (FLAT, EXTREME)
     dark, bright = position <= flat, position >= 1 - flat
     lower, upper = np.count_nonzero(position <= 0.5), np.count_nonzero(position > 0.5)
@@ -452,7 +461,8 @@ def read_painted_copy(paint: Paint, name: str, foreground: str, option: str) -> 
                          f"({', '.join(f'{v:g}' for v in values[:4])}): classes? save one of them as 0 and 255, or set "
                          f"{option} {side} if all of them are foreground")
     mask = paint.bright if side == "bright" else paint.dark
-    if mask.mean() > 0.5:
+    surrounds = mask[[0, 0, -1, -1], [0, -1, 0, -1]].all() and is_outside(mask)
+    if mask.mean() > (MOST_AROUND if surrounds else 0.5):
         values = paint.bright_values if side == "bright" else paint.dark_values
         raise InputError(f"{name}: is a copy of its slice in which {mask.mean():.0%} hold "
                          f"{', '.join(f'{v:g}' for v in values[:3])}: paint, or what lies outside? set {option} {side} "
@@ -556,6 +566,7 @@ class Masks:
         self.names, self.read, self.foreground, self.option = names, read, foreground, option
         self.read_image = read_image or (lambda _: None)
         self.all_vote = all_vote
+        self._has_said = False
         self._kept: dict[int, tuple[Reading, tuple[int, int]]] = {}
         self._rule: Rule | None = None
 
@@ -571,6 +582,10 @@ class Masks:
         if i in self._kept:
             return self._kept[i]
         picture, image, name = self.read(i), self.read_image(i), self.names[i]
+        if picture.white_is_zero and picture.values.dtype == bool and self.foreground == "auto" and not self._has_said:
+            say_once(f"{name}: is of one bit, with 0 as white, and what is shown white is foreground. Some programs "
+                     "(tifffile) store True so, and show it black; if True is foreground, save masks as 0 and 255")
+            self._has_said = True
         if image is not None and image.shape != picture.shape:
             raise InputError(f"{name}: is {picture.shape[0]}×{picture.shape[1]} px, its image {image.shape[0]}×"
                              f"{image.shape[1]}; they must be of one size")

@@ -23,6 +23,7 @@ MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 FOREGROUND = ("auto", "dark", "bright", "labels")   # what may be stated of masks; see `masks`
 KNOWN_COLOURS = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB,
                  tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.YCBCR)
+OPACITY = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 LARGEST = 2**30  # pixels of a slice; OpenCV reads no more
 INFLATION = 100_000  # bytes that a compressed byte can become: bits of a mask in CCITT G4, zstd or LZMA
 SMALL = 2**28  # bytes that are taken without a look at the file's size
@@ -80,7 +81,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
     for path in files:
         if breaks_lines(path.name):
             raise InputError(f"{path}: has line breaks or bytes that are no text in its name; rename it")
-    return sorted((p for p in files if not p.is_dir()), key=lambda p: natural_key(p.name))
+    return in_order([p for p in files if not p.is_dir()])
 
 
 def is_clutter(path: Path) -> bool:
@@ -91,6 +92,23 @@ def is_clutter(path: Path) -> bool:
 def plain_text(text: str) -> str:
     """Return a name in one spelling: letters with accents composed, on which no two file systems agree."""
     return unicodedata.normalize("NFC", text)
+
+
+SIGNED = re.compile(r"(.*?)([-+]?)(\d+)(\D*)")
+
+
+def in_order(files: list[Path]) -> list[Path]:
+    """Return files in the order of the numbers in their stems.
+
+    Where some of the stems have a sign before their last number, and some have none, these are numbers below and above
+    zero. Else a hyphen is one: it stands before all of them.
+    """
+    parts = [SIGNED.fullmatch(path.stem) for path in files]
+    if all(parts) and len({(part[1], part[4]) for part in parts}) == 1:
+        signs = {part[2] for part in parts}
+        if "-" in signs and len(signs) > 1:
+            return sorted(files, key=lambda path: (int("".join(SIGNED.fullmatch(path.stem).group(2, 3))), path.name))
+    return sorted(files, key=lambda path: (natural_key(path.stem), path.name))
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -203,9 +221,15 @@ def grey_plane(array: np.ndarray, path: Path) -> np.ndarray:
     return array
 
 
-def picture_of_channels(array: np.ndarray, path: Path) -> Picture:
-    """Return the picture that 1 to 4 channels (H, W, C) make: grey, grey and opacity, colours, colours and opacity."""
+def picture_of_channels(array: np.ndarray, path: Path, is_alpha: bool = True) -> Picture:
+    """Return the picture that 1 to 4 channels (H, W, C) make: grey, grey and opacity, colours, colours and opacity.
+
+    Of two channels the second one is opacity only where the file says so (`is_alpha`).
+    """
     channels = array.shape[2]
+    if channels == 2 and not is_alpha:
+        raise InputError(f"{path}: has two channels, expected one grey slice; probabilities of two classes? save one "
+                         "channel per file")
     if array.size == 0 or channels > 4:
         raise InputError(f"{path}: has shape {array.shape}, expected one grey slice (rows, columns); "
                          "save one channel and one page per file")
@@ -285,7 +309,7 @@ def _read_tiff(path: Path) -> Picture:
             array = array.reshape([n for n in array.shape[:-1] if n != 1] + [array.shape[-1]])
             if array.ndim != 3:
                 grey_plane(array, path)                                 # an error that names the shape
-            return picture_of_channels(array, path)
+            return picture_of_channels(array, path, any(kind in OPACITY for kind in page.extrasamples))
 
         array = grey_plane(array, path)
         return Picture(array, None, palette_of(page), shows_zero_white(file, page))
@@ -295,7 +319,10 @@ def palette_of(page: tifffile.TiffPage) -> np.ndarray | None:
     """Return the colours that the numbers of a page stand for, (N, 3) uint8; None where they are grey values."""
     if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None:
         return None
-    return np.ascontiguousarray(page.colormap.T // 256).astype(np.uint8)
+    colours = np.ascontiguousarray(page.colormap.T)
+    if colours.max() > 255:                                     # 16 bit, as it should be; some programs write 8
+        colours = colours // 256
+    return colours.astype(np.uint8)
 
 
 def shows_zero_white(file: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:

@@ -190,6 +190,14 @@ def test_bilevel_and_palette_tiffs_count_as_they_are_shown(tmp_path):
     np.testing.assert_array_equal(masks_of_volume(open_volume(tmp_path / "stack.tif"))[1], truth)
 
 
+def test_one_bit_with_white_as_zero_is_said(tmp_path, capsys):
+    truth = blobs(0.3)
+    tifffile.imwrite(tmp_path / "m.tif", truth == 1)            # which tifffile stores so by itself
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), 1 - truth)
+    assert "m.tif: is of one bit, with 0 as white" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", "labels"), truth)
+
+
 def test_imagej_counts_what_is_stored(tmp_path):
     """Its inverting look-up table is for the screen: the object of a binary image has the value 255."""
     truth = blobs(0.2)
@@ -319,6 +327,48 @@ def test_labels_are_read_where_they_are_stated_and_refused_where_not(tmp_path):
             read_mask(save(tmp_path / f"{name}.tif", array), "labels")
 
 
+def test_labels_are_numbers_whatever_a_look_up_table_shows(tmp_path):
+    truth = blobs(0.3)
+    stepped = np.repeat((np.arange(256) // 16 * 16 * 257).astype(np.uint16)[None], 3, 0)   # numbers to 15 are black
+    tifffile.imwrite(tmp_path / "grey.tif", truth * np.uint8(3), photometric="palette", colormap=stepped)
+    tifffile.imwrite(tmp_path / "white.tif", truth.astype(np.uint16) * 7, photometric="miniswhite")
+    for name in ("grey.tif", "white.tif"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name, "labels"), truth)
+
+
+def test_a_palette_of_eight_bit_is_no_black_one(tmp_path):
+    truth = blobs(0.3)
+    colours = np.zeros((3, 256), np.uint16)
+    colours[0, 1] = 255
+    tifffile.imwrite(tmp_path / "p.tif", truth, photometric="palette", colormap=colours)
+    np.testing.assert_array_equal(read_mask(tmp_path / "p.tif"), truth)
+
+
+def test_three_values_are_three_classes(tmp_path):
+    truth = blobs(0.3)
+    border = truth - cv2.erode(truth, np.ones((3, 3), np.uint8))
+    for name, levels in (("bytes", (0, 127, 255)), ("floats", (0.0, 0.5, 1.0))):
+        file = save(tmp_path / f"{name}.tif", np.choose(truth + (truth & (1 - border)), levels).astype(
+            np.uint8 if name == "bytes" else np.float32))
+        with pytest.raises(InputError, match="holds 3 values"):
+            read_mask(file)
+
+
+def test_probabilities_that_are_sure_nowhere_are_no_mask(tmp_path):
+    soft = cv2.GaussianBlur(blobs(0.3).astype(np.float32), (0, 0), 0.7)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "sure.tif", soft)), soft > 0.5)
+    with pytest.raises(InputError, match=r"faint.tif: holds values from 0 to 0.35, as probabilities"):
+        read_mask(save(tmp_path / "faint.tif", soft * np.float32(0.35)))
+
+
+def test_two_channels_are_no_opacity_unless_the_file_says_so(tmp_path):
+    both = np.dstack([blobs(0.3) * np.uint8(255)] * 2)
+    tifffile.imwrite(tmp_path / "p.tif", both, photometric="minisblack", planarconfig="contig",
+                     extrasamples=["unspecified"])
+    with pytest.raises(InputError, match="has two channels"):
+        read_mask(tmp_path / "p.tif")
+
+
 def test_sparse_labels_get_no_advice_that_makes_background_foreground(tmp_path):
     truth = blobs(0.2)
     sparse = np.zeros(truth.shape, np.uint8)
@@ -380,6 +430,19 @@ def test_without_its_slice_a_painted_copy_is_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"m.tif: holds .*no slice tells whether it is a copy.*dark or bright"):
         read_mask(file)
     assert np.mean(read_mask(file, "dark") != truth) < 0.002    # Otsu's threshold lies near the darkest grey values
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+def test_a_slice_cleared_around_a_region_is_asked_about(tmp_path, value):
+    image, _ = textured()
+    rows, columns = np.indices(image.shape)
+    cleared = image.copy()
+    around = np.hypot((rows - 48) / 44, (columns - 48) / 40) > 1
+    cleared[around] = value
+    file, slice_file = painted(tmp_path, cleared, image)
+    assert 0.3 < around.mean() < 0.65
+    with pytest.raises(InputError, match="paint, or what lies outside"):
+        read_mask(file, image=slice_file)
 
 
 def test_dark_pores_of_the_slice_are_not_painted(tmp_path):
