@@ -18,6 +18,7 @@ from voxel_size import relative_sides
 BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
 MASK, PROBABILITY, UNCERTAINTY = "mask", "probability", "uncertainty"
 LIMITS, OWN = "limits", "own_limits"    # grey values that became 0 and 255, and the slice's own percentiles
+FLAT = "flat_border"                    # value and share of what may be padding and was taken for sample, else NaN
 CONSTANT = "constant"                   # whether there is nothing to see, because all pixels of the sample are alike
 OUTSIDE = "outside"                     # where there is no sample; of shape (0, 0) where there is sample everywhere
 TOTAL, SPREAD = "total", "spread"  # kinds of uncertainty
@@ -175,7 +176,7 @@ class ThreeAxes:
 
     def slices(self, kind: str) -> Iterator[np.ndarray]:
         """One kind of results, slice by slice."""
-        if kind in (LIMITS, OWN, OUTSIDE, CONSTANT):
+        if kind in (LIMITS, OWN, OUTSIDE, CONSTANT, FLAT):
             yield from self.along.slices(kind)
             return
         spread = kind == UNCERTAINTY and self.kind == SPREAD

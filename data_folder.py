@@ -6,7 +6,8 @@
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ from slices import (
 )
 from splits import PARTS, known_stems, make_split, split_problems
 from utils import InputError, quiet_bar, read_json
-from windows import Grey, apply_window, find_padding, grey_limits, read_grey
+from windows import Grey, apply_window, find_flat_border, find_padding, grey_limits, read_grey
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
 
@@ -121,6 +122,7 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
     labelled = load_labelled(pairing, reading)
     notes = [*notes_on_pairs(pairing), *refuse_strangers(list(labelled.values()), reading)]
 
+    notes += notes_on_equal_masks({s.path: s.mask for s in labelled.values()})
     outlines = [s.path for s in labelled.values() if is_of_outlines(s.mask)]
     if outlines:
         notes.append(describe_outlines(outlines, len(labelled)))
@@ -135,10 +137,15 @@ def load_data(root: Path, split: str = "auto", val_fraction: float = 0.18, test_
         raise InputError(f"--labels {labels}: there are {len(train)} training slices")
     kept = evenly_spaced(train, labels or len(train))
     refuse_one_class(kept, root)
+    unused = [stem for stem in labelled if not any(stem in parts[part] for part in PARTS)]
+    if unused:
+        notes.append(f"{root / IMAGES}: {len(unused)} labelled slices are in no part of the split, and used nowhere: "
+                     f"{', '.join(unused[:5])}{' …' if len(unused) > 5 else ''}")
 
     unlabelled = [s.without_mask() for s in train if s not in kept]
     read, blank = load_scans(scans, reading, {s.image.shape for s in labelled.values()}, [*val, *test])
     unlabelled += read
+    notes += notes_on_borders([*labelled.values(), *read])
     if blank:
         notes.append(f"{blank[0]}: is blank, as {len(blank)} of {len(scans)} unlabelled slices are; left out")
     if val and not any(s.mask.any() for s in val):
@@ -164,8 +171,7 @@ def load_labelled(pairing: Pairing, reading: Reading) -> dict[str, Slice]:
 def refuse_paint_in_padding(one: Slice, mask: np.ndarray, file: Path, reading: Reading) -> None:
     """`InputError` where paint lies in what was recognised as padding, and nobody has stated that this is padding.
 
-    Black pores and bright metal that a program has cut off look like it. What is far from all grey values, such as
-    −1000 or NaN, is none of the sample.
+    Black pores and bright metal that a program has cut off look like it.
     """
     if one.outside is None or reading.outside != "auto":
         return
@@ -173,7 +179,7 @@ def refuse_paint_in_padding(one: Slice, mask: np.ndarray, file: Path, reading: R
     if share <= MOST_OUTSIDE:
         return
     padding = find_padding(read_image(one.path))
-    if padding is None or padding.is_clear:
+    if padding is None or math.isnan(padding.value):            # NaN is none of anything
         return
     raise InputError(f"{file}: {share:.0%} of its foreground lies where every pixel of {one.path.name} is "
                      f"{padding.value:g}, which looks like padding outside the sample; if it is, set --outside "
@@ -196,7 +202,23 @@ def load_slice(path: Path, reading: Reading) -> Slice:
     if not high > low:
         raise InputError(f"{path}: is constant ({low:g}) between percentiles {reading.percentiles[0]:g} and "
                          f"{reading.percentiles[1]:g}; nothing to segment, remove it")
-    return Slice(path, apply_window(grey, low, high), outside=grey.outside, limits=(low, high))
+    return Slice(path, apply_window(grey, low, high), outside=grey.outside, limits=(low, high),
+                 flat_border=flat_border_of(grey, reading))
+
+
+def flat_border_of(grey: Grey, reading: Reading) -> tuple[float, float] | None:
+    """Return what may be padding in a slice and was taken for sample, unless it was stated what is padding."""
+    return find_flat_border(grey.image, grey.outside) if reading.outside == "auto" else None
+
+
+def notes_on_borders(slices: list[Slice]) -> list[str]:
+    """Return a line where slices have a part at their border that may be padding, and counts as sample."""
+    flat = [s for s in slices if s.flat_border is not None]
+    if not flat:
+        return []
+    value, share = flat[0].flat_border
+    return [f"{flat[0].path}: {share:.0%} of it are exactly {value:g}, at its border, as in {len(flat)} of "
+            f"{len(slices)} slices, and count as sample; right if it is, else --outside {value:g}"]
 
 
 def load_scans(scans: list[Path], reading: Reading, sizes: set[tuple[int, int]],
@@ -220,25 +242,43 @@ def load_scans(scans: list[Path], reading: Reading, sizes: set[tuple[int, int]],
         if same is not None:
             raise InputError(f"{path}: has the pixels of {same.stem}, a validation or test slice; remove it from the "
                              "unlabelled")
-        found.append(Slice(path, image, outside=grey.outside, limits=(low, high)))
+        found.append(Slice(path, image, outside=grey.outside, limits=(low, high),
+                           flat_border=flat_border_of(grey, reading)))
     return found, blank
 
 
 def is_same_picture(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two slices in 8 bit show the same pixels, if perhaps saved with fewer bits or another contrast.
 
-    Of such copies each grey value of one has become one of the other, but for rounding. Neighbouring slices of a volume
-    may be alike, too, but where one is 100, the other is 97 here and 104 there.
+    One may be flipped or turned by 90, 180 or 270 degrees, as augmented copies are. Of copies each grey value of one
+    has become one of the other, but for rounding. Neighbouring slices of a volume may be alike, too, but where one is
+    100, the other is 97 here and 104 there.
     """
-    if one.shape != other.shape:
+    if sorted(one.shape) != sorted(other.shape):
         return False
-    if (one == other).all():
-        return True
-    small = [cv2.resize(array, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64).ravel()
-             for array in (one, other)]
-    if min(array.std() for array in small) == 0 or np.corrcoef(*small)[0, 1] < COARSELY_SAME:
+    small = thumbnail(one)
+    if small.std() == 0:
         return False
-    return max(share_mapped(one, other), share_mapped(other, one)) >= SAME
+    for turns, is_flipped in itertools.product(range(4), (False, True)):
+        turned = turn(other, turns, is_flipped)
+        if turned.shape != one.shape:
+            continue
+        other_small = thumbnail(turned)
+        if other_small.std() == 0 or np.corrcoef(small, other_small)[0, 1] < COARSELY_SAME:
+            continue
+        if max(share_mapped(one, turned), share_mapped(turned, one)) >= SAME:
+            return True
+    return False
+
+
+def turn(image: np.ndarray, turns: int, is_flipped: bool) -> np.ndarray:
+    """Return an image flipped from left to right, or not, and turned by so many quarters."""
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if is_flipped else image, turns))
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Return 32×32 block means of an image, in a row."""
+    return cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64).ravel()
 
 
 def share_mapped(one: np.ndarray, other: np.ndarray) -> float:
@@ -291,7 +331,8 @@ def refuse_strangers(labelled: list[Slice], reading: Reading) -> list[str]:
     found = judge_pairs((s.image, s.mask) for s in judged)
     lines = []
     if found.mean is not None and found.mean < LEAST_AGREEMENT:
-        lines.append(f"{labelled[0].path}: masks hardly agree with their images: along their outlines grey values "
+        first = judged[found.judged[0]] if found.judged else next(s for s in judged if s.mask.any())
+        lines.append(f"{first.path}: masks hardly agree with their images: along their outlines grey values "
                      f"change no more than beside them ({found.mean:.1f} standard deviations, own masks have "
                      f"{LEAST_AGREEMENT:g} and more); masks of other slices?")
     elif found.strangers:
@@ -302,6 +343,8 @@ def refuse_strangers(labelled: list[Slice], reading: Reading) -> list[str]:
         lines.append(f"{judged[found.inverted[0]].path}: its mask has the dark side where others have the bright "
                      f"one, as {', '.join(judged[i].stem for i in found.inverted)} do; inverted? save it the other "
                      "way round")
+    if found.mean is None and any(s.mask.any() for s in labelled):
+        return [f"{labelled[0].path}: masks have too short outlines to tell whether they belong to their images"]
     if lines and not reading.trust_pairs:
         raise InputError(f"{lines[0]} if the masks are right, --trust-pairs true")
     return lines
@@ -370,8 +413,8 @@ def sum_up(data: Data) -> str:
     every = {s.path: s for s in (*labelled, *data.unlabelled)}
     outside = [float(s.outside.mean()) for s in every.values() if s.outside is not None]
     if outside:
-        others += (f"; {len(outside)} slices have padding outside the sample, {100 * np.mean(outside):.0f} % of their "
-                   "pixels, which are left out")
+        others += (f"; {len(outside)} of {len(every)} slices have padding outside the sample, "
+                   f"{100 * np.mean(outside):.0f} % of their pixels, which are left out")
     return (f"{len(labelled)} labelled slice{plural} of {shapes} px, {min(shares):.0f}–{max(shares):.0f} % foreground: "
             f"{len(data.train)} to train on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
             f"{others}")
@@ -414,7 +457,7 @@ def check_data(root: Path, reading: Reading = Reading()) -> Check:
         problems += equal_stems(files)
 
     contents: dict[tuple, list[Path]] = {}
-    greys = {}
+    greys, scanned = {}, []
     for path in quiet_bar(images, "check"):
         try:
             greys[path] = load_slice(path, reading)
@@ -431,6 +474,8 @@ def check_data(root: Path, reading: Reading = Reading()) -> Check:
             continue
         for one in read:
             contents.setdefault(fingerprint(one.image), []).append(path)
+            scanned.append(replace(one, image=np.zeros((0, 0), np.uint8), outside=None))    # pixels are not kept
+    problems += notes_on_borders([*greys.values(), *scanned])
     problems += [f"{same[0]}: same pixels as {', '.join(path.name for path in same[1:])}; keep one of them"
                  for same in contents.values() if len(same) > 1]
 
@@ -504,6 +549,7 @@ def problems_of_masks(found: dict[Path, np.ndarray], reading: Reading) -> list[s
             problems.append(f"{file}: mask is {'full' if mask.max() else 'empty'}; right if the slice really is so, "
                             "else paint it again")
 
+    problems += notes_on_equal_masks(found)
     outlines = [file for file, mask in found.items() if is_of_outlines(mask)]
     if outlines:
         problems.append(describe_outlines(outlines, len(found)))
@@ -521,6 +567,16 @@ def problems_of_masks(found: dict[Path, np.ndarray], reading: Reading) -> list[s
             problems.append(f"{file}: {share:.0%} of the slice is foreground; right if the material is so, else "
                             f"inverted: save it the other way round{advice}")
     return problems
+
+
+def notes_on_equal_masks(masks: dict[Path, np.ndarray]) -> list[str]:
+    """Return a line for each mask that several slices have; empty and full ones may be alike."""
+    alike: dict[tuple, list[Path]] = {}
+    for path, mask in masks.items():
+        if mask.min() != mask.max():
+            alike.setdefault(fingerprint(mask), []).append(path)
+    return [f"{first}: has the mask of {', '.join(path.name for path in others)}, pixel by pixel; saved twice?"
+            for first, *others in alike.values() if others]
 
 
 def is_of_outlines(mask: np.ndarray) -> bool:

@@ -28,7 +28,9 @@ from commands import Parser, run_command_line
 from utils import (
     InputError, overlap_metrics, quiet_bar, resolve_precision, write_atomically, write_json, write_npz,
 )
-from volumes import ZARR_FILES, map_reader, masks_of_volume, of_one_size, open_volume, plain_name
+from volumes import (
+    ZARR_FILES, map_reader, masks_of_volume, of_one_size, open_volume, plain_name, refuse_unlike, say_remarks,
+)
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
@@ -340,14 +342,13 @@ def volume_pairs(pred: Path, truth: Path, foreground: Foreground = AS_VALUES_SAY
                  ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
     """Yield (name, mask, true mask) of the slices of two volumes; `InputError` where they differ in shape."""
     predicted, true = open_volume(pred), open_volume(truth)
-    if predicted.shape != true.shape:
-        raise InputError(f"{pred}: has shape {predicted.shape}, {truth} {true.shape}; they must be of one shape")
+    refuse_unlike(predicted, true)
+    say_remarks(predicted, true, are_stacked=True)
     predicted_masks = of_one_size(masks_of_volume(predicted, foreground.pred, option="--pred-foreground"),
                                   predicted.shape[-2:])
     image = None if foreground.images is None else open_volume(foreground.images)
-    if image is not None and image.shape != true.shape:
-        raise InputError(f"{foreground.images}: has shape {image.shape}, {truth} {true.shape}; give the volume that "
-                         "the true masks belong to")
+    if image is not None:
+        refuse_unlike(image, true)
     true_masks = of_one_size(masks_of_volume(true, foreground.truth, image), true.shape[-2:])
     for i in quiet_bar(range(len(predicted)), "evaluate"):
         yield Path(f"{pred.name.partition('.')[0]}_{i:04d}"), predicted_masks(i), true_masks(i)
@@ -405,8 +406,8 @@ def main() -> None:
     foreground = Foreground(given.pred_foreground, given.mask_foreground, images)
     maps = open_volume(given.uncertainty) if given.uncertainty else None
     doubts = maps and map_reader(maps)
-    if maps and not of_files and maps.shape != open_volume(given.pred).shape:
-        raise InputError(f"{given.uncertainty}: has shape {maps.shape}, {given.pred} {open_volume(given.pred).shape}")
+    if maps and not of_files:
+        refuse_unlike(maps, open_volume(given.pred))
     places = {Path(name).stem: i for i, name in enumerate(maps.names)} if maps and of_files else {}
     rows, counts, roi = [], 0, roi_of(given.pred)
     sample = sample_beside(given.pred, of_files)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blocks import CONSTANT, LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
+from blocks import CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
 from slices import TIFF_SUFFIXES, crop_picture, crop_roi, parse_roi
 from utils import InputError, lock, read_json, write_json
 from volumes import Volume, plain_name, stamp
@@ -301,7 +301,9 @@ def describe_outside(volume: Volume, results: Blocks | ThreeAxes) -> dict:
         if before is not None and abs(share - before) > SUDDEN:
             changes[Path(name).name] = [before, share]
         before = share
-    return {"outside": float(np.mean(shares)), "outside_changes": changes}
+    flat = {Path(name).name: found.tolist() for name, found in zip(volume.names, results.slices(FLAT), strict=True)
+            if np.isfinite(found[0])}
+    return {"outside": float(np.mean(shares)), "outside_changes": changes, "flat_borders": flat}
 
 
 def describe_slices(volume: Volume, own: np.ndarray, training: dict | None) -> dict:
@@ -359,6 +361,10 @@ def notes_on_slices(record: dict, path: Path) -> list[str]:
         left = "are" if record["settings"].get("blank") == "auto" else "can be"
         notes.append(f"{shown(low)}: {len(low)} of {count} slices have little contrast, {first['contrast']:g} where "
                      f"{slices['usual_contrast']:g} is usual; air? they {left} left blank by --blank auto")
+    if flat := record["flat_borders"]:
+        value, share = next(iter(flat.values()))
+        notes.append(f"{shown(flat)}: {share:.0%} of the slice are exactly {value:g}, at its border, as in {len(flat)} "
+                     f"of {count} slices, and count as sample; right if it is, else --outside {value:g}")
     if changes := record["outside_changes"]:
         before, share = next(iter(changes.values()))
         notes.append(f"{shown(changes)}: what lies outside the sample changes suddenly there, first from {before:.0%} "

@@ -26,7 +26,8 @@ CHANNEL = re.compile(r"_\d{4}$")         # which nnU-Net has behind the names of
 
 SHIFTS = 40             # places of a mask where it does not belong, with which its own place is compared
 JUDGED = 40             # slices of a folder that are judged, evenly spaced; a tenth to a third of a second each
-OUTLINE = 200           # px: a mask with a shorter outline is not judged
+OUTLINE = 200           # px: a mask with a shorter outline is not judged by itself
+LEAST_OUTLINE = 30      # px: and with a shorter one not together with others
 STRANGER = 3.5          # standard deviations that a single mask of another slice had at most
 CLEAR_AGREEMENT = 8.0   # standard deviations: agreement that chance does not make
 LEAST_AGREEMENT = 3.0   # standard deviations; masks of other slices had 0.8 (2.7 of round samples), own ones 22
@@ -195,7 +196,7 @@ def agreement(image: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray 
     Returns
     -------
     (3,) ndarray, or None
-        None where the mask has an outline of less than `OUTLINE` pixels.
+        None where the mask has hardly an outline.
     """
     nine = np.ones((9, 9), np.uint8)
     inside = mask.astype(bool)
@@ -204,7 +205,7 @@ def agreement(image: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray 
               "band outside": cv2.dilate(mask, nine).astype(bool) & ~inside,
               "foreground": inside}
     length = np.count_nonzero(places["outline"])
-    if length < OUTLINE or not all(place.any() for place in places.values()):
+    if length < LEAST_OUTLINE or not all(place.any() for place in places.values()):
         return None
 
     smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 2.0)
@@ -245,6 +246,8 @@ class Agreement:
     ----------
     mean : float or None
         The largest of the three mean agreements; None where outlines are too short to be judged.
+    judged : list of int
+        Numbers of the pairs that were judged one by one.
     strangers : list of int
         Numbers of pairs that do not agree at all, where others do clearly.
     inverted : list of int
@@ -254,13 +257,30 @@ class Agreement:
     mean: float | None
     strangers: list[int]
     inverted: list[int]
+    judged: list[int] = field(default_factory=list)
 
 
 def judge_pairs(slices: Iterable[tuple[np.ndarray, np.ndarray]]) -> Agreement:
-    """Return whether images and masks agree, all together and one by one."""
-    found = {i: one for i, pair in enumerate(slices) if (one := agreement(*pair)) is not None}
+    """Return whether images and masks agree, all together and one by one.
+
+    Masks with a short outline say little by themselves. Where all are so, what they say together decides: the sum of N
+    measurements, each in units of its standard deviation, over √N is one in such units again.
+    """
+    found, short, length = {}, [], 0
+    for i, (image, mask) in enumerate(slices):
+        outline = np.count_nonzero(outline_of(mask))
+        if outline >= OUTLINE:
+            found[i] = agreement(image, mask)
+        elif outline >= LEAST_OUTLINE:
+            short.append(agreement(image, mask))
+            length += outline
+    found = {i: one for i, one in found.items() if one is not None}
+    short = [one for one in short if one is not None]
     if not found:
-        return Agreement(None, [], [])
+        if length < OUTLINE or not short:
+            return Agreement(None, [], [])
+        together = np.abs(np.sum(short, axis=0)) / np.sqrt(len(short))
+        return Agreement(float(together.max()), [], [])
     scores = np.array(list(found.values()))                     # (N, 3)
     strongest = np.abs(scores).max(axis=1)
     mean = float(np.abs(scores.mean(axis=0)).max())
@@ -274,4 +294,4 @@ def judge_pairs(slices: Iterable[tuple[np.ndarray, np.ndarray]]) -> Agreement:
         usual = np.sign(np.sum(np.sign(contrast[clear]))) or 1.0
         inverted = [i for i, value, is_clear in zip(found, contrast, clear, strict=True)
                     if is_clear and np.sign(value) != usual]
-    return Agreement(max(mean, float(strongest.max())) if inverted else mean, strangers, inverted)
+    return Agreement(max(mean, float(strongest.max())) if inverted else mean, strangers, inverted, list(found))

@@ -29,7 +29,9 @@ from uncertainty import SMALLEST
 from commands import Parser
 from utils import InputError, quiet_bar, say_once, write_atomically, write_json
 from viz_slices import draw_sizes
-from volumes import Volume, map_reader, masks_of_volume, of_one_size, open_volume, plain_name, say_remarks
+from volumes import (
+    Volume, map_reader, masks_of_volume, of_one_size, open_volume, plain_name, refuse_unlike, say_remarks,
+)
 from voxel_size import relative_sides, sides_in_um
 
 BOX_VOXELS = 2**26   # of the largest component that is measured in detail
@@ -348,9 +350,13 @@ def say_of_circle(table: pd.DataFrame, volume: Volume, mask: Callable[[int], np.
     if not 0 < radius < 0.95 * distance.max() or radius > 1.02 * max(shape) / 2:
         return
     rim = (distance > radius - 1.5) & (distance <= radius)
-    counts = [ndimage.label(mask(i).astype(bool) & rim)[1] for i in range(len(volume))]
+    # Particles in a slice that reach the rim, not pieces of it: a ball far from the middle has one round outline.
+    counts = []
+    for i in range(len(volume)):
+        labels, _ = ndimage.label(mask(i), np.ones((3, 3)))
+        counts.append(np.count_nonzero(np.unique(labels[rim])))
     places = sum(counts)
-    if max(counts) >= 3 and places >= max(5, 0.05 * len(table)):  # a single ball has one round outline, not several
+    if max(counts) >= 3 and places >= max(5, 0.05 * len(table)):
         say_once(f"{volume.path}: its foreground ends at a circle of {radius:.0f} px in {places} places, as at the "
                  "edge of a field of view; particles that are cut there count as whole: --fov circle leaves them out")
 
@@ -406,7 +412,7 @@ def main(arguments: list[str]) -> None:
     """Measure each of MASKS, and compare them with the first; all is looked at before anything is written."""
     given = parse(arguments)
     volumes = {name: open_volume(path) for name, path in zip(distinct_names(given.masks), given.masks, strict=True)}
-    say_remarks(*volumes.values())
+    say_remarks(*volumes.values(), are_stacked=not given.in_slices)
     voxels = {name: voxel_of(volume, given.pixel_size, given.slice_distance) for name, volume in volumes.items()}
     flat = {name: given.in_slices or volume.axes[:-2] in ("", "T") for name, volume in volumes.items()}
     if len({unit for _, unit in voxels.values()}) > 1:
@@ -417,8 +423,7 @@ def main(arguments: list[str]) -> None:
     first, *others = volumes
     beside = {name: open_volume(other) for name in ("uncertainty", "truth") if (other := getattr(given, name))}
     for other in beside.values():
-        if other.shape != volumes[first].shape:
-            raise InputError(f"{other.path}: has shape {other.shape}, {given.masks[0]} {volumes[first].shape}")
+        refuse_unlike(other, volumes[first])
     maps = {}
     for name, other in beside.items():
         cropped = crop_volume(other, rois[first])

@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 from blocks import (
-    ACROSS, BLOCK, CONSTANT, LIMITS, MASK, OUTSIDE, OWN, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks, ThreeAxes,
-    ahead, check_cubes, cut_across, planes_of, total_deviation,
+    ACROSS, BLOCK, CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks,
+    ThreeAxes, ahead, check_cubes, cut_across, planes_of, total_deviation,
 )
 from config import Config
 from model_unet import UNet
@@ -35,7 +35,7 @@ from team import ALONE, Team, join_team, leave_team
 from commands import Parser, run_command_line
 from utils import PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, resolve_precision
 from volumes import Volume, fingerprint, open_volume, say_remarks, stamp
-from windows import Grey, apply_window, grey_limits, mark_outside, parse_outside
+from windows import Grey, apply_window, find_flat_border, grey_limits, mark_outside, parse_outside
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
 SAMPLED = 32  # slices that a window of the whole volume is taken from
@@ -121,6 +121,8 @@ class View:
         The slice's own percentiles, whatever window was taken.
     is_constant : bool
         Whether all pixels of the sample hold one value.
+    flat_border : (value, share), or None
+        What may be padding and was taken for sample; see `windows.find_flat_border`.
     """
 
     shape: tuple[int, int]
@@ -129,6 +131,7 @@ class View:
     limits: tuple[float, float] | None
     own: tuple[float, float]
     is_constant: bool
+    flat_border: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ def read_view(volume: Volume, i: int, options: Options, looking: Looking) -> Vie
     is_constant = sample.size == 0 or bool(sample.min() == sample.max())
     if is_constant or not high > low or own[1] - own[0] < looking.least_contrast:
         return View(whole.image.shape, None, whole.outside, None, own, is_constant)
-    return View(whole.image.shape, apply_window(inside, low, high), whole.outside, (low, high), own, is_constant)
+    flat = find_flat_border(whole.image, whole.outside) if options.outside == "auto" else None
+    return View(whole.image.shape, apply_window(inside, low, high), whole.outside, (low, high), own, is_constant, flat)
 
 
 def sample_slices(volume: Volume, options: Options) -> list[np.ndarray]:
@@ -236,7 +240,8 @@ def predict_block(models: torch.nn.Module, block: list[View], settings: dict, op
         mask = (stored[PROBABILITY] >= np.float32(options.threshold)).astype(np.uint8) * 255
         outside = np.zeros((0, 0), bool) if view.outside is None else view.outside
         results.append({MASK: mask, LIMITS: np.array(view.limits or (np.nan, np.nan)), OWN: np.array(view.own),
-                        OUTSIDE: outside, CONSTANT: np.array(view.is_constant)}
+                        OUTSIDE: outside, CONSTANT: np.array(view.is_constant),
+                        FLAT: np.array(view.flat_border or (np.nan, np.nan))}
                        | {kind: array for kind, array in stored.items() if kind in options.kinds})
     return results
 
@@ -408,7 +413,7 @@ def main() -> None:
                       given.uncertainty, given.three_axes, given.precision, given.outside, given.blank)
     team = join_team(device)
     volume = open_volume(given.input)
-    say_remarks(volume)
+    say_remarks(volume, are_stacked=given.three_axes)
     target = predict_volume(volume, given.checkpoint, given.output, options, device, team)
     if team.leads:
         print(target)

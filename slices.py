@@ -44,6 +44,8 @@ class Slice:
         Where there is no sample; None where there is sample everywhere.
     limits : (low, high), or None
         The grey values of the file that became 0 and 255.
+    flat_border : (value, share), or None
+        What may be padding and was taken for sample; see `windows.find_flat_border`.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Slice:
     mask: np.ndarray | None = None
     outside: np.ndarray | None = None
     limits: tuple[float, float] | None = None
+    flat_border: tuple[float, float] | None = None
 
     @property
     def stem(self) -> str:
@@ -94,21 +97,27 @@ def plain_text(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-SIGNED = re.compile(r"(.*?)([-+]?)(\d+)(\D*)")
-
-
 def in_order(files: list[Path]) -> list[Path]:
-    """Return files in the order of the numbers in their stems.
-
-    Where some of the stems have a sign before their last number, and some have none, these are numbers below and above
-    zero. Else a hyphen is one: it stands before all of them.
-    """
-    parts = [SIGNED.fullmatch(path.stem) for path in files]
-    if all(parts) and len({(part[1], part[4]) for part in parts}) == 1:
-        signs = {part[2] for part in parts}
-        if "-" in signs and len(signs) > 1:
-            return sorted(files, key=lambda path: (int("".join(SIGNED.fullmatch(path.stem).group(2, 3))), path.name))
+    """Return files in the order of the numbers in their stems."""
+    places = signed_places([path.stem for path in files])
+    if places is not None:
+        return [path for _, path in sorted(zip(places, files, strict=True))]
     return sorted(files, key=lambda path: (natural_key(path.stem), path.name))
+
+
+def signed_places(stems: list[str]) -> list[int] | None:
+    """Return the numbers in some stems where these lie below and above zero; None where they do not.
+
+    They do where the stems differ in their last number alone, some have a minus before it, and some have none. A hyphen
+    that stands before all of them is none.
+    """
+    parts = [re.fullmatch(r"(.*?)([-+]?)(\d+)(\D*)", stem) for stem in stems]
+    if not all(parts) or len({(part[1], part[4]) for part in parts}) > 1:
+        return None
+    signs = {part[2] for part in parts}
+    if "-" not in signs or len(signs) == 1:
+        return None
+    return [int(part[2] + part[3]) for part in parts]
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

@@ -19,7 +19,7 @@ from slices import FOREGROUND, as_floats
 from commands import Parser, run_command_line
 from utils import InputError
 from viz_slices import draw_volume, tint
-from volumes import Volume, masks_of_volume, open_volume, say_remarks
+from volumes import Volume, masks_of_volume, open_volume, refuse_unlike, say_remarks
 from voxel_size import relative_sides, sides_in_um
 from windows import Grey, apply_window, grey_limits, mark_outside
 
@@ -31,9 +31,7 @@ MOST = 0.5  # standard deviation of a probability, at most
 def check_alike(image: Volume, *others: Volume | None) -> None:
     """`InputError` where one of the others does not have the shape of the image."""
     for other in (other for other in others if other is not None):
-        if other.shape != image.shape:
-            raise InputError(f"{other.path}: has shape {other.shape}, {image.path} {image.shape}; they must belong "
-                             "together")
+        refuse_unlike(other, image)
 
 
 def sample(volume: Volume, count: int = SAMPLED) -> list[int]:

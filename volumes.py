@@ -4,6 +4,7 @@ A volume is a list of slices, whatever axes are stacked: z, time, or both. Only 
 """
 
 import hashlib
+import itertools
 import math
 import re
 import threading
@@ -20,7 +21,7 @@ import zarr
 from masks import Masks
 from slices import (
     IMAGE_SUFFIXES, LARGEST, TIFF_SUFFIXES, Picture, complaints, list_files, main_series, palette_of, read_array,
-    read_picture, refuse_bombs, refuse_devices, shows_zero_white,
+    read_picture, refuse_bombs, refuse_devices, shows_zero_white, signed_places,
 )
 from utils import InputError, say_once
 from voxel_size import Voxel, describe_default, describe_voxel, is_default_resolution, plain_unit, read_voxel
@@ -120,9 +121,42 @@ def _open_folder(path: Path) -> Volume:
         remarks.append(f"{path}: {files[0].name} says that a voxel is {describe_voxel(voxel)}, {file.name} says "
                        f"{describe_voxel(found)}; sizes are in pixels (give --pixel-size)")
         voxel = {}
+    about = {"files": files, "remarks": remarks, "order": remarks_on_order(path, files)}
     return Volume(path, "folder", "ZYX", (len(files), *first.shape[-2:]), [str(file) for file in files],
-                  lambda i: read_array(files[i]), voxel, {"files": files, "remarks": remarks},
-                  lambda i: read_picture(files[i]))
+                  lambda i: read_array(files[i]), voxel, about, lambda i: read_picture(files[i]))
+
+
+def remarks_on_order(path: Path, files: list[Path]) -> list[str]:
+    """Return lines on what makes files of a folder no neighbours, where they are taken for slices of a volume."""
+    stems = [file.stem for file in files]
+    places = signed_places(stems)
+    if places is None:
+        numbers = [re.findall(r"\d+", stem) for stem in stems]
+        around = {re.sub(r"\d+", "#", stem) for stem in stems}
+        if len(around) > 1:
+            return [f"{path}: names of its files have several forms ({stems[0]}, {stems[-1]}); is it one volume? "
+                    "Slices are taken in the order of their names"]
+        if not all(numbers) or len(files) < 2:
+            return []
+        if re.search(r"#\.#\D*$", around.pop()) and len({len(found[-1]) for found in numbers}) > 1:
+            return [f"{path}: takes numbers in names for whole ones, so that {stems[0]} comes first and {stems[-1]} "
+                    "last; rename the files if they are decimals"]
+        changing = [i for i in range(len(numbers[0])) if len({found[i] for found in numbers}) > 1]
+        if len(changing) != 1:
+            return []
+        places = [int(found[changing[0]]) for found in numbers]
+
+    steps = [after - before for before, after in itertools.pairwise(places)]
+    usual = min(steps, key=abs)
+    jumps = [i for i, step in enumerate(steps) if step != usual]
+    if jumps:
+        i = jumps[0]
+        return [f"{path}: numbers of slices jump from {places[i]} to {places[i + 1]}"
+                f"{f', and in {len(jumps) - 1} other places' if jumps[1:] else ''}; they are taken for neighbours"]
+    if abs(usual) > 1:
+        return [f"{path}: has every {abs(usual)}. slice; they are taken for neighbours, and their distance is that of "
+                "slices (--slice-distance)"]
+    return []
 
 
 def other_voxel(files: list[Path], voxel: Voxel) -> tuple[Path, Voxel] | None:
@@ -329,6 +363,15 @@ def masks_of_volume(volume: Volume, foreground: str = "auto", image: Volume | No
     return Masks(volume.names, volume.picture, foreground, read_slice, option)
 
 
+def refuse_unlike(one: Volume, other: Volume) -> None:
+    """`InputError` where two volumes differ in shape, or have named axes that contradict each other."""
+    if one.shape != other.shape:
+        raise InputError(f"{one.path}: has shape {one.shape}, {other.path} {other.shape}; they must belong together")
+    for axis, its in zip(one.axes, other.axes, strict=True):
+        if axis != its and not {axis, its} & set("IQ"):         # which say nothing
+            raise InputError(f"{one.path}: has axes {one.axes}, {other.path} {other.axes}; save both in one order")
+
+
 def of_one_size(masks: Masks, shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
     """Return a reader of masks that refuses those of another shape than (H, W)."""
     def read(i: int) -> np.ndarray:
@@ -349,10 +392,17 @@ def map_reader(volume: Volume) -> Callable[[int], np.ndarray]:
     return read
 
 
-def say_remarks(*volumes: Volume | None) -> None:
-    """Say what some files state and cannot be, on standard error."""
+def say_remarks(*volumes: Volume | None, are_stacked: bool = False) -> None:
+    """Say on standard error what some files state and cannot be.
+
+    With `are_stacked`, slices are taken for neighbours; then also what speaks against that.
+    """
     for volume in volumes:
-        for line in volume.about.get("remarks", []) if volume is not None else []:
+        if volume is None:
+            continue
+        for line in volume.about.get("remarks", []):
+            say_once(line)
+        for line in volume.about.get("order", []) if are_stacked else []:
             say_once(line)
 
 
@@ -365,7 +415,8 @@ def plain_name(path: Path) -> str:
 
 def _tiff_metadata(file: tifffile.TiffFile, path: Path) -> tuple[Voxel, dict]:
     """Return the voxel size, and what an output inherits; `remarks` in it are lines on what is not believed."""
-    tags = file.pages[0].tags
+    series = main_series(file)
+    tags = (file.pages[0] if series is None else series.keyframe).tags
     values = [tags[name].value if name in tags else None for name in ("XResolution", "YResolution", "ResolutionUnit")]
     about = {}
     if all(values[:2]):
@@ -446,7 +497,9 @@ def _ome_pixels(file: tifffile.TiffFile) -> dict:
 def _resolution_voxel(about: dict, path: Path) -> tuple[dict, list[str]]:
     """Return sizes and units of the resolution of a plain TIFF, unless that is one that programs make up."""
     unit = {2: "inch", 3: "cm"}.get(about.get("resolutionunit"))
-    if unit is None:
+    if unit is None:                                            # the shape of a pixel alone, if that is not square
+        if "pixel" in about and not math.isclose(*about["pixel"], rel_tol=1e-3):
+            return {axis: (size, "") for axis, size in zip("XY", about["pixel"], strict=True)}, []
         return {}, []
     for per_unit in about["resolution"]:
         if is_default_resolution(per_unit, unit):

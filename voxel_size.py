@@ -29,6 +29,7 @@ UNITS = {spelling: unit for unit, spellings in SPELLINGS.items() for spelling in
 # Pixels per inch that programs write where nobody told them: they are about paper and screens.
 DEFAULT_DPI = (1, 2.54, 72, 90, 96, 100, 120, 144, 150, 180, 200, 240, 254, 300, 350, 360, 400, 600, 720, 1200, 2400)
 MOST_PIXEL = 50.0   # µm: larger pixels in a tag of resolution are those of a program that knew no better
+LARGEST, SMALLEST = 1000.0, 1e-5    # µm: sides of voxels beyond which units are likely wrong
 MOST_RATIO = 50     # of two sides of a voxel: more is said
 
 
@@ -98,6 +99,13 @@ def read_voxel(stated: Mapping[str, tuple[object, object]], name: str) -> tuple[
     lengths = {axis: size * IN_UM[unit] for axis, (size, unit) in sizes.items() if is_length(unit)}
     if lengths:
         voxel = {axis: (size, "um") for axis, size in lengths.items()}
+        without = [axis for axis in sizes if axis not in lengths]
+        if without:
+            remarks.append(f"{name}: says a size without a unit of length along {', '.join(without)}; left out")
+        strange = [axis for axis, size in lengths.items() if not SMALLEST <= size <= LARGEST]
+        if strange:
+            remarks.append(f"{name}: says that voxels are {lengths[strange[0]]:g} µm along {', '.join(strange)}; taken "
+                           "so, but is the unit right? (m where µm was meant?) --pixel-size goes before it")
     else:
         smallest = min((size for size, _ in sizes.values()), default=1.0)
         voxel = {axis: (size / smallest, "px") for axis, (size, _) in sizes.items()}

@@ -19,9 +19,11 @@ from utils import InputError
 LEAST_OUTSIDE = 0.002   # share of a slice that padding fills, at least
 CLEAR_GAP = 0.05        # of the range of all other grey values: padding that is farther away from them is no grey value
 RARE = 0.01             # pixels elsewhere that have the value of padding, for each that lies in a corner, at most
-CUT_OFF = (0.0, 255.0, 65535.0)     # values at which programs cut off what is darker or brighter
+CUT_OFF = (0.0, 1.0, 255.0, 1023.0, 4095.0, 16383.0, 32767.0, 65535.0)  # at which programs cut off grey values
 MOST_CUT_OFF = 0.5      # share of a slice that such a value, or one that varies, fills outside the sample, at most
-MOST_VALUES = 3         # of padding in one slice
+LEAST_FLAT = 0.01       # share of a slice that one exact value fills at its border before it is said
+FRAME = 3               # px: frames around slices are thinner
+MOST_VALUES = 4         # of padding in one slice
 MOST_DEAD = 0.001       # share of a slice that single dead pixels are, at most
 EDGE = 3                # px: so far reaches what an interpolation has mixed with padding, at most
 LOSSY = 9               # px: so far reaches what lossy compression has mixed with padding, at most
@@ -59,8 +61,8 @@ def find_padding(image: np.ndarray, known: np.ndarray | None = None) -> Padding 
 
     Padding is one exact value that fills a part of the slice in a corner. Three things tell it from grey values:
 
-    - It is far from all others, and none at which programs cut grey values off (0, 255, 65535): then a single corner is
-      enough. NaN is no grey value anywhere.
+    - It is far from all others, hardly a pixel elsewhere has it, and it is none at which programs cut grey values off
+      (0, 255, 4095 …): then a single corner is enough. NaN is no grey value anywhere.
     - It lies beyond all others: then it fills three corners at least, as around a circular field of view, and more of
       them than of the rest, because a program may have cut off grey values anywhere.
     - It lies among them: then it fills all four corners, and hardly a pixel elsewhere has exactly this value.
@@ -73,6 +75,9 @@ def find_padding(image: np.ndarray, known: np.ndarray | None = None) -> Padding 
     """
     if known is None:
         known = np.zeros(image.shape, bool)
+    frame = frame_value(image)
+    if frame is not None and not known[0, 0]:
+        return Padding(frame, False)
     corners = [block_of_one_value(block) for block in corner_blocks(np.where(known, np.inf, image))]
     if any(value is not None and math.isnan(value) for value in corners):
         return Padding(math.nan, True)
@@ -85,7 +90,7 @@ def find_padding(image: np.ndarray, known: np.ndarray | None = None) -> Padding 
 
     # A second ring, as where a round field of view was padded, rotated, and padded again, reaches no corner.
     beside = value_beside(image, known)
-    return None if beside is None else judge_padding(image, known, beside, filled_before)
+    return None if beside is None else judge_padding(image, known, beside, 4)
 
 
 def judge_padding(image: np.ndarray, known: np.ndarray, value: float, corners: int) -> Padding | None:
@@ -103,16 +108,29 @@ def judge_padding(image: np.ndarray, known: np.ndarray, value: float, corners: i
     if reach == 0 or not np.isfinite([gap, reach]).all():       # two values, or values that cannot be compared
         return None
 
+    elsewhere = np.count_nonzero(is_value) - in_corners
     if value in CUT_OFF:
         # Dark air or bright metal that was cut off looks like padding; where it is most of the slice it is left alone.
         if in_corners > MOST_CUT_OFF * image.size:
             return None
-    elif gap > 0 and gap >= CLEAR_GAP * reach:
+    elif gap > 0 and gap >= CLEAR_GAP * reach and elsewhere <= RARE * in_corners:
         return Padding(value, True)
-    elsewhere = np.count_nonzero(is_value) - in_corners
     if (gap > 0 and corners >= 3 and elsewhere <= in_corners) or (corners == 4 and elsewhere <= RARE * in_corners):
         return Padding(value, False)
     return None
+
+
+def frame_value(image: np.ndarray) -> float | None:
+    """Return the value of a frame of one or two pixels all around a slice; None where there is no such frame."""
+    if min(image.shape) <= 2 * FRAME:
+        return None
+    value = image[0, 0]
+    sides = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    inner = image[FRAME:-FRAME, FRAME:-FRAME]
+    inner_sides = np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
+    if not (sides == value).all() or (inner_sides == value).mean() > 0.5:
+        return None
+    return float(value)
 
 
 def value_beside(image: np.ndarray, known: np.ndarray) -> float | None:
@@ -139,6 +157,8 @@ def find_varying_padding(image: np.ndarray) -> tuple[np.ndarray, float] | None:
         centre = float(np.median(np.median(blocks, axis=(1, 2))))
         deviations = np.abs(blocks - centre).max(axis=(1, 2))
         width = float(np.sort(deviations)[2])                   # of the three corners that agree best
+        if not width <= VARYING * (float(image.max()) - float(image.min())):
+            return None                                         # as of most slices, which ends here quickly
         rough = connected_to_corners(np.abs(image - centre) <= 2 * width)
     if np.count_nonzero(rough) < LEAST_OUTSIDE * image.size:
         return None
@@ -284,7 +304,7 @@ def recognise_outside(image: np.ndarray) -> tuple[np.ndarray, list[float]]:
             break
         is_value = np.isnan(image) if math.isnan(padding.value) else image == padding.value
         if not padding.is_clear or math.isnan(padding.value):
-            is_value = connected_to_border(is_value)            # within the sample it may be a grey value
+            is_value &= connected_to_border(is_value | known)   # within the sample it may be a grey value
         known |= is_value
         values.append(padding.value)
     if values:
@@ -295,6 +315,25 @@ def recognise_outside(image: np.ndarray) -> tuple[np.ndarray, list[float]]:
         return known, []
     where, value = varying
     return where, [value]
+
+
+def find_flat_border(image: np.ndarray, outside: np.ndarray | None = None) -> tuple[float, float] | None:
+    """Return one exact value that fills a part of the sample at its border, and the share of the slice that it fills.
+
+    It may be padding that was not recognised as such, such as a strip on one side after slices were aligned. None where
+    there is no such part, or much of the sample elsewhere has this value.
+    """
+    seen = np.ones(image.shape, bool) if outside is None else ~outside
+    sides = np.concatenate([image[side][seen[side]] for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])])
+    values, counts = np.unique(sides, return_counts=True)
+    if values.size == 0 or counts.max() < max(16, 0.02 * sides.size):
+        return None
+    value = values[counts.argmax()]
+    is_value = (image == value) & seen
+    at_border = np.count_nonzero(is_value & connected_to_border(is_value))
+    if at_border < LEAST_FLAT * image.size or np.count_nonzero(is_value) - at_border > 0.1 * at_border:
+        return None
+    return float(value), at_border / image.size
 
 
 def with_blurred_edge(image: np.ndarray, outside: np.ndarray, values: list[float]) -> np.ndarray:

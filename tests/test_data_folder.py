@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -312,3 +313,40 @@ def test_only_what_is_likely_inverted_is_told_to_turn_round(data_folder):
     (said,) = (line for line in check_data(data_folder, READING).problems if "of the slice is foreground" in line)
     assert "s_mask_03.tif" in said
     assert "--mask-foreground" not in said                      # it would turn the good ones round
+
+
+def test_a_strip_that_counts_as_sample_is_said(data_folder):
+    binary(data_folder)
+    for i in range(8):
+        image = np.rint(disc_slice(i)[0] * 1e7)
+        image[:, :8] = 0                                        # slices were aligned, and moved to the right
+        tifffile.imwrite(data_folder / IMAGES / f"s_{i:02d}.tif", image.astype(np.uint16))
+    (said,) = (line for line in check_data(data_folder, READING).problems if "count as sample" in line)
+    assert re.search(r"s_00.tif: 12% of it are exactly 0, at its border, as in 8 of \d+ slices.*--outside 0", said)
+    assert any("count as sample" in note for note in load(data_folder).notes)
+    stated = load_data(data_folder, "blocks", 0.25, 0.25, reading=Reading((8, 72, 8, 72), outside=0.0))
+    assert stated.notes == ()
+    assert stated.train[0].outside[:, :8].all()
+
+
+def test_one_mask_for_several_slices_is_said(data_folder):
+    binary(data_folder)
+    paint(data_folder, 5, disc_slice(4)[1])
+    message = "has the mask of"
+    assert any(message in line for line in check_data(data_folder, READING).problems)
+    assert any(message in note for note in load_data(
+        data_folder, "blocks", 0.25, 0.25, reading=Reading((8, 72, 8, 72), trust_pairs=True)).notes)
+
+
+def test_labelled_slices_in_no_part_of_a_split_are_said(data_folder):
+    write_split(data_folder, train=["s_00", "s_01"], val=["s_02"], test=["s_03"])
+    data = load_data(data_folder, reading=READING)
+    assert any("4 labelled slices are in no part of the split" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("change", [np.fliplr, np.flipud, np.rot90, np.transpose])
+def test_flipped_and_turned_copies_are_leaks(data_folder, change):
+    image = tifffile.imread(data_folder / IMAGES / "s_00.tif")
+    tifffile.imwrite(data_folder / UNLABELLED / "turned.tif", change(image))
+    with pytest.raises(InputError, match=r"turned.tif: has the pixels of s_00, a validation or test slice"):
+        load(data_folder)

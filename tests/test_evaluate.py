@@ -364,3 +364,12 @@ def test_a_painted_volume_finds_its_slices(tmp_path, command):
     code, _, err = command(*options, "--images", tmp_path / "short.tif")
     assert code == 2
     assert "short.tif: has shape (2, " in err
+
+
+def test_axes_in_another_order_are_refused(tmp_path, command):
+    stack = np.zeros((3, 3, 40, 40), np.uint8)
+    for name, axes in (("pred", "TZYX"), ("truth", "ZTYX")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", stack, ome=True, metadata={"axes": axes})
+    code, _, err = command("evaluate", "--pred", tmp_path / "pred.tif", "--truth", tmp_path / "truth.tif")
+    assert code == 2
+    assert "pred.tif: has axes TZYX" in err

@@ -164,3 +164,12 @@ def test_other_texts_are_refused(spheres):
     for text, message in (("square", "--fov square: expected"), ("900,900,5", "lies outside slices")):
         with pytest.raises(InputError, match=message):
             find_field(text, volume, masks_of_volume(volume).__getitem__)
+
+
+def test_one_ball_is_no_field_of_view(tmp_path, capsys):
+    z, y, x = np.ogrid[:24, :96, :96]
+    for name, row, column in (("diagonal", 30, 30), ("side", 48, 20), ("corner", 22, 70)):
+        ball = ((z - 12) ** 2 + (y - row) ** 2 + (x - column) ** 2 <= 81).astype(np.uint8) * np.uint8(255)
+        tifffile.imwrite(tmp_path / f"{name}.tif", ball, photometric="minisblack")
+        particles.measure_masks(open_volume(tmp_path / f"{name}.tif"), (1, 1, 1), False)
+        assert "ends at a circle" not in capsys.readouterr().err

@@ -165,3 +165,15 @@ def test_masks_without_an_outline_are_not_judged():
     slices = labelled(2)
     assert agreement(slices[0].image, np.zeros_like(slices[0].mask)) is None
     assert judge_pairs([(s.image, np.zeros_like(s.mask)) for s in slices]).mean is None
+
+
+def test_short_outlines_are_judged_together():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for place in ((40, 40), (120, 50), (60, 120), (110, 110), (30, 90), (90, 30)):
+        mask = np.zeros((160, 160), np.uint8)
+        cv2.circle(mask, place, 12, 1, -1)
+        pairs.append((np.clip(100 + 40 * mask + rng.normal(0, 12, mask.shape), 0, 255).astype(np.uint8), mask))
+    assert judge_pairs(pairs).mean > 10
+    exchanged = [(image, pairs[(i + 1) % 6][1]) for i, (image, _) in enumerate(pairs)]
+    assert judge_pairs(exchanged).mean < LEAST_AGREEMENT

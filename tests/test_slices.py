@@ -83,3 +83,12 @@ def test_natural_order(tmp_path):
     for name in ("s10.tif", "s2.tif", "s1.TIF", ".hidden.tif", "notes.txt", "s2².tif"):
         (tmp_path / name).touch()
     assert [p.name for p in slices.list_files(tmp_path)] == ["s1.TIF", "s2.tif", "s2².tif", "s10.tif"]
+
+
+@pytest.mark.parametrize("names", [
+    ["scan", "scan (2)", "scan (3)", "scan (10)"], ["z_-10", "z_-2", "z_0", "z_1"], ["a-1", "a-2", "a-10"],
+    ["s_01", "s_01-1", "s_02"], ["-1", "+0", "+2"]])
+def test_files_are_in_the_order_of_their_numbers(tmp_path, names):
+    for name in reversed(names):
+        (tmp_path / f"{name}.tif").touch()
+    assert [path.stem for path in slices.list_files(tmp_path)] == names

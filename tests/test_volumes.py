@@ -228,3 +228,18 @@ def test_old_ome_zarr_metadata(tmp_path, axes):
     volume = volumes.open_volume(tmp_path / "old.ome.zarr")     # a size in a file of its own is not read, and said
     assert volume.voxel == {}
     assert "in a way that is not read" in volume.about["remarks"][0]
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (["s_1", "s_2", "s_3"], None), (["z_-1", "z_0", "z_1"], None), (["s1_z1", "s1_z2"], None), (["a"], None),
+    (["s_9", "s_10", "s_15", "s_16"], "numbers of slices jump from 10 to 15; they are taken for neighbours"),
+    (["s_10", "s_20", "s_30"], "has every 10. slice"),
+    (["a_1", "a_2", "b_1"], "names of its files have several forms"),
+    (["z0.1", "z0.15", "z0.2"], "takes numbers in names for whole ones"),
+])
+def test_what_makes_slices_no_neighbours_is_said(tmp_path, names, said):
+    for name in names:
+        tifffile.imwrite(tmp_path / f"{name}.tif", GREY[0])
+    found = volumes.open_volume(tmp_path).about["order"]
+    assert len(found) == bool(said)
+    assert said is None or said in found[0]

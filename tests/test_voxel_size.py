@@ -210,3 +210,26 @@ def test_a_folder_whose_files_state_different_sizes_has_none(tmp_path):
     assert "says X 1 px, Y 1 px" in open_volume(tmp_path).about["remarks"][0]
     (tmp_path / "s_28.tif").write_bytes(b"no TIFF")             # an error where it is read, not here
     assert open_volume(tmp_path).voxel
+
+
+def test_the_size_is_that_of_the_page_that_is_read(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "t.tif") as file:
+        file.write(STACK[0, ::4, ::4], subfiletype=1, resolution=(5000, 5000), resolutionunit="CENTIMETER")
+        file.write(STACK[0], resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    assert sides_in_um(open_volume(tmp_path / "t.tif").voxel) == pytest.approx({"X": 0.5, "Y": 0.5})
+
+
+def test_the_shape_of_a_pixel_is_read_without_a_unit(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0], resolution=(1, 3), resolutionunit="NONE")
+    assert open_volume(tmp_path / "a.tif").voxel == {"X": (pytest.approx(3.0), "px"), "Y": (1.0, "px")}
+
+
+@pytest.mark.parametrize(("stated", "said"), [
+    ({"X": (0.5, "m"), "Y": (0.5, "m")}, "voxels are 500000 µm along X, Y; taken so, but is the unit right?"),
+    ({"X": (2.3e-6, "um"), "Y": (2.3e-6, "um")}, "voxels are 2.3e-06 µm along X, Y"),
+    ({"X": (0.5, "um"), "Y": (0.5, "um"), "Z": (3, "")}, "a size without a unit of length along Z; left out"),
+    ({"X": (2, "pixel"), "Y": (2, "pixel"), "Z": (0.5, "um")}, "a size without a unit of length along X, Y"),
+])
+def test_sizes_that_can_hardly_be_are_said(stated, said):
+    _, remarks = read_voxel(stated, "a.tif")
+    assert any(said in line for line in remarks), remarks

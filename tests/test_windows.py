@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import windows
 from utils import InputError
-from windows import Grey, apply_window, find_padding, grey_limits, mark_outside, percentile_window
+from windows import Grey, apply_window, find_flat_border, find_padding, grey_limits, mark_outside, percentile_window
 
 
 @given(st.floats(1e-6, 1e6), st.floats(-5, 5))
@@ -203,3 +203,47 @@ def test_what_is_stated_has_to_be_a_value():
     for text in ("black", "inf", ""):
         with pytest.raises(InputError, match=f"--outside {text}"):
             windows.parse_outside(text)
+
+
+# --- what is like padding, and what is like sample ---------------------------------------------------------------
+
+@pytest.mark.parametrize("edge", [0.0, 7.0])
+def test_a_frame_around_padding_hides_it_not(edge):
+    image, outside = scan()
+    padded = np.where(outside, np.float32(-1000), image)
+    padded[[0, -1]] = edge
+    padded[:, [0, -1]] = edge
+    frame = np.ones_like(outside)
+    frame[1:-1, 1:-1] = False
+    assert (mark_outside(padded, "s").outside == (outside | frame)).mean() > 0.999
+
+
+def test_what_was_cut_off_inside_the_sample_stays_sample():
+    rng = np.random.default_rng(0)
+    metal = np.zeros((192, 192), np.uint8)
+    for centre in ((0, 0), (60, 80), (120, 150), (150, 40)):
+        cv2.circle(metal, centre, 14, 1, -1)
+    for most in (4095, 1.0):
+        grey = np.minimum(1.0, 0.22 + 0.02 * rng.standard_normal(metal.shape) + metal) * most
+        assert mark_outside(grey.astype(np.float32), "s").outside is None
+    pores = np.zeros_like(metal)
+    for centre in ((60, 80), (120, 140), (140, 60)):
+        cv2.circle(pores, centre, 12, 1, -1)
+    rows, columns = np.mgrid[:192, :192]
+    outside = np.hypot(rows - 95.5, columns - 95.5) > 94
+    clipped = np.maximum(-1000, 400 + 60 * rng.standard_normal(pores.shape) - 2400.0 * pores)
+    grey = mark_outside(np.rint(np.where(outside, -1000, clipped)).astype(np.float32), "s")
+    assert (grey.outside == outside).mean() > 0.999
+
+
+def test_one_value_at_the_border_that_is_taken_for_sample_is_found():
+    image = np.rint(np.random.default_rng(0).normal(100, 8, (192, 192)).clip(1, 254)).astype(np.float32)
+    rows, columns = np.mgrid[:192, :192]
+    for sample in (columns >= 16, np.hypot(rows - 192, columns - 192) <= 220, np.hypot(rows - 96, columns - 96) < 60):
+        padded = np.where(sample, image, np.float32(0))
+        assert mark_outside(padded, "s").outside is None
+        value, share = find_flat_border(padded)
+        assert value == 0
+        assert share == pytest.approx((~sample).mean(), abs=0.01)
+    assert find_flat_border(image) is None
+    assert find_flat_border(np.clip(image, 95, 105)) is None    # values that were cut off lie everywhere
