@@ -31,7 +31,8 @@ RIM = 4                     # px: so far from both flat parts is a pixel of a so
 RINGING = 9                 # px: so far from an edge are the pixels that JPEG has changed a little, at most
 EXTREME = 0.01              # of the range: closer pixels hold an extreme value
 SURE = 0.9                  # probabilities of foreground reach it somewhere
-LEAST_VALUES = 4            # of a mask with soft edges; three are three classes
+LEAST_VALUES = 4            # of a mask with soft edges
+MOST_BETWEEN = 0.05         # pixels with a third value, for each with the rarer extreme one, that are an accident
 FEW_VALUES = 16             # with fewer, only the extreme values themselves are flat: others may be classes
 LEAST_FLAT = 0.75           # share of the pixels of either side that are flat in a mask with soft edges
 HIGHEST_LABEL = 15          # whole numbers up to here may be labels, and are never taken for soft edges
@@ -262,8 +263,10 @@ def has_soft_edges(values: np.ndarray) -> bool:
 
     position = (values.astype(np.float64) - low) / (high - low)
     count = len(np.unique(values))
-    if count < LEAST_VALUES:
-        return False
+    between = np.count_nonzero((values != low) & (values != high))
+    if count < LEAST_VALUES and between > MOST_BETWEEN * min(np.count_nonzero(values == low),
+                                                             np.count_nonzero(values == high)):
+        return False                                            # three values are three classes
     few = count < FEW_VALUES
     flat, extreme = (0.0, 0.0) if few else (FLAT, EXTREME)
     dark, bright = position <= flat, position >= 1 - flat
