@@ -538,7 +538,7 @@ def equal_stems(files: list[Path]) -> list[str]:
 
 def fingerprint(image: np.ndarray) -> tuple:
     """Return what two slices have in common only where their pixels are the same."""
-    return image.shape, hashlib.sha256(image).digest()
+    return image.shape, hashlib.sha256(np.ascontiguousarray(image)).digest()
 
 
 def problems_of_masks(found: dict[Path, np.ndarray], reading: Reading) -> list[str]:
