@@ -208,6 +208,7 @@ def test_paint_in_what_looks_like_padding_is_asked_about(data_folder, command):
     code, out, _ = command("datasets", "check", data_folder, "--roi", "none")
     assert code == 1
     assert "--outside 0, and the paint there is left out; if it is sample, --outside none" in out
+    assert "mask is empty" not in out
     sample = load_data(data_folder, "blocks", 0.25, 0.25, reading=Reading((8, 72, 8, 72), outside="none"))
     assert sample.train[0].mask.mean() == pytest.approx(pores.mean())
 
