@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from model_unet import ENCODER_BLOCKS, STRIDE
-from slices import FOREGROUND, ROI, parse_roi
-from utils import InputError, breaks_lines, read_json
-from windows import parse_outside
+from runtime.files import read_json
+from runtime.messages import InputError, breaks_lines
+from slices.reading import FOREGROUND, ROI, parse_roi
+from slices.windows import parse_outside
 
 
 def option(default: object, text: str, check: Callable[[Any], bool] = lambda value: True) -> Any:

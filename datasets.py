@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from commands import Parser, run_command_line
-from data_folder import Reading, check_data, load_data, sum_up
-from slices import FOREGROUND, ROI, Slice, cut_window, parse_roi, reduce_slice
-from utils import InputError
+from runtime.command_line import Parser, run_command_line
+from runtime.messages import InputError
+from slices.data_folder import Reading, check_data, load_data, sum_up
+from slices.reading import FOREGROUND, ROI, Slice, cut_window, parse_roi, reduce_slice
+from slices.windows import parse_outside
 from views import build_geometry, build_intensity, make_views
-from windows import parse_outside
-
 
 # --- crops and their views -------------------------------------------------------------------------------------
 
@@ -51,8 +50,8 @@ class Views(Dataset):
     once, here: for k = 4 a sixteenth of the pixels is turned and perturbed. Means are rounded to 8 bit, and masks hold
     shares of foreground.
 
-    Each item is a dict of uint8 tensors of sides P = `patch_size` / k, which `loaders.to_float` makes floats in [0, 1]
-    once they are where the model is: `weak` (1, P, P), `strong` (`strong_views`, P, P) and, for labelled slices,
+    Each item is a dict of uint8 tensors of sides P = `patch_size` / k, which `runtime.loaders.to_float` makes floats in
+    [0, 1] once they are where the model is: `weak` (1, P, P), `strong` (`strong_views`, P, P) and, for labelled slices,
     `mask` (1, P, P), 255 for foreground. Where some of the slices do not show the sample everywhere, all items have
     `inside` (1, P, P), 255 for sample.
 

@@ -26,10 +26,12 @@ import pandas as pd
 import tifffile
 from tqdm import tqdm
 
-from slices import ROI
-from splits import split_by_blocks
-from commands import Parser, run_command_line
-from utils import PROGRESS_SECONDS, InputError, alone, quiet_bar, write_atomically, write_json
+from runtime.command_line import Parser, run_command_line
+from runtime.files import locked as alone
+from runtime.files import write_atomically, write_json
+from runtime.messages import PROGRESS_SECONDS, InputError, quiet_bar
+from slices.reading import ROI
+from slices.splits import split_by_blocks
 
 SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]

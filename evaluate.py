@@ -1,7 +1,7 @@
 """Per-slice tables, confidence intervals, paired comparison, and a classical baseline.
 
     python evaluate.py --pred MASKS --truth MASKS           scores, a row per slice
-    python evaluate.py particles MASKS [MASKS …]            sizes and shapes: see `particles.py`
+    python evaluate.py particles MASKS [MASKS …]            sizes and shapes: see `measuring.py`
 """
 
 import sys
@@ -15,21 +15,28 @@ import torch
 from scipy import ndimage, stats
 from skimage.filters import gaussian, threshold_otsu
 
-import particles
-from data_folder import IMAGES, MASKS, notes_on_pairs
-from field_of_view import inside_file
-from masks import masks_of_files
-from outputs import roi_of
-from pairing import pair_files
-from slices import FOREGROUND, IMAGE_SUFFIXES, MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files
-from stitching import predict_images, probability_of
-from uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
-from commands import Parser, run_command_line
-from utils import (
-    InputError, overlap_metrics, quiet_bar, resolve_precision, write_atomically, write_json, write_npz,
-)
-from volumes import (
-    ZARR_FILES, map_reader, masks_of_volume, of_one_size, open_volume, plain_name, refuse_unlike, say_remarks,
+from evaluation.uncertainty import calibration_error, count_errors, describe_error_rates, error_rates, reliability
+from particles import measuring
+from particles.field_of_view import inside_file
+from runtime.command_line import Parser, run_command_line
+from runtime.devices import resolve_precision
+from runtime.files import write_atomically, write_json, write_npz
+from runtime.messages import InputError, quiet_bar
+from slices.data_folder import IMAGES, MASKS, notes_on_pairs
+from slices.masks import masks_of_files
+from slices.pairing import pair_files
+from slices.reading import FOREGROUND, IMAGE_SUFFIXES, MASK_SUFFIXES, Slice, center_patch, crop_roi, list_files
+from utils import overlap_metrics, predict_images, probability_of
+from volumes.outputs import roi_of
+from volumes.reading import (
+    ZARR_FILES,
+    map_reader,
+    masks_of_volume,
+    of_one_size,
+    open_volume,
+    plain_name,
+    refuse_unlike,
+    say_remarks,
 )
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
@@ -285,7 +292,7 @@ def describe(comparison: dict) -> str:
 
 @dataclass(frozen=True)
 class Foreground:
-    """What is foreground in predicted and in true masks, as `masks.read_mask_as` understands it.
+    """What is foreground in predicted and in true masks, as `slices.masks.read_mask_as` understands it.
 
     `images` is the folder of the slices that true masks are painted copies of, where it is known.
     """
@@ -305,7 +312,7 @@ def folder_pairs(pred: Path, truth: Path, foreground: Foreground = AS_VALUES_SAY
     Raises
     ------
     InputError
-        For predictions without a partner, partners of another size, and as `masks.Masks`.
+        For predictions without a partner, partners of another size, and as `slices.masks.Masks`.
     """
     files = {}
     for name, folder in (("pred", pred), ("truth", truth)):
@@ -377,7 +384,7 @@ def sample_beside(pred: Path, of_files: bool) -> Callable[[int, Path], np.ndarra
 def main() -> None:
     """A row per slice, then the means; or, with `particles`, what is measured there."""
     if sys.argv[1:2] == ["particles"]:
-        return particles.main(sys.argv[2:])
+        return measuring.main(sys.argv[2:])
     parser = Parser(description="Score predicted masks against true ones, slice by slice.")
     parser.add_argument("--pred", type=Path, required=True, help="folder of predicted masks (.tif, .png, .npy), or a "
                         "volume: .tif stack, zarr")
@@ -420,7 +427,7 @@ def main() -> None:
         row = {"stem": name.stem, **slice_metrics(*masks)}
         if given.pixel_size:
             for kind, mask in zip(("predicted", "truth"), masks, strict=True):
-                found = particles.particle_table(mask, given.pixel_size)
+                found = measuring.particle_table(mask, given.pixel_size)
                 row[f"particles_{kind}"] = len(found)
                 row[f"median_diameter_um_{kind}"] = found["diameter"].median()
         rows.append(row)

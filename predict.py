@@ -22,20 +22,39 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from blocks import (
-    ACROSS, BLOCK, CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, PROBABILITY, SPREAD, TOTAL, UNCERTAINTY, Blocks,
-    ThreeAxes, ahead, check_cubes, cut_across, planes_of, total_deviation,
-)
 from config import Config
 from model_unet import UNet
-from outputs import INSIDE, LOW_CONTRAST, alone, begin, finish, is_finished, is_there, part_of, targets
-from slices import as_floats, parse_roi
-from stitching import predict_images
-from team import ALONE, Team, join_team, leave_team
-from commands import Parser, run_command_line
-from utils import PROGRESS_SECONDS, InputError, choose_device, load_checkpoint, resolve_precision
-from volumes import Volume, fingerprint, open_volume, say_remarks, stamp
-from windows import Grey, apply_window, find_flat_border, grey_limits, mark_outside, parse_outside
+from runtime.checkpoints import load_checkpoint
+from runtime.command_line import Parser, run_command_line
+from runtime.devices import choose_device, resolve_precision
+from runtime.messages import PROGRESS_SECONDS, InputError
+from runtime.team import ALONE, Team, join_team, leave_team
+from slices.reading import as_floats, parse_roi
+from slices.windows import Grey, apply_window, find_flat_border, grey_limits, mark_outside, parse_outside
+from utils import predict_images
+from volumes.blocks import (
+    ACROSS,
+    BLOCK,
+    CONSTANT,
+    FLAT,
+    LIMITS,
+    MASK,
+    OUTSIDE,
+    OWN,
+    PROBABILITY,
+    SPREAD,
+    TOTAL,
+    UNCERTAINTY,
+    Blocks,
+    ThreeAxes,
+    ahead,
+    check_cubes,
+    cut_across,
+    planes_of,
+    total_deviation,
+)
+from volumes.outputs import INSIDE, LOW_CONTRAST, alone, begin, finish, is_finished, is_there, part_of, targets
+from volumes.reading import Volume, fingerprint, open_volume, say_remarks, stamp
 
 SETTINGS = ("patch_size", "overlap", "percentiles", "threshold")  # of a training run, which predictions need
 SAMPLED = 32  # slices that a window of the whole volume is taken from
@@ -53,7 +72,7 @@ class Options:
     uncertainty: str = ""       # total: of the decision; spread: of the predictions
     three_axes: bool = False
     precision: str = "auto"     # of convolutions; see `utils.resolve_precision`
-    outside: str = "auto"       # grey value outside the sample; see `windows.parse_outside`
+    outside: str = "auto"       # grey value outside the sample; see `slices.windows.parse_outside`
     blank: str = "none"         # auto: slices with a fraction of the usual contrast stay without foreground
 
     @property
@@ -122,7 +141,7 @@ class View:
     is_constant : bool
         Whether all pixels of the sample hold one value.
     flat_border : (value, share), or None
-        What may be padding and was taken for sample; see `windows.find_flat_border`.
+        What may be padding and was taken for sample; see `slices.windows.find_flat_border`.
     """
 
     shape: tuple[int, int]

@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from commands import Parser, run_command_line
 from config import Config, make_config, stored_config
 from evaluate import describe
-from particles import SMALLEST, particle_table
-from sizes import summarise_sizes
-from utils import InputError, read_json, write_atomically
+from particles.measuring import SMALLEST, particle_table
+from particles.sizes import summarise_sizes
+from runtime.command_line import Parser, run_command_line
+from runtime.files import read_json, write_atomically
+from runtime.messages import InputError
 from utils_viz import PER_SLICE, StoredArrays, blaming, draw_run, read_table, results_table
-from viz_slices import draw_sizes, to_mask
+from viz.slice_figures import draw_sizes, to_mask
 
 CAPTIONS = {
     "paired": "Dice of every test slice. A grey line follows one slice through the methods; the black bar is the mean.",

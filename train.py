@@ -1,6 +1,6 @@
 """Training: supervised U-Net, its continuation for as many steps, semi-supervision by teacher and student; then tables.
 
-What a step is stands in `steps`.
+What a step is stands in `mean_teacher`.
 """
 
 import argparse
@@ -16,27 +16,44 @@ import torch
 from scipy import ndimage
 from tqdm import tqdm
 
-from annotate import rank_unlabelled, without_label
-from commands import Parser, Terminated, held_back, run_command_line
 from config import (
-    FREE, GEOMETRY, INTENSITY, Config, describe_profile, make_config, parse_value, profile, stored_config,
+    FREE,
+    GEOMETRY,
+    INTENSITY,
+    Config,
+    describe_profile,
+    make_config,
+    parse_value,
+    profile,
+    stored_config,
 )
-from data_folder import LEAST_PARTICLE, Data, Reading, describe_data, load_data, sum_up, training_window, used_files
 from datasets import Views
 from evaluate import evaluate_models, validate
-from loaders import choose_workers, make_loader, seed_of
+from evaluation.annotate_next import rank_unlabelled, without_label
 from losses import cosine_ramp_up
+from mean_teacher import NotFinite, build_models, largest_batch, make_optimizer, make_scheduler, train_epoch
 from model_unet import UNet
-from progress import Progress, not_finite, state_path
-from run_folder import differences, forget_state, open_run, read_phases
-from steps import NotFinite, build_models, largest_batch, make_optimizer, make_scheduler, train_epoch
-from stitching import forget_what_fitted, predict_image
-from team import Team, join_team, leave_team
-from windows import parse_outside, read_grey
-from utils import (
-    PROGRESS_SECONDS, InputError, choose_device, is_out_of_memory, load_checkpoint, one_line, quiet_bar, read_json,
-    remove_leftovers, seed_everything, write_json, write_npz,
+from runtime.checkpoints import load_checkpoint
+from runtime.command_line import Parser, Terminated, held_back, run_command_line
+from runtime.devices import choose_device, is_out_of_memory
+from runtime.files import read_json, remove_leftovers, write_json, write_npz
+from runtime.loaders import choose_workers, drawn, make_loader, seed_of
+from runtime.messages import PROGRESS_SECONDS, InputError, one_line, quiet_bar
+from runtime.progress import Progress, state_path
+from runtime.run_folder import differences, forget_state, open_run, read_phases
+from runtime.team import Team, join_team, leave_team
+from slices.data_folder import (
+    LEAST_PARTICLE,
+    Data,
+    Reading,
+    describe_data,
+    load_data,
+    sum_up,
+    training_window,
+    used_files,
 )
+from slices.windows import parse_outside, read_grey
+from utils import forget_what_fitted, predict_image, seed_everything
 
 LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"
@@ -95,9 +112,10 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
     optimizer = make_optimizer(config, student)
     steps = config.steps_per_epoch or max(1, len(data.train) // config.batch_size)
     scheduler = make_scheduler(config, optimizer, epochs * steps)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
     progress = Progress(config, phase, config.run_folder / LOGS[phase],
                         {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler},
-                        training_window(data.train))
+                        settings, training_window(data.train))
     progress.restore(device, team.leads, team.wait)
     network, stopped = team.wrap(student), False
     with held_back() as came, tqdm(
@@ -116,7 +134,8 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
                     unlabelled, lam, start is None, team.rank, progress.losses,
                     lambda first=epoch * steps: team.leads and (progress.within_epoch(first) or bool(came)))
             except NotFinite as error:
-                raise not_finite(config, data, phase, [error.number]) from None
+                record_nonfinite_steps(config, data, phase, [error.number])
+                raise nonfinite_error(config, phase, error.number) from None
             except (RuntimeError, MemoryError) as error:
                 if not (short := is_out_of_memory(error)) and not (came and team.leads):    # else others are gone too
                     raise
@@ -142,6 +161,34 @@ def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str 
             raise Terminated
 
 
+def record_nonfinite_steps(config: Config, data: Data, phase: str, steps: list[int]) -> None:
+    """Add to `nonfinite.json` of the run which slices were in the batches of these steps."""
+    streams = {"labelled": (data.train, phase)}
+    if phase == "mean_teacher":
+        streams["unlabelled"] = data.unlabelled, f"{phase} unlabelled"
+
+    path = nonfinite_file(config)
+    recorded = read_json(path) if path.exists() else {}
+    for step in steps:
+        seen = {}
+        for kind, (slices, name) in streams.items():
+            indices = drawn(len(slices), config.batch_size, seed_of(config.seed, name), step)
+            seen[kind] = [str(slices[i].path) for i in indices]
+        recorded[f"{phase}, step {step + 1}"] = seen
+    write_json(path, recorded)
+
+
+def nonfinite_error(config: Config, phase: str, step: int) -> InputError:
+    """Return the error that says in which step of a phase numbers ended, and where its slices are named."""
+    return InputError(f"{phase}: loss, gradient or weights are not a number any more in step {step + 1}; the "
+                      f"slices it saw are in {nonfinite_file(config)}: look at them, lower --lr, or --nonfinite skip")
+
+
+def nonfinite_file(config: Config) -> Path:
+    """Return the file in which a run names the slices of steps whose loss was not a number."""
+    return config.run_folder / "nonfinite.json"
+
+
 def all_finite(models: dict[str, UNet]) -> bool:
     """Return whether all weights are numbers; asked of the device once, not once for each tensor."""
     finite = [tensor.isfinite().all() for model in models.values() for tensor in model.state_dict().values()]
@@ -153,11 +200,12 @@ def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], s
     """Validate where it is due, keep the best weights, write the row; in every process of a team."""
     due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
     if due and not all_finite(models):
-        raise not_finite(config, data, progress.phase, [progress.step - 1])
+        record_nonfinite_steps(config, data, progress.phase, [progress.step - 1])
+        raise nonfinite_error(config, progress.phase, progress.step - 1)
     skipped = int(row.pop("skipped"))
     if skipped:
         bad = [i for i, found in enumerate(progress.losses, epoch * len(progress.losses)) if not found.isfinite().all()]
-        not_finite(config, data, progress.phase, bad)
+        record_nonfinite_steps(config, data, progress.phase, bad)
     progress.losses.clear()
     scores = team.tell({name: validate(
         model, data.val if due and team.leads else [], choose_device(config.device), config.patch_size,

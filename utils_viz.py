@@ -17,11 +17,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from commands import Parser, run_command_line
-from utils import InputError, read_json
-from viz_slices import (
-    BLUE, FOREST, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, colour_of, draw_slice, draw_views, new_figure,
-    stored_figures, write_inside,
+from runtime.command_line import Parser, run_command_line
+from runtime.files import read_json
+from runtime.messages import InputError
+from viz.slice_figures import (
+    BLUE,
+    FOREST,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    STYLE,
+    colour_of,
+    draw_slice,
+    draw_views,
+    new_figure,
+    stored_figures,
+    write_inside,
 )
 
 PER_SLICE = ("methods", "prediction")   # kinds of figures of which there is one for each test slice

@@ -14,14 +14,14 @@ import ipywidgets
 import matplotlib as mpl
 import numpy as np
 
-from particles import voxel_of
-from slices import FOREGROUND, as_floats
-from commands import Parser, run_command_line
-from utils import InputError
-from viz_slices import draw_volume, tint
-from volumes import Volume, masks_of_volume, open_volume, refuse_unlike, say_remarks
-from voxel_size import relative_sides, sides_in_um
-from windows import Grey, apply_window, grey_limits, mark_outside
+from particles.measuring import voxel_of
+from runtime.command_line import Parser, run_command_line
+from runtime.messages import InputError
+from slices.reading import FOREGROUND, as_floats
+from slices.windows import Grey, apply_window, grey_limits, mark_outside
+from viz.slice_figures import draw_volume, tint
+from volumes.reading import Volume, masks_of_volume, open_volume, refuse_unlike, say_remarks
+from volumes.voxel_size import relative_sides, sides_in_um
 
 PERCENTILES = (1.0, 99.5)
 SAMPLED = 4  # slices that stand for all
@@ -51,7 +51,7 @@ class SliceBrowser(ipywidgets.VBox):
     image, mask, uncertainty : Volume
         Of one shape; mask and uncertainty may be None.
     mask_foreground : {"auto", "dark", "bright", "labels"}
-        As in `masks.read_mask_as`.
+        As in `slices.masks.read_mask_as`.
 
     Raises
     ------

@@ -23,17 +23,20 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.study import digest, finished  # noqa: E402 - after the path
 from config import Config, make_config, parse_settings, profile  # noqa: E402 - after the path
-from data_folder import Data, evenly_spaced  # noqa: E402
 from demo_data import truth_folder_of  # noqa: E402
 from evaluate import slice_table  # noqa: E402
+from evaluation.annotate_next import rank_unlabelled  # noqa: E402
 from model_unet import UNet  # noqa: E402
-from masks import read_mask  # noqa: E402
-from slices import Slice, crop_roi  # noqa: E402
-from stitching import predict_image  # noqa: E402
+from runtime.checkpoints import load_checkpoint  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import write_atomically, write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from slices.data_folder import Data, evenly_spaced  # noqa: E402
+from slices.masks import read_mask  # noqa: E402
+from slices.reading import Slice, crop_roi  # noqa: E402
 from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
-from annotate import rank_unlabelled  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError, choose_device, load_checkpoint, write_atomically, write_json  # noqa: E402
+from utils import predict_image  # noqa: E402
 from utils_viz import read_table  # noqa: E402
 
 RESULTS = Path("runs/annotation/annotation.csv")

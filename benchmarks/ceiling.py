@@ -20,13 +20,15 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_folder import IMAGES, MASKS, Reading, load_labelled  # noqa: E402 - after the path
-from slices import MASK_SUFFIXES, Slice, list_files  # noqa: E402
-from pairing import last_number, pair_files  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError, overlap_metrics, read_json, write_atomically  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.files import read_json, write_atomically  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from slices.data_folder import IMAGES, MASKS, Reading, load_labelled  # noqa: E402 - after the path
+from slices.pairing import last_number, pair_files  # noqa: E402
+from slices.reading import MASK_SUFFIXES, Slice, list_files  # noqa: E402
+from utils import overlap_metrics  # noqa: E402
 from utils_viz import read_npz  # noqa: E402
-from viz_slices import lost_particles  # noqa: E402
+from viz.slice_figures import lost_particles  # noqa: E402
 
 BAND = 3  # px on both sides of an outline: a brush stroke
 
@@ -34,8 +36,8 @@ BAND = 3  # px on both sides of an outline: a brush stroke
 def error_budget(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Wrong pixels by kind, each as a share of the true area; their sum is (FP + FN) / true area.
 
-    `missed` and `invented`: of particles as in `viz_slices.lost_particles`; `outline`: the others, where a particle was
-    found but its shape differs.
+    `missed` and `invented`: of particles as in `viz.slice_figures.lost_particles`; `outline`: the
+    others, where a particle was found but its shape differs.
 
     Parameters
     ----------

@@ -5,7 +5,6 @@ work, some steps or batches or one image, and returns what must be the same for 
 """
 
 import contextlib
-
 import dataclasses
 import itertools
 import sys
@@ -20,16 +19,16 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import steps  # noqa: E402 - after the path
-import stitching  # noqa: E402
+import mean_teacher  # noqa: E402 - after the path
 import train  # noqa: E402
 import utils  # noqa: E402
 from benchmarks import peers  # noqa: E402
 from benchmarks.peers import Repeat  # noqa: E402
 from config import Config  # noqa: E402
-from data_folder import Reading, load_data  # noqa: E402
-from loaders import PREFETCH, make_loader  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
+from runtime import devices  # noqa: E402
+from runtime.loaders import PREFETCH, make_loader  # noqa: E402
+from slices.data_folder import Reading, load_data  # noqa: E402
 
 BATCHES = 8  # of one call, labelled and unlabelled, where no workers load
 STEPS = {"cuda": 20, "cpu": 1}  # of one call, likewise: a GPU takes milliseconds, which a single wait would drown
@@ -43,7 +42,7 @@ def per_call(count: int, config: Config) -> int:
 
 def steps_per_call(config: Config, given: bool = False) -> int:
     """Steps of one call; with `given` batches, which no worker loads."""
-    steps_at_least = STEPS.get(utils.choose_device(config.device).type, STEPS["cpu"])
+    steps_at_least = STEPS.get(devices.choose_device(config.device).type, STEPS["cpu"])
     return steps_at_least if given else per_call(steps_at_least, config)
 
 
@@ -65,12 +64,12 @@ def batches_of_a_step(config: Config, part: str, workers: int, device: torch.dev
 def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, count: int) -> Repeat:
     """`count` steps as `train.py` takes them; their mean losses."""
     utils.seed_everything(config.seed)
-    student, average = train.build_models(config, utils.choose_device(config.device), None, unlabelled is not None)
-    optimizer, first = steps.make_optimizer(config, student), itertools.count(0, count)
+    student, average = train.build_models(config, devices.choose_device(config.device), None, unlabelled is not None)
+    optimizer, first = mean_teacher.make_optimizer(config, student), itertools.count(0, count)
 
     def some() -> np.ndarray:
         start = next(first)
-        row = steps.train_epoch(config, student, average, optimizer, None, range(start, start + count), labelled,
+        row = mean_teacher.train_epoch(config, student, average, optimizer, None, range(start, start + count), labelled,
                                 unlabelled, config.consistency_weight, False)
         return np.array([row["loss_sup"], row.get("loss_consistency", 0.0)])
     return some
@@ -81,7 +80,7 @@ def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, co
 def loader(batches: Callable, config: Config, count: int | None = None) -> Repeat:
     """Labelled and unlabelled batches, alternately; means and mean squares of the views."""
     count = count or per_call(BATCHES, config)
-    device = utils.choose_device(config.device)
+    device = devices.choose_device(config.device)
     parts = [batches(config, part, max(0, config.num_workers), device) for part in ("labelled", "unlabelled")]
 
     def some() -> np.ndarray:
@@ -93,7 +92,7 @@ def loader(batches: Callable, config: Config, count: int | None = None) -> Repea
 
 def training(step: Callable, batches: Callable, config: Config, semi: bool, given: bool = False) -> Repeat:
     """Training steps, loading included; with `given` always on the first batch, so without loading."""
-    device = utils.choose_device(config.device)
+    device = devices.choose_device(config.device)
     parts = [batches(config, part, max(0, config.num_workers), device)
              for part in ("labelled", "unlabelled")[:1 + semi]]
     if given:
@@ -103,14 +102,14 @@ def training(step: Callable, batches: Callable, config: Config, semi: bool, give
 
 def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
     """Supervised steps of another network on this project's batches."""
-    device = utils.choose_device(config.device)
+    device = devices.choose_device(config.device)
     batches = our_batches(config, "labelled", max(0, config.num_workers), device)
     return peers.network_step(make(), config, batches, steps_per_call(config))
 
 
 def image(predict: Callable, config: Config, plain: bool = True, side: int | None = None) -> Repeat:
     """One image of smooth noise through windows; its probability."""
-    device = utils.choose_device(config.device)
+    device = devices.choose_device(config.device)
     utils.seed_everything(config.seed)
     model = UNet(config.base_channels).eval()
     model = (peers.plain_unet(model) if plain else model).to(device)
@@ -126,10 +125,10 @@ def smooth_image(side: int) -> np.ndarray:
 
 def stream(config: Config, slices: int) -> Repeat:
     """Many images, one after the other, none of them kept; their mean probabilities."""
-    device = utils.choose_device(config.device)
+    device = devices.choose_device(config.device)
     utils.seed_everything(config.seed)
     model, picture = UNet(config.base_channels).eval().to(device), smooth_image(IMAGE)
-    return lambda: np.array([p.mean() for p in stitching.predict_images(
+    return lambda: np.array([p.mean() for p in utils.predict_images(
         model, (picture.copy() for _ in range(slices)), device, config.patch_size, config.overlap)])
 
 
@@ -148,7 +147,7 @@ RACES = {  # name → contender → how it is made from settings
         OURS: partial(training, our_step, batches_of_a_step, semi=True, given=True),
         PLAIN: partial(training, peers.plain_step, our_batches, semi=True, given=True)},
     "image": {
-        OURS: partial(image, lambda *arguments: stitching.predict_image(*arguments), plain=False),
+        OURS: partial(image, lambda *arguments: utils.predict_image(*arguments), plain=False),
         "one window at a time": partial(image, peers.one_window_at_a_time),
         "MONAI sliding windows": partial(image, peers.monai_windows)},
 }
@@ -167,7 +166,7 @@ def work_of(race: str, config: Config) -> tuple[int, str]:
 
 def without_kept_memory() -> None:
     """Freed memory goes back to the system."""
-    utils.keep_freed_memory = lambda: None
+    devices.keep_freed_memory = lambda: None
 
 
 def without_own_normalisation() -> None:
@@ -183,28 +182,28 @@ def without_channels_last() -> None:
 
 def without_bfloat16() -> None:
     """All in float32, as on a CPU."""
-    steps.autocast = stitching.autocast = lambda *_: contextlib.nullcontext()
+    mean_teacher.autocast = utils.autocast = lambda *_: contextlib.nullcontext()
 
 
 def with_single_windows() -> None:
     """A forward pass for each window."""
-    stitching.windows_at_once = lambda *_: 1
+    utils.windows_at_once = lambda *_: 1
 
 
 def with_compiled_prediction() -> None:
     """The model through torch.compile; the first call, not timed, compiles."""
-    predict = stitching.predict_image
+    predict = utils.predict_image
 
     def compiled(model: UNet, *arguments: object) -> np.ndarray:
         if model._compiled_call_impl is None:
             model.compile(dynamic=False)
         return predict(model, *arguments)
-    stitching.predict_image = compiled
+    utils.predict_image = compiled
 
 
 def without_fused_optimizer() -> None:
     """One call for each of AdamW's operations on all weights."""
-    steps.make_optimizer = train.make_optimizer = lambda config, model: torch.optim.AdamW(
+    mean_teacher.make_optimizer = train.make_optimizer = lambda config, model: torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=config.weight_decay)
 
 
@@ -214,12 +213,12 @@ def without_joint_average() -> None:
         with torch.no_grad():
             for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
                 t.lerp_(s, 1 - alpha)
-    steps.ema_update = update
+    mean_teacher.ema_update = update
 
 
 def without_joint_batch() -> None:
     """Labelled and unlabelled views pass the student one after the other."""
-    joint = steps.step_losses
+    joint = mean_teacher.step_losses
 
     def losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None, unlabelled: dict | None,
                generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,8 +227,8 @@ def without_joint_batch() -> None:
             return supervised, nothing
         with torch.no_grad():
             target = teacher(unlabelled["weak"], reduced=True).float().sigmoid()
-        return supervised, steps.consistency_loss(student(unlabelled["strong"], reduced=True), target)
-    steps.step_losses = losses
+        return supervised, mean_teacher.consistency_loss(student(unlabelled["strong"], reduced=True), target)
+    mean_teacher.step_losses = losses
 
 
 def without_real_freezing() -> None:
@@ -239,8 +238,8 @@ def without_real_freezing() -> None:
     def models(*arguments: object) -> tuple[UNet, UNet]:
         student, teacher = build(*arguments)
         frozen = {id(p) for p in student.parameters() if not p.requires_grad}
-        make = steps.make_optimizer
-        steps.make_optimizer = train.make_optimizer = lambda config, model: _without(make(config, model), frozen)
+        make = mean_teacher.make_optimizer
+        mean_teacher.make_optimizer = train.make_optimizer = lambda config, model: _without(make(config, model), frozen)
         return student.requires_grad_(True), teacher
     train.build_models = models
 
@@ -303,7 +302,7 @@ SCALES = {  # axis → values, what is done with each, and what one call is
     "batch size": ((1, 2, 4, 8, 16), changed(_step, "batch_size"), "Mean Teacher step"),
     "base channels": ((4, 8, 16, 32, 64, 128), changed(_step, "base_channels"), "Mean Teacher step"),
     "image side [px]": ((256, 512, 768, 1024, 1536), lambda config, side: image(
-        stitching.predict_image, config, plain=False, side=side), "image"),
+        utils.predict_image, config, plain=False, side=side), "image"),
     "slices": ((1, 4, 16), stream, "stream of images"),
     "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches, count=40), "num_workers"), "80 batches of views"),
 }

@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import whole_volume  # noqa: E402 - after the path
 from benchmarks.scaling import draw_scaling  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import read_json  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.files import read_json  # noqa: E402
 from utils_viz import draw_run  # noqa: E402
 
 

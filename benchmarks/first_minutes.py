@@ -32,14 +32,15 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import model_unet  # noqa: E402 - after the path
-import steps  # noqa: E402
-import stitching  # noqa: E402
+import mean_teacher  # noqa: E402 - after the path
+import model_unet  # noqa: E402
+import utils  # noqa: E402
 from benchmarks.limits import Ceilings, image_work, measure_ceilings, step_work, wait_for  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
 from config import Config, make_config  # noqa: E402
 from model_unet import UNet, ema_update  # noqa: E402
-from utils import autocast, choose_device, resolve_precision, write_json  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import autocast, choose_device, resolve_precision  # noqa: E402
+from runtime.files import write_json  # noqa: E402
 
 CPU = torch.device("cpu")
 IMAGE = 768  # px, side of a predicted image
@@ -126,8 +127,8 @@ class Training:
 
     def __post_init__(self):
         torch.manual_seed(0)
-        self.student, self.average = steps.build_models(self.config, self.device, None, self.semi)
-        self.optimizer = steps.make_optimizer(self.config, self.student)
+        self.student, self.average = mean_teacher.build_models(self.config, self.device, None, self.semi)
+        self.optimizer = mean_teacher.make_optimizer(self.config, self.student)
         batch = make_batch(self.config, self.device)
         labelled = {"strong": batch["strong"][:, :1].contiguous(), "mask": batch["mask"]}
         self.labelled = itertools.repeat(labelled)
@@ -139,7 +140,7 @@ class Training:
         numbers = range(self.first, self.first + count)
         wait_for(self.device)
         began = time.perf_counter()
-        steps.train_epoch(self.config, self.student, self.average, self.optimizer,
+        mean_teacher.train_epoch(self.config, self.student, self.average, self.optimizer,
                           types.SimpleNamespace(step=lambda: None), numbers, self.labelled, self.unlabelled, 0.5,
                           False, stop=after_each)
         wait_for(self.device)
@@ -182,7 +183,7 @@ def one_step(config: Config, device: torch.device, precision: str) -> dict[str, 
     labelled, unlabelled = next(training.labelled), next(training.unlabelled)
     generator = torch.Generator().manual_seed(3)
     with autocast(device, precision):
-        losses = steps.step_losses(config, training.student, labelled, training.average, unlabelled, generator)
+        losses = mean_teacher.step_losses(config, training.student, labelled, training.average, unlabelled, generator)
     sum(losses).backward()
     gradients = [p.grad.flatten() for p in training.student.parameters() if p.grad is not None]
     # A plain gradient step: AdamW's first step is the sign of the gradient, which a rounding error can turn.
@@ -193,7 +194,7 @@ def one_step(config: Config, device: torch.device, precision: str) -> dict[str, 
     ema_update(training.average, training.student, 0.5)
     weights = [p.flatten() for p in training.average.parameters()]
     grey = (unlabelled["weak"][:, 0] * 255).round().byte()
-    probability = stitching.window_moments(training.average, grey, precision=precision)
+    probability = utils.window_moments(training.average, grey, precision=precision)
     found = {"losses": torch.stack(losses).detach(), "gradient": torch.cat(gradients), "average": torch.cat(weights),
              "probability": probability}
     return {name: tensor.double().cpu() for name, tensor in found.items()}
@@ -244,7 +245,7 @@ def images_per_second(bench: Bench, factor: int, tta: bool, ceilings: Ceilings |
     def predict(count: int) -> float:
         began = time.perf_counter()
         stream = itertools.islice(itertools.cycle(pictures), count)
-        for probability in stitching.predict_images(model, stream, bench.device, patch, 0.5, tta):
+        for probability in utils.predict_images(model, stream, bench.device, patch, 0.5, tta):
             probability.mean()
         wait_for(bench.device)
         return (time.perf_counter() - began) / count
@@ -321,17 +322,17 @@ def time_graph(bench: Bench, config: Config) -> dict:
 
     def step() -> torch.Tensor:
         with autocast(bench.device, config.precision):
-            losses = steps.step_losses(config, training.student, labelled, training.average, unlabelled)
+            losses = mean_teacher.step_losses(config, training.student, labelled, training.average, unlabelled)
         optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
-        norm = steps.get_total_norm([p.grad for p in weights])
+        norm = mean_teacher.get_total_norm([p.grad for p in weights])
         optimizer.step()
         ema_update(training.average, training.student, config.ema_alpha)
         return torch.stack([*(loss.detach() for loss in losses), norm])
 
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside), steps.trying_algorithms():
+    with torch.cuda.stream(beside), mean_teacher.trying_algorithms():
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(beside)
@@ -429,7 +430,7 @@ def main() -> None:
     if given.miniature:
         bench = Bench(device, width=2, patch=32, batches=(2,), steps=2, rounds=1, images=4)
     if given.untried:
-        with replaced(steps, "trying_algorithms", contextlib.nullcontext):
+        with replaced(mean_teacher, "trying_algorithms", contextlib.nullcontext):
             print(json.dumps(time_step(bench, bench.config("mean_teacher", batch_size=given.untried), True)))
         return
     measure_all(bench, Results(given.output))

@@ -17,13 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import progress  # noqa: E402 - after the path
 import report  # noqa: E402
 import train  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
 from config import make_config, parse_settings, profile  # noqa: E402
-from run_folder import environment  # noqa: E402
-from utils import choose_device, write_json  # noqa: E402
+from runtime import progress  # noqa: E402 - after the path
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import write_json  # noqa: E402
+from runtime.run_folder import environment  # noqa: E402
 
 PHASES = {"train_supervised": "supervised", "continue_supervised": "control", "train_mean_teacher": "semi-supervised"}
 REST = {"prepare": "reading the data", "evaluate_run": "tables", "rank_unlabelled": "what to annotate next"}

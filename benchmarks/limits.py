@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Config  # noqa: E402 - after the path
+from mean_teacher import step_losses  # noqa: E402
 from model_unet import UNet, freeze  # noqa: E402
-from steps import step_losses  # noqa: E402
-from stitching import window_starts  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import choose_device, resolve_precision  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device, resolve_precision  # noqa: E402
+from utils import window_starts  # noqa: E402
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 ADAMW_BYTES = 28  # per weight, float32: reads weight, gradient and both moments, writes weight and both moments

@@ -23,13 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import processor  # noqa: E402 - after the path
-from commands import Parser, run_command_line  # noqa: E402
 from config import make_config  # noqa: E402
 from datasets import Views  # noqa: E402
 from demo_data import write_demo  # noqa: E402
-from run_folder import environment  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.files import write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from runtime.run_folder import environment  # noqa: E402
 from train import make_dataset, read_slices  # noqa: E402
-from utils import InputError, write_json  # noqa: E402
 
 METHODS = ("mean_teacher", "cutmix_mt", "fixmatch", "unimatch", "best")
 

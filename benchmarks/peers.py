@@ -26,16 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import GEOMETRY, INTENSITY, Config  # noqa: E402 - after the path
-from data_folder import IMAGES, MASKS, UNLABELLED  # noqa: E402
 from datasets import Views, crop_corner  # noqa: E402
-from loaders import Draws, to_float  # noqa: E402
 from losses import bce_dice_loss, consistency_loss  # noqa: E402
 from model_unet import NormReLU, UNet, freeze  # noqa: E402
-from slices import crop_roi, cut_window, list_files, read_image  # noqa: E402
-from windows import percentile_window  # noqa: E402
-from pairing import pair_files  # noqa: E402
-from stitching import windows_at_once  # noqa: E402
-from utils import autocast, choose_device, seed_everything  # noqa: E402
+from runtime.devices import autocast, choose_device  # noqa: E402
+from runtime.loaders import Draws, to_float  # noqa: E402
+from slices.data_folder import IMAGES, MASKS, UNLABELLED  # noqa: E402
+from slices.pairing import pair_files  # noqa: E402
+from slices.reading import crop_roi, cut_window, list_files, read_image  # noqa: E402
+from slices.windows import percentile_window  # noqa: E402
+from utils import seed_everything, windows_at_once  # noqa: E402
 from views import build_geometry, build_intensity, seed_apart  # noqa: E402
 
 Repeat = Callable[[], np.ndarray]

@@ -18,8 +18,8 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
 
 TEACHER = "best_ssl_teacher.safetensors"
 

@@ -23,8 +23,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.speed import RESULTS, process_context  # noqa: E402 - after the path
 from config import CPU_PROFILE, Config, make_config, parse_settings  # noqa: E402
 from demo_data import write_demo  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError, choose_device, write_atomically  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import write_atomically  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
 
 AS_IT_IS, PLAIN = "as it is", "without all of them"
 

@@ -17,13 +17,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.speed import (  # noqa: E402 - after the path
-    add_options, chosen, demo_settings, output_of, processor, records, run_race, shown,
+    add_options,
+    chosen,
+    demo_settings,
+    output_of,
+    processor,
+    records,
+    run_race,
+    shown,
 )
 from config import Config  # noqa: E402
-from run_folder import environment  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError, choose_device, write_json  # noqa: E402
-from viz_slices import new_figure  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from runtime.run_folder import environment  # noqa: E402
+from viz.slice_figures import new_figure  # noqa: E402
 
 
 def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:

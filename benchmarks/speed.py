@@ -34,13 +34,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.limits import (  # noqa: E402 - after the path
-    Ceilings, image_work, measure_ceilings, step_work, wait_for,
+    Ceilings,
+    image_work,
+    measure_ceilings,
+    step_work,
+    wait_for,
 )
 from config import Config  # noqa: E402
 from demo_data import write_demo  # noqa: E402
-from run_folder import environment  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError, choose_device, write_json  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from runtime.run_folder import environment  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SLICES = 8  # labelled, and as many unlabelled

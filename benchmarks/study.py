@@ -32,15 +32,24 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.study_statistics import summarise_study  # noqa: E402 - after the path
 from config import FREE, Config, make_config, parse_settings  # noqa: E402
-from data_folder import Data  # noqa: E402
 from evaluate import slice_table  # noqa: E402
-from slices import MASK_SUFFIXES  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import read_json, write_atomically, write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from runtime.run_folder import environment, release  # noqa: E402
+from slices.data_folder import Data  # noqa: E402
+from slices.reading import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
-    LOGS, continue_supervised, evaluate_run, method_names, prepare, read_slices, train_mean_teacher, train_supervised,
+    LOGS,
+    continue_supervised,
+    evaluate_run,
+    method_names,
+    prepare,
+    read_slices,
+    train_mean_teacher,
+    train_supervised,
 )
-from run_folder import environment, release  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import InputError, choose_device, read_json, write_atomically, write_json  # noqa: E402
 from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
 
 SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weight", "ramp_epochs", "confidence",

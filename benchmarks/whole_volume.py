@@ -21,12 +21,13 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from blocks import BLOCK  # noqa: E402 - after the path
-from particles import SMALLEST  # noqa: E402
-from run_folder import environment  # noqa: E402
-from commands import Parser, run_command_line  # noqa: E402
-from utils import choose_device, read_json, write_atomically, write_json  # noqa: E402
-from viz_slices import draw_sizes  # noqa: E402
+from particles.measuring import SMALLEST  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import read_json, write_atomically, write_json  # noqa: E402
+from runtime.run_folder import environment  # noqa: E402
+from viz.slice_figures import draw_sizes  # noqa: E402
+from volumes.blocks import BLOCK  # noqa: E402 - after the path
 
 RUN, VOLUME = Path("runs/reference_volume"), Path("data/volume.tif")
 SURE = 0.45  # mean uncertainty of a particle, at most; chosen on the volume of seed 0

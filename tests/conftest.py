@@ -19,17 +19,17 @@ import tifffile
 import torch
 from scipy import ndimage
 
-import steps
-import stitching
+import mean_teacher
 import train
 import utils
 from config import Config
 from datasets import Views
-from loaders import to_float
 from model_unet import NormReLU, UNet
-from slices import Slice
-from windows import percentile_window
-from utils import load_checkpoint, save_checkpoint
+from runtime import command_line, devices
+from runtime.checkpoints import load_checkpoint, save_checkpoint
+from runtime.loaders import to_float
+from slices.reading import Slice
+from slices.windows import percentile_window
 
 hypothesis.settings.register_profile("stress", max_examples=20_000)  # of `make stress`
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,7 @@ def command(monkeypatch, capsys):
     """Call `python MODULE.py ARGUMENTS…` in this process: (exit status, standard output, standard error)."""
     def call(module: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{module}.py", *map(str, arguments)])
-        code = importlib.import_module("commands").run_command_line
+        code = command_line.run_command_line
         with pytest.raises(SystemExit) as stop:
             code(importlib.import_module(module).main)
         captured = capsys.readouterr()
@@ -150,10 +150,10 @@ def tiny(workplace, data_folder) -> Config:
 @pytest.fixture
 def restored(monkeypatch):
     """Whatever an ablation of the benchmarks replaces is put back."""
-    for where, name in ((steps, "make_optimizer"), (train, "make_optimizer"), (steps, "ema_update"),
-                        (steps, "step_losses"), (train, "build_models"), (utils, "keep_freed_memory"),
-                        (stitching, "predict_image"), (stitching, "windows_at_once"), (NormReLU, "forward"),
-                        (steps, "autocast"), (stitching, "autocast")):
+    for where, name in ((mean_teacher, "make_optimizer"), (train, "make_optimizer"), (mean_teacher, "ema_update"),
+                        (mean_teacher, "step_losses"), (train, "build_models"), (devices, "keep_freed_memory"),
+                        (utils, "predict_image"), (utils, "windows_at_once"), (NormReLU, "forward"),
+                        (mean_teacher, "autocast"), (utils, "autocast")):
         monkeypatch.setattr(where, name, getattr(where, name))
 
 

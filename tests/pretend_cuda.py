@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-import stitching
 import utils
+from runtime import devices
 
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,13 +244,13 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         patch.setattr(torch.Tensor, "pin_memory", pin_memory)
         patch.setattr(torch.nn.Parameter, "__deepcopy__", deepcopy)
         patch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)   # put back at the end
-        patch.setattr(stitching, "_fitting", {})
-        patch.setattr(utils, "keep_freed_memory", lambda: None)
+        patch.setattr(utils, "_fitting", {})
+        patch.setattr(devices, "keep_freed_memory", lambda: None)
         warnings.filterwarnings("ignore", ".*pin_memory.*")
-        stitching.gaussian_window.cache_clear()     # what it holds was made on another device of the same name
+        utils.gaussian_window.cache_clear()     # what it holds was made on another device of the same name
         try:
             with gpu:
                 yield gpu
         finally:
-            stitching.gaussian_window.cache_clear()
+            utils.gaussian_window.cache_clear()
 

@@ -9,14 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-import annotate
-import stitching
 import train
+import utils
 from config import make_config
 from conftest import TINY, as_options, run
+from evaluation import annotate_next
 from model_unet import UNet
-from stitching import predict_image
-from utils import InputError, choose_device, save_checkpoint
+from runtime.checkpoints import save_checkpoint
+from runtime.devices import choose_device
+from runtime.messages import InputError
+from utils import predict_image
 
 
 def points(*values: float) -> np.ndarray:
@@ -24,7 +26,7 @@ def points(*values: float) -> np.ndarray:
 
 
 def rank(known: np.ndarray, features: np.ndarray, preferred: tuple[int, ...] = ()) -> tuple[np.ndarray, ...]:
-    return annotate.rank_by_coverage(known, features, np.isin(np.arange(len(features)), preferred))
+    return annotate_next.rank_by_coverage(known, features, np.isin(np.arange(len(features)), preferred))
 
 
 def test_coverage_takes_the_typical_before_the_outlying():
@@ -97,7 +99,7 @@ def test_coverage_of_copies():
 def test_collected_features_are_those_of_the_deepest_blocks():
     torch.manual_seed(0)
     model, images = UNet(2).eval(), torch.rand(3, 1, 64, 64)
-    with annotate.collected_features(model) as passes, torch.no_grad():
+    with annotate_next.collected_features(model) as passes, torch.no_grad():
         model(images)
         model(images[:1])
     with torch.no_grad():
@@ -107,7 +109,7 @@ def test_collected_features_are_those_of_the_deepest_blocks():
     expected = torch.cat([fine.std((2, 3)), fine.mean((2, 3)), coarse.std((2, 3)), coarse.mean((2, 3))], 1)
     torch.testing.assert_close(passes[0], expected)
     torch.testing.assert_close(passes[1], expected[:1])
-    with pytest.raises(KeyboardInterrupt), annotate.collected_features(model):
+    with pytest.raises(KeyboardInterrupt), annotate_next.collected_features(model):
         raise KeyboardInterrupt
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -115,7 +117,7 @@ def test_collected_features_are_those_of_the_deepest_blocks():
 def test_ranking_of_a_run(tiny, command):
     run(tiny)
     data = train.read_slices(tiny)
-    table = annotate.rank_unlabelled(tiny, data)
+    table = annotate_next.rank_unlabelled(tiny, data)
     assert sorted(table["stem"]) == sorted(s.stem for s in data.unlabelled)
     assert table["rank"].tolist() == [1, 2, 3]
     assert table["coverage"].is_monotonic_increasing
@@ -126,7 +128,7 @@ def test_ranking_of_a_run(tiny, command):
     stored = tiny.run_folder / "annotate_next.csv"
     pd.testing.assert_frame_equal(pd.read_csv(stored), table)
     assert table["entropy"].is_unique
-    turned = annotate.rank_unlabelled(dataclasses.replace(tiny, tta=True), data)
+    turned = annotate_next.rank_unlabelled(dataclasses.replace(tiny, tta=True), data)
     entropies = [ranking.set_index("stem")["entropy"].sort_index() for ranking in (turned, table)]
     assert not np.allclose(*entropies)
 
@@ -134,7 +136,7 @@ def test_ranking_of_a_run(tiny, command):
 def random_models(config) -> dict[str, UNet]:
     """Student and teacher of a run as different random networks, saved as its checkpoints."""
     models = {}
-    for number, name in enumerate(annotate.MODELS):
+    for number, name in enumerate(annotate_next.MODELS):
         torch.manual_seed(number)
         models[name] = UNet(2).eval()
         save_checkpoint(config.checkpoint(name), models[name].state_dict(), {})
@@ -147,14 +149,14 @@ def test_ranking_compares_training_slices_with_the_unlabelled_in_the_eyes_of_the
     teacher, described = random_models(config)["ssl_teacher"], []
     assert len(data.train) > 1
     for s in [*data.train, *data.unlabelled]:
-        with annotate.collected_features(teacher) as passes:
+        with annotate_next.collected_features(teacher) as passes:
             predict_image(teacher, s.image, choose_device("cpu"), config.patch_size, 0.25, tta=True)
         described.append(torch.cat(passes).mean(0).numpy())
-    table = annotate.rank_unlabelled(config, data)
+    table = annotate_next.rank_unlabelled(config, data)
     entropy = table.set_index("stem")["entropy"]
     assert (entropy.iloc[:2] <= entropy.iloc[2]).all()        # the certain half of three slices first
     certain = np.array([entropy[s.stem] <= entropy.median() for s in data.unlabelled])
-    order, coverage, alone = annotate.rank_by_coverage(*np.split(np.stack(described), [len(data.train)]), certain)
+    order, coverage, alone = annotate_next.rank_by_coverage(*np.split(np.stack(described), [len(data.train)]), certain)
     assert table["stem"].tolist() == [data.unlabelled[i].stem for i in order]
     np.testing.assert_allclose(table["coverage"], coverage, rtol=1e-4)
     np.testing.assert_allclose(table["coverage_alone"], alone, rtol=1e-4)
@@ -164,9 +166,9 @@ def test_features_are_not_counted_twice_where_memory_runs_out(tiny, monkeypatch)
     """The first windows of an attempt that fails are seen again when fewer are tried."""
     config, data = dataclasses.replace(tiny, tta=True), train.read_slices(tiny)
     teacher, s, device = random_models(config)["ssl_teacher"], data.unlabelled[0], choose_device("cpu")
-    expected = annotate.describe_slice(config, teacher, s, device)
+    expected = annotate_next.describe_slice(config, teacher, s, device)
 
-    monkeypatch.setattr(stitching, "_fitting", {})
+    monkeypatch.setattr(utils, "_fitting", {})
     failures = []
 
     def runs_out(_module, inputs, _output):
@@ -174,7 +176,7 @@ def test_features_are_not_counted_twice_where_memory_runs_out(tiny, monkeypatch)
             failures.append(len(inputs[0]))
             raise torch.OutOfMemoryError("CUDA out of memory")
     teacher.up4.register_forward_hook(runs_out)                # after the blocks whose features are collected
-    probability, features = annotate.describe_slice(config, teacher, s, device)
+    probability, features = annotate_next.describe_slice(config, teacher, s, device)
     assert failures
     np.testing.assert_allclose(probability, expected[0], atol=1e-5)
     np.testing.assert_allclose(features, expected[1], rtol=1e-4)
@@ -186,7 +188,7 @@ def test_models_without_numbers_rank_nothing(tiny, name, block):
     getattr(model, block)[0].weight.data.fill_(np.nan)
     save_checkpoint(tiny.checkpoint(name), model.state_dict(), {})
     with pytest.raises(InputError, match=rf"best_{name}\.safetensors: its weights are not numbers"):
-        annotate.rank_unlabelled(tiny, train.read_slices(tiny))
+        annotate_next.rank_unlabelled(tiny, train.read_slices(tiny))
     assert not (tiny.run_folder / "annotate_next.csv").exists()
 
 
@@ -213,6 +215,6 @@ def test_what_cannot_be_ranked(tiny, command):
     supervised = dataclasses.replace(tiny, method="supervised")
     run(supervised)
     with pytest.raises(InputError, match="train a semi-supervised method first"):
-        annotate.rank_unlabelled(supervised, train.read_slices(supervised))
+        annotate_next.rank_unlabelled(supervised, train.read_slices(supervised))
     with pytest.raises(InputError, match="no unlabelled slice"):
-        annotate.rank_unlabelled(tiny, dataclasses.replace(train.read_slices(tiny), unlabelled=[]))
+        annotate_next.rank_unlabelled(tiny, dataclasses.replace(train.read_slices(tiny), unlabelled=[]))

@@ -1,6 +1,7 @@
 """The simulated annotator: what it adds, what it is scored on, and that finished trainings are kept."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,8 +11,8 @@ from benchmarks import annotation
 from config import make_config
 from conftest import as_options
 from demo_data import truth_folder_of, write_demo
-from masks import read_mask
-from slices import Path, crop_roi
+from slices.masks import read_mask
+from slices.reading import crop_roi
 
 SETTINGS = {"base_channels": 2, "patch_size": 64, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,
             "split": "blocks", "batch_size": 2, "device": "cpu", "num_workers": 0}

@@ -1,21 +1,21 @@
 """Three axes: planes across a volume, their average with the slices, and that nothing is computed twice."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 
-import blocks
 import predict
 from conftest import disc_slice
-from slices import Path
-from voxel_size import read_voxel
-from windows import Grey, apply_window, percentile_window
-from stitching import predict_images
-from utils import InputError
-from volumes import Volume
+from runtime.messages import InputError
+from slices.windows import Grey, apply_window, percentile_window
+from utils import predict_images
+from volumes import blocks
+from volumes.reading import Volume
+from volumes.voxel_size import read_voxel
 
 CPU = torch.device("cpu")
 SHAPE = 9, 40, 52
@@ -52,7 +52,7 @@ def expected(grey: np.ndarray, model) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("roi", "window", "kind"), [
     (None, "slice", "spread"), ((4, 36, 2, 50), "slice", "spread"), (None, "volume", "total")])
 def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeypatch, roi, window, kind):
-    monkeypatch.setattr("blocks.BLOCK", 4)
+    monkeypatch.setattr("volumes.blocks.BLOCK", 4)
     out = tmp_path / "mask.tif"
     code, _, err = command("predict", stack, "--checkpoint", checkpoint, "--output", out, "--three-axes", "--tta",
                            "--probabilities", "--uncertainty", kind, "--window", window, "--device", "cpu",
@@ -77,7 +77,7 @@ def test_the_average_of_three_axes(stack, checkpoint, tmp_path, command, monkeyp
 @pytest.mark.parametrize("stop", ["slices", "cut", "rows", "columns", "gather"])
 def test_interrupted_anywhere_it_goes_on_and_gives_the_same_bytes(stack, checkpoint, tmp_path, command, monkeypatch,
                                                                   stop):
-    monkeypatch.setattr("blocks.BLOCK", 4)
+    monkeypatch.setattr("volumes.blocks.BLOCK", 4)
     options = ("predict", stack, "--checkpoint", checkpoint, "--device", "cpu", "--three-axes", "--uncertainty",
                "spread", "--output")
     assert command(*options, tmp_path / "whole.tif")[0] == 0

@@ -1,6 +1,7 @@
 """What is left to gain: errors by kind, the band along outlines, agreement of runs and of annotations."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,6 @@ import pytest
 
 from benchmarks import ceiling
 from conftest import labelled, run
-from slices import Path
 from utils import overlap_metrics
 
 

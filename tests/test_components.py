@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-import components
+from particles import components
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 100])

@@ -10,7 +10,7 @@ import torch
 import train
 from config import CPU_PROFILE, PRESETS, Config, describe_profile, make_config, profile, stored_config
 from conftest import fingerprint, run, write_data
-from utils import InputError
+from runtime.messages import InputError
 
 
 def test_defaults_are_the_recipe():

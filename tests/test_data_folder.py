@@ -15,12 +15,22 @@ from scipy import ndimage
 import train
 from config import Config
 from conftest import SCALE, TINY, disc_slice, write_data, write_split
-from data_folder import (
-    IMAGES, MASKS, UNLABELLED, Data, Reading, check_data, is_same_picture, load_data, training_window,
-)
 from datasets import Views
-from slices import Slice
-from utils import InputError, load_checkpoint, read_json
+from runtime.checkpoints import load_checkpoint
+from runtime.files import read_json
+from runtime.messages import InputError
+from slices.data_folder import (
+    IMAGES,
+    MASKS,
+    UNLABELLED,
+    Data,
+    Reading,
+    check_data,
+    is_same_picture,
+    load_data,
+    training_window,
+)
+from slices.reading import Slice
 
 READING = Reading((8, 72, 8, 72))
 

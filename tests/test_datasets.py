@@ -2,17 +2,17 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
 import datasets
-import loaders
 from conftest import labelled, write_data, write_split
-from data_folder import IMAGES, MASKS, UNLABELLED, Reading, check_data, load_data
-from slices import Path
-from utils import InputError
+from runtime import loaders
+from runtime.messages import InputError
+from slices.data_folder import IMAGES, MASKS, UNLABELLED, Reading, check_data, load_data
 
 ROI = (8, 72, 8, 72)
 

@@ -1,6 +1,7 @@
 """The synthetic data are as hard as promised, their truth is known, and the same seed gives the same bytes."""
 
 import hashlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,11 +11,11 @@ import tifffile
 from scipy import ndimage
 
 import demo_data
-from data_folder import check_data, load_data
 from evaluate import fit_otsu, predict_otsu
-from masks import read_mask
-from slices import ROI, Path, Slice
-from windows import percentile_window
+from slices.data_folder import check_data, load_data
+from slices.masks import read_mask
+from slices.reading import ROI, Slice
+from slices.windows import percentile_window
 from utils import overlap_metrics
 
 

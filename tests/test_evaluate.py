@@ -1,6 +1,7 @@
 """Scores against MONAI and closed forms, intervals and tests that keep their promise, and the command line."""
 
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,9 +15,9 @@ from scipy import stats
 
 import evaluate
 from conftest import disc_slice
-from slices import Path, Slice
-from windows import percentile_window
-from utils import InputError
+from runtime.messages import InputError
+from slices.reading import Slice
+from slices.windows import percentile_window
 
 
 def blobs(seed: int) -> np.ndarray:

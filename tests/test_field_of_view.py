@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import tifffile
 
-import particles
-from field_of_view import circle, find_field
-from utils import InputError
-from volumes import masks_of_volume, open_volume
+from particles import measuring
+from particles.field_of_view import circle, find_field
+from runtime.messages import InputError
+from volumes.reading import masks_of_volume, open_volume
 
 RADIUS, FIELD = 7, 60
 
@@ -36,7 +36,7 @@ def spheres(tmp_path_factory):
 
 def diameters(folder, fov: str) -> tuple[np.ndarray, pd.DataFrame]:
     volume = open_volume(folder / "cut.tif")
-    table = particles.measure_masks(volume, (1.0, 1.0, 1.0), False, fov=fov)
+    table = measuring.measure_masks(volume, (1.0, 1.0, 1.0), False, fov=fov)
     return np.sort(table.loc[~table["touches_border"], "diameter"]), table
 
 
@@ -79,12 +79,12 @@ def test_a_long_particle_in_a_strip_has_a_weight_of_its_own(tmp_path):
     mask, inside = strip_with(np.s_[100:108, 30:150], *squares)
     tifffile.imwrite(tmp_path / "m.tif", mask)
     tifffile.imwrite(tmp_path / "fov.tif", inside)
-    table = particles.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, smallest=1,
+    table = measuring.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, smallest=1,
                                     fov=str(tmp_path / "fov.tif"))
     long = table["voxels"] > 500
     assert not table["touches_border"].any()
     assert table.loc[long, "weight"].item() < 5 * table.loc[~long, "weight"].mean()
-    assert particles.summarise_sizes(table)["D50_number"] < 10
+    assert measuring.summarise_sizes(table)["D50_number"] < 10
 
 
 def test_a_particle_that_fits_nowhere_else_counts_as_cut_and_is_said(tmp_path, capsys):
@@ -95,7 +95,7 @@ def test_a_particle_that_fits_nowhere_else_counts_as_cut_and_is_said(tmp_path, c
     tifffile.imwrite(tmp_path / "m.tif", mask)
     inside = np.where(np.abs(np.hypot(rows - 100, columns - 100) - 70) < 12, np.uint8(255), np.uint8(0))
     tifffile.imwrite(tmp_path / "fov.tif", inside)
-    table = particles.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, fov=str(tmp_path / "fov.tif"))
+    table = measuring.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, fov=str(tmp_path / "fov.tif"))
     assert table["touches_border"].all()
     assert "1 particles are so large that they fit hardly anywhere" in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_each_slice_by_itself_is_not_cut_by_its_neighbours(tmp_path):
     stacks = {"m": np.stack([mask] * 3), "fov": np.stack([np.full_like(inside, 255), 0 * inside, inside])}
     for name, stack in stacks.items():
         tifffile.imwrite(tmp_path / f"{name}.tif", stack, photometric="minisblack")
-    table = particles.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, fov=str(tmp_path / "fov.tif"))
+    table = measuring.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, fov=str(tmp_path / "fov.tif"))
     assert table["touches_border"].tolist() == [False, True, False]
 
 
@@ -118,19 +118,19 @@ def test_slices_of_several_sizes_have_fields_of_view_of_their_own(tmp_path):
         tifffile.imwrite(tmp_path / "masks" / f"s_{i}.tif", mask)
         tifffile.imwrite(tmp_path / "masks" / "inside" / f"s_{i}.tif", np.full_like(mask, 255))
     volume = open_volume(tmp_path / "masks")
-    table = particles.measure_masks(volume, (1, 1, 1), True)
+    table = measuring.measure_masks(volume, (1, 1, 1), True)
     assert len(table) == 2
     assert not table["touches_border"].any()
     for fov in ("circle", "30,30,20"):
         with pytest.raises(InputError, match=r"(60, 60)|(80, 80)"):
-            particles.measure_masks(volume, (1, 1, 1), True, fov=fov)
+            measuring.measure_masks(volume, (1, 1, 1), True, fov=fov)
 
 
 def test_a_region_of_interest_is_one_of_the_field_of_view_too(tmp_path):
     mask, inside = strip_with(np.s_[76:84, 20:28], np.s_[70:78, 60:68])     # the second one at the edge
     tifffile.imwrite(tmp_path / "m.tif", np.stack([mask] * 2), photometric="minisblack")
     tifffile.imwrite(tmp_path / "m_inside.tif", np.stack([inside] * 2), photometric="minisblack")
-    table = particles.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, roi=(60, 130, 10, 90))
+    table = measuring.measure_masks(open_volume(tmp_path / "m.tif"), (1, 1, 1), True, roi=(60, 130, 10, 90))
     assert table["touches_border"].tolist() == (table["column"] > 40).tolist() == [True, False, True, False]
     assert table.attrs["fraction"] == pytest.approx(128 / (50 * 80))
 
@@ -171,5 +171,5 @@ def test_one_ball_is_no_field_of_view(tmp_path, capsys):
     for name, row, column in (("diagonal", 30, 30), ("side", 48, 20), ("corner", 22, 70)):
         ball = ((z - 12) ** 2 + (y - row) ** 2 + (x - column) ** 2 <= 81).astype(np.uint8) * np.uint8(255)
         tifffile.imwrite(tmp_path / f"{name}.tif", ball, photometric="minisblack")
-        particles.measure_masks(open_volume(tmp_path / f"{name}.tif"), (1, 1, 1), False)
+        measuring.measure_masks(open_volume(tmp_path / f"{name}.tif"), (1, 1, 1), False)
         assert "ends at a circle" not in capsys.readouterr().err

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import slices
-from masks import read_mask
-from pairing import pair_files
-from splits import split_problems
-from utils import InputError
-from volumes import open_volume
+from runtime.messages import InputError
+from slices import reading
+from slices.masks import read_mask
+from slices.pairing import pair_files
+from slices.splits import split_problems
+from volumes.reading import open_volume
 from wrong_files import IMAGES, MASKS, split_file
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -47,7 +47,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path, case, changes, kept):
     for place, value in changes:
         content[int(place * (len(content) - 1))] = value
     path.write_bytes(content[:int(kept * len(content))])
-    for read in (slices.read_array, slices.read_image, read_mask, lambda p: open_volume(p).read(0)):
+    for read in (reading.read_array, reading.read_image, read_mask, lambda p: open_volume(p).read(0)):
         read_or_refused(read, path)
 
 
@@ -59,7 +59,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path, case, changes, kept):
 def test_any_bytes_are_read_or_refused(tmp_path, content, suffix, start):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(start + content)
-    read_or_refused(slices.read_array, path)
+    read_or_refused(reading.read_array, path)
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4),

@@ -15,13 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import commands
-import loaders
-import progress
 import train
 from conftest import ROOT, TINY, as_options, labelled
 from datasets import Views
-from utils import InputError
+from runtime import command_line, loaders, progress
+from runtime.messages import InputError
 
 
 def epoch_of(num_workers: int, seed: int = 0, start: int = 0, batches: int = 4) -> torch.Tensor:
@@ -110,7 +108,8 @@ def test_an_item_is_as_large_as_it_says():
 COUNTED = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import torch, loaders
+import torch
+from runtime import loaders
 torch.set_num_threads(1)
 started, real = [], loaders.DataLoader
 def counted(*arguments, **options):
@@ -119,9 +118,10 @@ def counted(*arguments, **options):
 loaders.DataLoader = counted
 """
 TRAIN = """
-import commands, train
+import train
+from runtime import command_line
 try:
-    commands.run_command_line(train.main)
+    command_line.run_command_line(train.main)
 finally:
     print("workers", started[2:])                   # after those of the figure of the views
 """
@@ -285,11 +285,11 @@ def test_a_job_that_is_told_to_stop_as_a_whole_stops_in_order(tiny, often, monke
                 worker.join()
             os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(progress, "append_row", told)
-    before = signal.signal(signal.SIGTERM, commands._end)
+    before = signal.signal(signal.SIGTERM, command_line._end)
     try:
-        with pytest.raises(commands.Terminated):
+        with pytest.raises(command_line.Terminated):
             train.train_supervised(config, data)
     finally:
         signal.signal(signal.SIGTERM, before)
-        commands._came.clear()
+        command_line._came.clear()
     assert list(Path("checkpoints/base").glob("last_supervised.pt"))

@@ -1,6 +1,7 @@
 """Whose side is foreground: every form of mask is read by one rule, or refused with advice that works."""
 
 import itertools
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,12 +10,11 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-import masks
 from conftest import SCALE, disc_slice
-from masks import masks_of_files, read_mask
-from slices import Path
-from utils import InputError
-from volumes import masks_of_volume, open_volume
+from runtime.messages import InputError
+from slices import masks
+from slices.masks import masks_of_files, read_mask
+from volumes.reading import masks_of_volume, open_volume
 
 BINARY = {
     "bytes.tif": lambda truth: truth * np.uint8(255),

@@ -1,6 +1,7 @@
 """The notebook, executed in a miniature configuration, and the committed copy."""
 
 import json
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -8,7 +9,6 @@ import pytest
 
 from conftest import ROOT
 from demo_data import write_demo, write_volume
-from slices import Path
 
 NOTEBOOK = ROOT / "main_freezelayers.ipynb"
 MINIATURE = {"base_channels": 2, "patch_size": 128, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,

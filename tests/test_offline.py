@@ -20,11 +20,12 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 """
 CALLS = """
-import commands, importlib
+import importlib
+from runtime import command_line
 def call(module, *arguments):
     sys.argv = [module, *arguments]
     try:
-        commands.run_command_line(importlib.import_module(module).main)
+        command_line.run_command_line(importlib.import_module(module).main)
     except SystemExit as stop:
         if stop.code:
             raise

@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import zarr
 
-import outputs
 import predict
-import utils
 from conftest import ROOT, disc_slice
-from slices import Path
-from utils import write_json
+from runtime import files
+from runtime.files import write_json
+from volumes import outputs
 
 KINDS = ("--probabilities", "--uncertainty")
 
@@ -59,7 +59,7 @@ def stack(tmp_path, grey) -> Path:
 @pytest.fixture
 def apply(command, checkpoint, monkeypatch):
     """`predict.py` in blocks of two slices: (exit status, standard error)."""
-    monkeypatch.setattr("blocks.BLOCK", 2)
+    monkeypatch.setattr("volumes.blocks.BLOCK", 2)
     return lambda *arguments: command("predict", *arguments, "--checkpoint", checkpoint, "--device", "cpu")[::2]
 
 
@@ -204,11 +204,11 @@ def test_interrupted_between_the_moves(apply, tmp_path, grey, monkeypatch, moves
                 raise KeyboardInterrupt
             done.append(path)
         replace(made, path)
-    monkeypatch.setattr("outputs.os.replace", stops)
+    monkeypatch.setattr("volumes.outputs.os.replace", stops)
     code, _ = apply(source, "--output", out, *KINDS)
     assert code == (130 if moves < (1 if family == "folder" else 4) else 0)
     monkeypatch.undo()
-    monkeypatch.setattr("blocks.BLOCK", 2)
+    monkeypatch.setattr("volumes.blocks.BLOCK", 2)
     assert apply(source, "--output", out, *KINDS)[0] == 0
     for file in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
         assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
@@ -269,7 +269,7 @@ def test_damaged_blocks(apply, stack, tmp_path, monkeypatch, content):
     monkeypatch.setattr(predict, "finish", lambda *_: [])
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
     monkeypatch.undo()
-    monkeypatch.setattr("blocks.BLOCK", 2)
+    monkeypatch.setattr("volumes.blocks.BLOCK", 2)
     block = tmp_path / "m.tif.part" / "0000002.npz"
     stored = bytearray(block.read_bytes())
     stored[60:200] = b"\xff" * 140
@@ -281,9 +281,10 @@ def test_damaged_blocks(apply, stack, tmp_path, monkeypatch, content):
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
 
 
-@pytest.mark.skipif(utils.fcntl is None, reason="no locks here")
+@pytest.mark.skipif(files.fcntl is None, reason="no locks here")
 def test_a_second_call_on_the_same_output_is_refused(apply, stack, checkpoint, tmp_path):
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time, blocks, predict; blocks.BLOCK = 2; "
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time, predict; "
+            "from volumes import blocks; blocks.BLOCK = 2; "
             "block = predict.predict_block; "
             "predict.predict_block = lambda *a: (time.sleep(1), block(*a))[1]; predict.main()")
     out = tmp_path / "m.tif"
@@ -338,7 +339,7 @@ def test_names_with_dots_stay_whole():
 def test_what_is_removed_never_looks_like_a_whole(tmp_path, monkeypatch):
     part = tmp_path / "m.part"
     write_json(part / "prediction.json", {})
-    monkeypatch.setattr("outputs.shutil.rmtree", lambda *_, **__: None)   # killed before the first file is gone
+    monkeypatch.setattr("volumes.outputs.shutil.rmtree", lambda *_, **__: None)   # killed before the first file is gone
     outputs.remove(part)
     assert not part.exists()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import labelled
-from pairing import LEAST_AGREEMENT, agreement, judge_pairs, pair_files
+from slices.pairing import LEAST_AGREEMENT, agreement, judge_pairs, pair_files
 
 DIAERESIS = "\N{LATIN SMALL LETTER O WITH DIAERESIS}"
 NAMES = {

@@ -2,19 +2,17 @@
 
 import math
 import re
-
-import cv2
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import ndimage
 from scipy.special import ellipe
 
-import components
-import particles
-import utils
+from particles import components, measuring
+from runtime import messages
 
 
 def ellipsoid(axes: tuple[float, ...], shift: float = 0.0, margin: int = 3) -> np.ndarray:
@@ -38,7 +36,7 @@ def ellipsoid_surface(a: float, b: float, c: float) -> float:
 @pytest.mark.parametrize("shift", [0.1, 0.3])
 def test_a_sphere(radius, shift):
     pixel = 0.022
-    (found,) = particles.particle_table(ellipsoid((radius,) * 3, shift), pixel).to_dict("records")
+    (found,) = measuring.particle_table(ellipsoid((radius,) * 3, shift), pixel).to_dict("records")
     assert found["diameter"] == pytest.approx(2 * radius * pixel, rel=0.02)
     assert found["volume"] == pytest.approx(4 / 3 * np.pi * (radius * pixel)**3, rel=0.05)
     assert found["surface"] == pytest.approx(np.pi * found["diameter"]**2, rel=0.015)
@@ -47,12 +45,12 @@ def test_a_sphere(radius, shift):
     assert found["solidity"] > 0.98
     assert not found["touches_border"]
     centre = math.ceil(radius) + 3 + shift
-    assert [found[name] for name in particles.PLACES] == pytest.approx([centre] * 3, abs=0.1)
+    assert [found[name] for name in measuring.PLACES] == pytest.approx([centre] * 3, abs=0.1)
 
 
 @pytest.mark.parametrize("axes", [(8, 8, 24), (12, 20, 20), (6, 9, 15)])
 def test_an_ellipsoid(axes):
-    (found,) = particles.particle_table(ellipsoid(axes, 0.2)).to_dict("records")
+    (found,) = measuring.particle_table(ellipsoid(axes, 0.2)).to_dict("records")
     assert found["aspect"] == pytest.approx(max(axes) / min(axes), rel=0.03)
     assert found["surface"] == pytest.approx(ellipsoid_surface(*axes), rel=0.02)
     sphere = (math.prod(axes)) ** (1 / 3)
@@ -61,7 +59,7 @@ def test_an_ellipsoid(axes):
 
 @pytest.mark.parametrize("axes", [(12, 12), (8, 20)])
 def test_a_disc_and_an_ellipse(axes):
-    (found,) = particles.particle_table(ellipsoid(axes, 0.2), 0.5).to_dict("records")
+    (found,) = measuring.particle_table(ellipsoid(axes, 0.2), 0.5).to_dict("records")
     area, perimeter = np.pi * math.prod(axes), 4 * max(axes) * ellipe(1 - (min(axes) / max(axes))**2)
     assert found["area"] == pytest.approx(area / 4, rel=0.02)
     assert found["diameter"] == pytest.approx(math.sqrt(math.prod(axes)), rel=0.01)
@@ -76,7 +74,7 @@ def test_several_particles_of_a_slice():
     rows, columns = np.mgrid[:200, :300]
     mask[((columns - 160) / 60) ** 2 + ((rows - 100) / 20) ** 2 <= 1] = 1
     mask[190:, 290:] = 1
-    table = particles.particle_table(mask, 0.5).sort_values("column").reset_index(drop=True)
+    table = measuring.particle_table(mask, 0.5).sort_values("column").reset_index(drop=True)
     assert table["touches_border"].tolist() == [False, False, True]
     assert table["diameter"][0] == pytest.approx(20, rel=0.03)          # 2 · 20 px · 0.5
     assert table["area"][1] == pytest.approx(np.pi * 60 * 20 * 0.25, rel=0.03)
@@ -84,13 +82,13 @@ def test_several_particles_of_a_slice():
     assert table["aspect"][1] == pytest.approx(3, rel=0.03)
     assert table["area"][2] == pytest.approx(100 * 0.25)
     assert table.loc[0, ["row", "column"]].tolist() == pytest.approx([50, 60])  # pixels, whatever the unit
-    assert len(particles.particle_table(np.zeros((5, 5)))) == 0
+    assert len(measuring.particle_table(np.zeros((5, 5)))) == 0
 
 
 def test_slices_farther_apart_than_pixels_are_wide():
     squeezed = ellipsoid((6, 12, 12))
     labels = squeezed.astype(np.int32)
-    found = particles.measure(labels, (2.0, 1.0, 1.0), (0, 0, 0), labels.shape).iloc[0]
+    found = measuring.measure(labels, (2.0, 1.0, 1.0), (0, 0, 0), labels.shape).iloc[0]
     assert found["diameter"] == pytest.approx(24, rel=0.02)
     assert found["sphericity"] == pytest.approx(1, abs=0.03)
     assert found["aspect"] == pytest.approx(1, abs=0.05)
@@ -101,7 +99,7 @@ def test_a_hollow_and_a_bent_particle_are_less_solid():
     square[10:50, 10:50] = True
     angle = square.copy()
     angle[10:40, 20:50] = False
-    solidity = [particles.particle_table(mask)["solidity"][0] for mask in (square, angle)]
+    solidity = [measuring.particle_table(mask)["solidity"][0] for mask in (square, angle)]
     assert solidity[0] > 0.97
     assert solidity[1] == pytest.approx(700 / (1600 - 450), rel=0.05)
 
@@ -109,7 +107,7 @@ def test_a_hollow_and_a_bent_particle_are_less_solid():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 4), (1, 3, 3), (2, 1)])
 def test_particles_of_few_voxels_have_finite_shapes(shape):
     mask = np.pad(np.ones(shape, bool), 4)
-    (found,) = particles.particle_table(mask).to_dict("records")
+    (found,) = measuring.particle_table(mask).to_dict("records")
     aspect = found.pop("aspect")
     assert np.isnan(aspect) or aspect >= 1
     assert np.isfinite(list(found.values())).all()
@@ -118,7 +116,7 @@ def test_particles_of_few_voxels_have_finite_shapes(shape):
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 9)])
 def test_an_empty_mask_has_no_particles(shape):
-    table = particles.particle_table(np.zeros(shape, bool))
+    table = measuring.particle_table(np.zeros(shape, bool))
     assert len(table) == 0
     assert {"diameter", "touches_border", "weight"} <= set(table)
 
@@ -132,9 +130,9 @@ def test_two_balls_that_touch_are_split_and_a_slightly_waisted_one_is_not(dimens
     centres = (20, 20 + distance * radius)
     mask = np.logical_or(*(sum((x - c)**2 for x, c in zip(grid, (c, 20, 20)[:dimensions], strict=True)) < radius**2
                            for c in centres))
-    table = particles.particle_table(mask, 0.5, neck=1.0)
+    table = measuring.particle_table(mask, 0.5, neck=1.0)
     assert len(table) == parts
-    assert len(particles.particle_table(mask, 0.5)) == 1
+    assert len(measuring.particle_table(mask, 0.5)) == 1
     if parts == 2:
         assert table["diameter"].to_numpy() == pytest.approx(radius, rel=0.05)
 
@@ -150,9 +148,9 @@ def test_a_volume_is_measured_as_if_it_were_in_memory(blobs, neck, monkeypatch):
         reads.append(i)
         return blobs[i].astype(np.uint8) * 255
     values = np.random.default_rng(1).random(blobs.shape)
-    found = pd.concat(particles.measure_volume(read, blobs.shape, (0.5,) * 3, neck, 1,
+    found = pd.concat(measuring.measure_volume(read, blobs.shape, (0.5,) * 3, neck, 1,
                                                    {"uncertainty": lambda i: values[i]}))
-    expected = particles.particle_table(blobs, 0.5, neck)
+    expected = measuring.particle_table(blobs, 0.5, neck)
     keys = ["slice", "row", "column"]
     found, expected = (t.sort_values(keys).reset_index(drop=True) for t in (found, expected))
     pd.testing.assert_frame_equal(found[expected.columns], expected, check_dtype=False)
@@ -163,18 +161,18 @@ def test_a_volume_is_measured_as_if_it_were_in_memory(blobs, neck, monkeypatch):
 
 def test_a_volume_that_takes_long_shows_how_far_it_is(blobs, monkeypatch, capsys):
     for name in ("QUIET_SECONDS", "PROGRESS_SECONDS"):
-        monkeypatch.setattr(utils, name, 0.0)
-    pd.concat(particles.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3))
+        monkeypatch.setattr(messages, name, 0.0)
+    pd.concat(measuring.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3))
     shown = capsys.readouterr().err
     for title in ("find particles", "measure particles"):
         assert len(set(re.findall(rf"{title}: +(\d+)%", shown))) > 5
 
 
 def test_small_and_too_large_components(blobs, monkeypatch):
-    some = pd.concat(particles.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3, smallest=200))
+    some = pd.concat(measuring.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3, smallest=200))
     assert some["voxels"].min() >= 200
-    monkeypatch.setattr(particles, "BOX_VOXELS", 4000)
-    coarse = pd.concat(particles.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3, smallest=200))
+    monkeypatch.setattr(measuring, "BOX_VOXELS", 4000)
+    coarse = pd.concat(measuring.measure_volume(lambda i: blobs[i], blobs.shape, (1,) * 3, smallest=200))
     assert coarse["volume"].sum() == some["volume"].sum()
     assert coarse["surface"].isna().any()
     assert not coarse["surface"].isna().all()
@@ -191,7 +189,7 @@ def rod(radius: float, angle: float, shift: tuple[float, float]) -> np.ndarray:
 def test_straight_rods_are_not_split(radius):
     rng = np.random.default_rng(0)
     parts = [components.split_touching(rod(radius, rng.uniform(0, np.pi), rng.uniform(-1, 1, 2)), (1, 1),
-                                       particles.NECK).max() for _ in range(40)]
+                                       measuring.NECK).max() for _ in range(40)]
     assert np.mean(np.array(parts) > 1) <= 0.05
 
 
@@ -201,8 +199,8 @@ def test_parts_of_what_is_split_are_particles_of_their_own():
     mask |= z**2 + y**2 + x**2 < 10**2
     mask[14:17, 20:30, 14:17] = True                                    # a bridge to a speck
     mask[13:18, 28:31, 13:18] = True
-    volume = particles.Volume(Path("m.tif"), "tiff", "ZYX", mask.shape, [""] * 30, lambda i: mask[i])
-    table = particles.measure_masks(volume, (1, 1, 1), False, neck=0.3, smallest=500)
+    volume = measuring.Volume(Path("m.tif"), "tiff", "ZYX", mask.shape, [""] * 30, lambda i: mask[i])
+    table = measuring.measure_masks(volume, (1, 1, 1), False, neck=0.3, smallest=500)
     assert (table["voxels"] >= 500).all()
     assert table.attrs["fraction"] == pytest.approx(mask.mean())
 
@@ -210,12 +208,12 @@ def test_parts_of_what_is_split_are_particles_of_their_own():
 def test_rings_and_bridges_have_all_of_their_outline():
     y, x = np.mgrid[:70, :90] - np.array([35, 35])[:, None, None]
     ring = (y**2 + x**2 < 20**2) & (y**2 + x**2 >= 15**2)
-    (found,) = particles.particle_table(ring).to_dict("records")
+    (found,) = measuring.particle_table(ring).to_dict("records")
     assert found["perimeter"] == pytest.approx(2 * np.pi * 35, rel=0.05)
     assert found["solidity"] == pytest.approx(1 - (15 / 20) ** 2, rel=0.05)
     pair = (y**2 + x**2 < 14**2) | (y**2 + (x - 32) ** 2 < 14**2)
     pair[35, 35:67] = True
-    (found,) = particles.particle_table(pair).to_dict("records")
+    (found,) = measuring.particle_table(pair).to_dict("records")
     assert found["perimeter"] > 0.95 * 2 * 2 * np.pi * 14
     assert found["solidity"] < 0.9
 
@@ -224,7 +222,7 @@ def test_planes_of_one_voxel_have_no_aspect():
     plane = np.zeros((30, 30, 30), bool)
     for i in range(15):
         plane[5 + i, 5:20, 5 + i] = True
-    assert particles.particle_table(plane)["aspect"].isna().all()
+    assert measuring.particle_table(plane)["aspect"].isna().all()
 
 
 # --- distributions --------------------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ def test_without_weights_large_particles_would_be_missing():
         y, x = np.mgrid[:100, :100]
         mask = (y - row)**2 + (x - column)**2 < radius**2
         if mask.any():
-            diameters.append(particles.particle_table(mask))
+            diameters.append(measuring.particle_table(mask))
     table = pd.concat(diameters)
     whole = table[~table["touches_border"]]
     small = whole["diameter"] < 10
@@ -248,5 +246,5 @@ def test_without_weights_large_particles_would_be_missing():
 
 def test_nearest_neighbours():
     table = pd.DataFrame({"slice": [0, 0, 5], "row": [0.0, 3.0, 0.0], "column": [0.0, 4.0, 0.0]})
-    assert particles.nearest_distances(table, (2.0, 1.0, 1.0)).tolist() == [5.0, 5.0, 10.0]
-    assert np.isnan(particles.nearest_distances(table[:1], (1.0, 1.0, 1.0))).all()
+    assert measuring.nearest_distances(table, (2.0, 1.0, 1.0)).tolist() == [5.0, 5.0, 10.0]
+    assert np.isnan(measuring.nearest_distances(table[:1], (1.0, 1.0, 1.0))).all()

@@ -191,7 +191,7 @@ def test_slices_of_several_sizes_and_points_in_time(command, tmp_path):
 
 
 def test_components_too_large_to_be_looked_at_are_counted_and_kept(masks, command, tmp_path, monkeypatch):
-    monkeypatch.setattr("particles.BOX_VOXELS", 12**3)
+    monkeypatch.setattr("particles.measuring.BOX_VOXELS", 12**3)
     tifffile.imwrite(tmp_path / "u.tif", np.full((40, 120, 40), 0.5, np.float32), photometric="minisblack")
     code, _, err = command("evaluate", "particles", masks, "--split", "--uncertainty", tmp_path / "u.tif",
                            "--max-uncertainty", 0.4)

@@ -3,23 +3,23 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
 import torch
+from test_volumes import FAMILIES
 
 import predict
 from config import Config
 from conftest import disc_slice
 from model_unet import UNet
-from slices import Path
-from windows import percentile_window
-from stitching import predict_image, predict_images
-from test_volumes import FAMILIES
-from utils import load_checkpoint, save_checkpoint
-from volumes import open_volume
+from runtime.checkpoints import load_checkpoint, save_checkpoint
+from slices.windows import percentile_window
+from utils import predict_image, predict_images
+from volumes.reading import open_volume
 
 CPU = torch.device("cpu")
 
@@ -215,8 +215,8 @@ def test_several_checkpoints_are_averaged(stack, checkpoint, tmp_path, command):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_an_interrupted_prediction_goes_on_and_gives_the_same_bytes(stack, checkpoint, tmp_path, command, monkeypatch,
                                                                     blocks):
-    monkeypatch.setattr("blocks.BLOCK", 2)
-    monkeypatch.setattr("stitching.windows_at_once", lambda *_: 5)      # windows of two slices share a pass
+    monkeypatch.setattr("volumes.blocks.BLOCK", 2)
+    monkeypatch.setattr("utils.windows_at_once", lambda *_: 5)      # windows of two slices share a pass
     options = ("--checkpoint", checkpoint, "--probabilities", "--device", "cpu")
     assert command("predict", stack, *options, "--output", tmp_path / "whole.tif")[0] == 0
     predict_block, done = predict.predict_block, []
@@ -250,7 +250,7 @@ def test_an_interrupted_prediction_goes_on_and_gives_the_same_bytes(stack, check
 
 
 def test_a_slice_that_cannot_be_read_stops_and_the_rest_is_kept(folder, checkpoint, tmp_path, command, monkeypatch):
-    monkeypatch.setattr("blocks.BLOCK", 1)
+    monkeypatch.setattr("volumes.blocks.BLOCK", 1)
     whole = (folder / "s_2.tif").read_bytes()
     (folder / "s_2.tif").write_bytes(whole[:-500])
     options = ("predict", folder, "--checkpoint", checkpoint, "--output", tmp_path / "o", "--device", "cpu")

@@ -16,12 +16,12 @@ import torch
 from config import Config
 from conftest import ROOT, disc_slice
 from model_unet import UNet
-from utils import save_checkpoint
+from runtime.checkpoints import save_checkpoint
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen:
     """`predict.main` with arguments, after `script`, in a new process."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import blocks, predict; {script}"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import predict; from volumes import blocks; {script}"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -11,20 +11,20 @@ import pytest
 import tifffile
 import torch
 
-import annotate
-import loaders
+import mean_teacher
 import predict
-import progress
-import steps
-import stitching
 import train
+import utils
 from config import Config, make_config
 from conftest import TINY, write_data
-from outputs import targets
+from evaluation import annotate_next
 from pretend_cuda import GPU, pretended_gpu
-from team import ALONE
-from utils import InputError, choose_device
-from volumes import open_volume
+from runtime import loaders, progress
+from runtime.devices import choose_device
+from runtime.messages import InputError
+from runtime.team import ALONE
+from volumes.outputs import targets
+from volumes.reading import open_volume
 
 LOGS = ("sup_metrics.csv", "continued_metrics.csv", "ssl_metrics.csv")
 METHODS = {"mean_teacher": {}, "unimatch": {}, "best": {"patch_size": 64, "downsample": 2}}
@@ -125,7 +125,7 @@ def train_all(config: Config) -> tuple[dict, pd.DataFrame]:
     data = train.prepare(config)
     for phase in (train.train_supervised, train.continue_supervised, train.train_mean_teacher):
         phase(config, data)
-    return train.evaluate_run(config, data), annotate.rank_unlabelled(config, data)
+    return train.evaluate_run(config, data), annotate_next.rank_unlabelled(config, data)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,10 +149,11 @@ def steps_on_the_gpu(folder: Path, gpu, method: str, semi: bool) -> list[int]:
     config, device, waits = settings(folder, method, "cuda"), choose_device("cuda"), []
     data = train.read_slices(config)
     student, average = train.build_models(config, device, None, semi)
-    optimizer = steps.make_optimizer(config, student)
+    optimizer = mean_teacher.make_optimizer(config, student)
     with train.data_of_phase(config, data, "mean_teacher", 0, device, ALONE, semi) as (labelled, unlabelled):
         totals = [gpu.waits.total()]
-        steps.train_epoch(config, student, average, optimizer, types.SimpleNamespace(step=lambda: None), range(4),
+        scheduler = types.SimpleNamespace(step=lambda: None)
+        mean_teacher.train_epoch(config, student, average, optimizer, scheduler, range(4),
                           labelled, unlabelled, 0.5, False, stop=lambda: totals.append(gpu.waits.total()))
     waits = [after - before for before, after in itertools.pairwise(totals)]
     assert len(waits) == 4
@@ -201,17 +202,17 @@ def test_a_phase_goes_on_in_the_middle_of_an_epoch(folder, monkeypatch):
     with pretended_gpu():
         train.train_supervised(whole, train.prepare(whole))
 
-        data, real, calls = train.prepare(cut), steps.step_losses, []
+        data, real, calls = train.prepare(cut), mean_teacher.step_losses, []
 
         def pulled_out(*arguments):
             calls.append(1)
             if len(calls) == 4:                                      # the second step of the second epoch
                 raise RuntimeError("the plug was pulled out")
             return real(*arguments)
-        monkeypatch.setattr(steps, "step_losses", pulled_out)
+        monkeypatch.setattr(mean_teacher, "step_losses", pulled_out)
         with pytest.raises(RuntimeError, match="plug"):
             train.train_supervised(cut, data)
-        monkeypatch.setattr(steps, "step_losses", real)
+        monkeypatch.setattr(mean_teacher, "step_losses", real)
         train.train_supervised(cut, data)
     logs = [pd.read_csv(Path("runs") / run / LOGS[0]) for run in ("whole", "cut")]
     pd.testing.assert_frame_equal(*logs)
@@ -223,13 +224,13 @@ def test_a_phase_goes_on_in_the_middle_of_an_epoch(folder, monkeypatch):
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     torch.AcceleratorError("CUDA error: out of memory")], ids=["torch", "cuDNN", "cuBLAS", "driver"])
 def test_when_memory_runs_out_the_error_says_what_fits(folder, monkeypatch, error):
-    config, real = settings(folder, "mean_teacher", "cuda", batch_size=4), steps.step_losses
+    config, real = settings(folder, "mean_teacher", "cuda", batch_size=4), mean_teacher.step_losses
 
     def losses(config, student, labelled, *rest):
         if len(labelled["strong"]) > 3:
             raise error
         return real(config, student, labelled, *rest)
-    monkeypatch.setattr(steps, "step_losses", losses)
+    monkeypatch.setattr(mean_teacher, "step_losses", losses)
     with pretended_gpu():
         data = train.prepare(config)
         with pytest.raises(InputError, match="--batch-size 4: out of memory; 3 fits"):
@@ -239,46 +240,46 @@ def test_when_memory_runs_out_the_error_says_what_fits(folder, monkeypatch, erro
 # --- faults that must be seen ---------------------------------------------------------------------------------
 
 def test_a_planted_tensor_that_stays_on_the_cpu_is_seen(folder, monkeypatch):
-    monkeypatch.setattr(steps, "send", lambda tensor, device: tensor)
+    monkeypatch.setattr(mean_teacher, "send", lambda tensor, device: tensor)
     with pretended_gpu() as gpu, pytest.raises(RuntimeError, match="same device"):
         steps_on_the_gpu(folder, gpu, "best", semi=True)
 
 
 def test_a_planted_copy_from_memory_that_is_not_pinned_is_seen(folder, monkeypatch):
-    monkeypatch.setattr(steps, "send", lambda tensor, device: tensor.to(device, non_blocking=True))
+    monkeypatch.setattr(mean_teacher, "send", lambda tensor, device: tensor.to(device, non_blocking=True))
     with pretended_gpu() as gpu:
         assert min(steps_on_the_gpu(folder, gpu, "best", semi=True)) > 0
 
 
 def test_a_planted_look_at_the_loss_is_seen(folder, monkeypatch):
-    real = steps.bce_dice_loss
+    real = mean_teacher.bce_dice_loss
 
     def watched(*arguments):
         loss = real(*arguments)
         assert loss.item() > 0
         return loss
-    monkeypatch.setattr(steps, "bce_dice_loss", watched)
+    monkeypatch.setattr(mean_teacher, "bce_dice_loss", watched)
     with pretended_gpu() as gpu:
         assert steps_on_the_gpu(folder, gpu, "mean_teacher", semi=False) == [1, 1, 1, 1]
 
 
 def test_a_planted_look_at_the_memory_of_the_device_is_seen(folder, checkpoint, monkeypatch):
-    monkeypatch.setattr(stitching, "to_host", lambda tensor: tensor.numpy)
+    monkeypatch.setattr(utils, "to_host", lambda tensor: tensor.numpy)
     with pretended_gpu():
         model, _ = predict.load_model(checkpoint, GPU)
         with pytest.raises(TypeError, match="to numpy"):
-            stitching.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
+            utils.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
 
 
 def test_a_planted_result_that_is_not_waited_for_is_seen(folder, checkpoint, monkeypatch):
     def to_host(tensor):
         host = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
         return lambda: host.numpy().copy()
-    monkeypatch.setattr(stitching, "to_host", to_host)
+    monkeypatch.setattr(utils, "to_host", to_host)
     with pretended_gpu():
         model, _ = predict.load_model(checkpoint, GPU)
         with pytest.raises(RuntimeError, match="still on its way"):
-            stitching.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
+            utils.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
 
 
 def test_a_planted_batch_that_is_not_sent_is_seen(folder, monkeypatch):

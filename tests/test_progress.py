@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import progress
 from config import Config
 from model_unet import UNet
-from progress import Progress
-from utils import load_checkpoint
+from runtime import progress
+from runtime.checkpoints import load_checkpoint
+from runtime.progress import Progress
 
 CPU = torch.device("cpu")
 

@@ -4,50 +4,25 @@ import ast
 import re
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
 
-MAY_IMPORT = {
-    "model_unet": set(), "losses": set(), "utils": set(), "views": set(), "team": {"utils"},
-    "commands": {"utils"}, "slices": {"utils"},
-    "splits": {"slices", "utils"},
-    "config": {"model_unet", "slices", "utils", "windows"},
-    "windows": {"slices", "utils"},
-    "masks": {"slices", "utils"},
-    "pairing": {"slices"},
-    "data_folder": {"masks", "pairing", "slices", "splits", "utils", "windows"},
-    "datasets": {"commands", "data_folder", "slices", "utils", "views", "windows"},
-    "viz_slices": {"utils"},
-    "utils_viz": {"commands", "utils", "viz_slices"},
-    "stitching": {"utils"},
-    "voxel_size": set(),
-    "volumes": {"masks", "slices", "utils", "voxel_size"},
-    "write_volumes": {"slices", "volumes", "voxel_size"},
-    "outputs": {"blocks", "slices", "utils", "volumes", "write_volumes"},
-    "components": set(),
-    "blocks": {"utils", "volumes", "voxel_size"},
-    "sizes": {"uncertainty"},
-    "field_of_view": {"outputs", "slices", "utils", "volumes"},
-    "particles": {"commands", "components", "field_of_view", "outputs", "sizes", "slices", "uncertainty", "utils",
-                  "viz_slices", "volumes", "voxel_size"},
-    "evaluate": {"commands", "data_folder", "field_of_view", "masks", "outputs", "pairing", "particles", "slices",
-                 "stitching", "uncertainty", "utils", "volumes"},
-    "loaders": {"datasets", "run_folder", "utils"},
-    "run_folder": {"utils"},
-    "progress": {"config", "data_folder", "loaders", "model_unet", "run_folder", "utils"},
-    "steps": {"config", "losses", "model_unet", "utils"},
-    "train": {"annotate", "commands", "config", "data_folder", "datasets", "evaluate", "loaders", "losses",
-              "model_unet", "progress", "report", "run_folder", "steps", "stitching", "team", "utils", "windows"},
-    "report": {"commands", "config", "evaluate", "particles", "sizes", "utils", "utils_viz", "viz_slices"},
-    "predict": {"blocks", "commands", "config", "model_unet", "outputs", "slices", "stitching", "team", "utils",
-                "volumes", "windows"},
-    "uncertainty": {"stitching"},
-    "annotate": {"config", "data_folder", "model_unet", "slices", "stitching", "uncertainty", "utils"},
-    "view": {"commands", "particles", "slices", "utils", "viz_slices", "volumes", "voxel_size", "windows"},
-    "demo_data": {"commands", "slices", "splits", "utils"},
-}
+# From the ground up: what stands in a layer may import what stands below it, and in a room its neighbours.
+LAYERS = [
+    {"runtime"},
+    {"model_unet", "losses", "utils", "views"},
+    {"slices"},
+    {"config", "datasets", "viz", "volumes"},
+    {"evaluation", "mean_teacher", "utils_viz"},
+    {"demo_data", "particles", "predict"},
+    {"evaluate", "view"},
+    {"report"},
+    {"train"},
+]
+PLACES = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 OPTIONAL = {"napari", "dask"}  # of `make view`
 CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "opencv"}
 
@@ -62,24 +37,49 @@ def imports_of(path) -> set[str]:
     return found
 
 
-def test_modules_are_those_of_the_design():
-    assert {p.stem for p in ROOT.glob("*.py")} == set(MAY_IMPORT)
-    assert {p.stem[5:] for p in (ROOT / "tests").glob("test_*.py")} == {
-        *MAY_IMPORT, "notebook", "project", "study", "study_plan", "study_statistics", "annotation",
-        "ceiling", "on_gpu", "pretend_cuda", "reference_runs", "speed", "same_scores", "predict_process",
-        "particles_command", "whole_volume",
-        "readme", "survival", "trouble", "wrong_input", "wrong_stores", "fuzz", "offline"}
+def modules() -> list[Path]:
+    """The modules of the story and those in rooms."""
+    return sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))])
 
 
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_imports_point_one_way(module):
-    assert imports_of(ROOT / f"{module}.py") & set(MAY_IMPORT) <= MAY_IMPORT[module]
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+MODULES = {path.relative_to(ROOT).as_posix(): path for path in modules()}
 
 
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_modules_say_what_they_are(module):
-    path = ROOT / f"{module}.py"
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_module_and_room_has_its_place():
+    assert {name.partition("/")[0].removesuffix(".py") for name in MODULES} == set(PLACES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    own = name.partition("/")[0].removesuffix(".py")
+    for other in imports_of(MODULES[name]) & set(PLACES) - {own}:
+        assert PLACES[other] < PLACES[own], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_modules_of_a_room_import_each_other_in_a_circle(room):
+    arrows = {path.stem: neighbours_of(path, room) for path in (ROOT / room).glob("*.py")}
+    while arrows:
+        free = [name for name, others in arrows.items() if not others & arrows.keys()]
+        assert free, f"a circle among {sorted(arrows)}"
+        arrows = {name: others for name, others in arrows.items() if name not in free}
+
+
+def neighbours_of(path: Path, room: str) -> set[str]:
+    """The modules of its own room that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == room:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith(f"{room}."):
+            found.add(node.module.split(".")[1])
+    return found - {path.stem}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_say_what_they_are(name):
+    assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
 
 
 def project() -> dict:
@@ -128,25 +128,25 @@ def test_pins_cover_the_project_with_hashes_and_without_addresses():
 def test_every_import_is_declared():
     declared = {re.match(r"[\w-]+", r)[0] for r in project()["project"]["dependencies"]}
     names = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "mpl_toolkits": "matplotlib"}
-    used = {names.get(n, n) for m in MAY_IMPORT for n in imports_of(ROOT / f"{m}.py")}
-    assert used - set(MAY_IMPORT) - set(sys.stdlib_module_names) - OPTIONAL <= declared
+    used = {names.get(n, n) for path in MODULES.values() for n in imports_of(path)}
+    assert used - set(PLACES) - set(sys.stdlib_module_names) - OPTIONAL <= declared
 
 
 def test_readme_names_every_file():
     readme = (ROOT / "README.md").read_text()
-    for module in MAY_IMPORT:
-        assert f"`{module}.py`" in readme
+    for name in PLACES:
+        assert (f"`{name}/`" if name in ROOMS else f"`{name}.py`") in readme
     for command in re.findall(r"python (\w+)\.py", readme):
-        assert command in MAY_IMPORT
+        assert (ROOT / f"{command}.py").exists()
 
 
 def test_contributing_names_what_is_there():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    named = re.findall(r"`([a-z_]+)\.(\w+)`", text)
+    named = re.findall(r"`([a-z_.]+)\.(\w+)`", text)
     assert len(named) > 12
     for module, name in named:
         if name not in ("py", "md", "yml", "toml", "json"):
             assert re.search(rf"^(def|class) {name}\b|^{name}\b.* = |^    {name}: ",
-                             (ROOT / f"{module}.py").read_text(), re.M), f"{module}.{name}"
+                             (ROOT / f"{module.replace('.', '/')}.py").read_text(), re.M), f"{module}.{name}"
     for file in re.findall(r"`((?:tests|benchmarks)/\w+\.\w+)`", text):
         assert (ROOT / file).exists(), file

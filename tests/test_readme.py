@@ -12,7 +12,7 @@ import pytest
 
 import demo_data
 from conftest import ROOT, TINY, as_options, write_data
-from utils import read_json
+from runtime.files import read_json
 from utils_viz import results_table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def test_no_command_is_forgotten():
     assert not [name for name in named if not (ROOT / f"{name}.py").exists()]
     for module, option in re.findall(r"`(?:python )?(\w+)\.py[^`]*? (--[a-z-]+)", README):
         if (ROOT / f"{module}.py").exists():
-            text = "".join((ROOT / f"{name}.py").read_text() for name in (module, "particles", "config"))
+            text = "".join((ROOT / f"{name}.py").read_text() for name in (module, "particles/measuring", "config"))
             assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}:" in text, f"{module}.py {option}"
 
 

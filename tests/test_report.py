@@ -15,7 +15,8 @@ from matplotlib.image import imread
 import report
 from config import Config
 from conftest import TINY, run, write_data
-from utils import InputError, read_json
+from runtime.files import read_json
+from runtime.messages import InputError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

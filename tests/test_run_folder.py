@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-import run_folder
 from conftest import ROOT
-from utils import InputError
+from runtime import run_folder
+from runtime.messages import InputError
 
 CPU = torch.device("cpu")
 
@@ -71,14 +71,15 @@ def test_another_precision_is_named_when_a_run_goes_on(tmp_path, capsys):
 # --- who works in it ------------------------------------------------------------------------------------------
 
 OTHER = """
-import sys, pathlib, run_folder, commands
-commands.run_command_line(lambda: run_folder.take(pathlib.Path(sys.argv[1])))
+import sys, pathlib; from runtime import command_line, run_folder
+command_line.run_command_line(lambda: run_folder.take(pathlib.Path(sys.argv[1])))
 """
 
 
 def test_the_second_process_is_refused_until_the_first_has_ended(tmp_path):
-    hold = subprocess.Popen([sys.executable, "-c", "import sys, pathlib, run_folder; run_folder.take(pathlib.Path("
-                             "sys.argv[1])); print('there', flush=True); sys.stdin.read()", str(tmp_path)], cwd=ROOT,
+    hold = subprocess.Popen([sys.executable, "-c", "import sys, pathlib; from runtime import run_folder; "
+                             "run_folder.take(pathlib.Path(sys.argv[1])); print('there', flush=True); "
+                             "sys.stdin.read()", str(tmp_path)], cwd=ROOT,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert hold.stdout.readline() == "there\n"
     (tmp_path / ".state.pt.77.tmp").touch()
@@ -111,7 +112,8 @@ def test_a_lock_outlives_reading_the_folder(tmp_path):
 
 def test_children_let_go_of_what_they_inherit(tmp_path):
     """A worker that outlives a killed parent by seconds must not keep the run from going on."""
-    code = ("import os, sys, time, pathlib, run_folder; run_folder.take(pathlib.Path(sys.argv[1]))\n"
+    code = ("import os, sys, time, pathlib; from runtime import run_folder\n"
+            "run_folder.take(pathlib.Path(sys.argv[1]))\n"
             "if os.fork() == 0:\n run_folder.leave_to_parent()\n print('there', flush=True)\n time.sleep(60)\n"
             "time.sleep(60)")
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=ROOT, text=True,
@@ -220,7 +222,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
 
     def full(number):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr("utils.os.fsync", full)
+    monkeypatch.setattr("runtime.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         saved(path, 3)
     monkeypatch.undo()

@@ -7,25 +7,29 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-import steps
+import mean_teacher
 import train
-import utils
 from benchmarks import same_scores
 from conftest import as_options
-from utils import load_checkpoint
+from runtime import devices
+from runtime.checkpoints import load_checkpoint
 
 CHANGES = ["without kept memory", "without own normalisation", "without fused AdamW", "without joint averaging",
            "without joint batch", "without real freezing"]
 
 
+def replaced_functions() -> tuple:
+    return (train.make_optimizer, mean_teacher.ema_update, mean_teacher.step_losses, train.build_models,
+            devices.keep_freed_memory)
+
+
 def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
     tiny = dataclasses.replace(tiny, lr=1e-4)           # at a larger rate so small a network amplifies rounding
-    before = train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
+    before = replaced_functions()
     as_it_is = same_scores.scores(tiny, [])
-    assert before == (train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models,
-                      utils.keep_freed_memory)
+    assert before == replaced_functions()
     plain = same_scores.scores(dataclasses.replace(tiny, run="plain"), same_scores.changes(tiny))
-    after = train.make_optimizer, steps.ema_update, steps.step_losses, train.build_models, utils.keep_freed_memory
+    after = replaced_functions()
     assert not any(a is b for a, b in zip(before, after, strict=True))
     assert list(as_it_is) == ["supervised", "Mean Teacher (student)", "Mean Teacher (teacher)"]
     assert plain == pytest.approx(as_it_is, abs=5e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import sizes
+from particles import sizes
 
 
 def test_weighted_quantiles():

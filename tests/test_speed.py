@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-import utils
 from benchmarks import contenders, limits, scaling, speed
 from benchmarks.contenders import ABLATIONS, OURS, RACES, SCALES, make_contender
 from config import Config
 from demo_data import write_demo
-
+from runtime import devices, messages
 
 # --- limits ---------------------------------------------------------------------------------------------------
 
@@ -110,7 +109,7 @@ def test_a_race_runs_in_processes_and_pairs_by_round(settings):
 
 
 def test_a_contender_that_cannot_start_is_named(settings, capfd):
-    with pytest.raises(utils.InputError, match="plain loader: its process ended"):
+    with pytest.raises(messages.InputError, match="plain loader: its process ended"):
         speed.run_race("loader", ["plain loader"], dataclasses.replace(settings, data="none"), rounds=1)
 
 
@@ -134,7 +133,7 @@ class Dies:
 
     def receive(self):
         if self.name == "peer" and self.calls == 2:
-            raise utils.InputError("peer: its process ended")
+            raise messages.InputError("peer: its process ended")
         return 1.0 + (self.name == "peer"), 5.0, np.array([np.nan if self.name == "strange" else 0.0])
 
     def end(self):
@@ -154,7 +153,7 @@ def test_asking_a_process_that_is_gone_is_no_broken_pipe(settings, capfd):
     contender = speed.Contender("loader", "plain loader", dataclasses.replace(settings, data="none"))
     contender.process.join()
     contender.call()
-    with pytest.raises(utils.InputError, match="plain loader: its process ended"):
+    with pytest.raises(messages.InputError, match="plain loader: its process ended"):
         contender.receive()
     contender.end()
 
@@ -170,7 +169,7 @@ def test_workers_have_less_ready_than_a_call_takes():
 
 def test_a_call_on_a_gpu_is_many_steps_and_wide_networks_are_measured_there(monkeypatch):
     gpu = torch.device("cuda")
-    monkeypatch.setattr(utils, "choose_device", lambda _: gpu)
+    monkeypatch.setattr(devices, "choose_device", lambda _: gpu)
     config = dataclasses.replace(Config(), num_workers=0)
     assert contenders.work_of("Mean Teacher step alone", config) == (20, "steps")
     assert contenders.work_of("supervised step", config) == (20, "steps")
@@ -235,7 +234,7 @@ def test_what_was_raced_is_kept_when_a_later_race_fails(command, monkeypatch, wo
 
     def run_race(race, names, config, rounds):
         if race == "image":
-            raise utils.InputError("this project: its process ended")
+            raise messages.InputError("this project: its process ended")
         return rows_of({names[0]: [1.0, 1.0], names[1]: [np.nan]}).assign(race=race)
     monkeypatch.setattr(speed, "run_race", run_race)
     code, _, err = command("benchmarks.speed", "--device", "cpu", "--output", workplace / "some.json")
@@ -252,7 +251,7 @@ def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
 
     def run_race(axis, names, config, calls):
         if (axis, names) == ("batch size", ["16"]):
-            raise utils.InputError("16: its process ended")
+            raise messages.InputError("16: its process ended")
         return rows_of({names[0]: [9.0, 1.0 + int(names[0]), 2.0 + int(names[0])]})
     monkeypatch.setattr(scaling, "run_race", run_race)
     code, _, err = command("benchmarks.scaling", "--device", "cpu")

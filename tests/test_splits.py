@@ -4,9 +4,9 @@ import itertools
 import json
 
 import pytest
-import splits
-from utils import InputError
 
+from runtime.messages import InputError
+from slices import splits
 
 STEMS = [f"s{i}" for i in range(22)]
 

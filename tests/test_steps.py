@@ -1,23 +1,31 @@
 """One training step: what its losses are made of, and what moves."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-import steps
+import mean_teacher
 import train
 from config import Config, make_config
 from conftest import TINY, FloatViews, disc_slice
 from losses import (
-    bce_dice_loss, consistency_loss, draw_boxes, draw_kept_channels, fill_boxes, mix, scale_channels,
+    bce_dice_loss,
+    consistency_loss,
+    draw_boxes,
+    draw_kept_channels,
+    fill_boxes,
+    mix,
+    scale_channels,
 )
 from model_unet import CHANNELS, ENCODER_BLOCKS, UNet
-from slices import Path, Slice
-from windows import percentile_window
-from utils import load_checkpoint, overlap_metrics
+from runtime.checkpoints import load_checkpoint
+from slices.reading import Slice
+from slices.windows import percentile_window
+from utils import overlap_metrics
 
 
 def semi_batches() -> tuple[UNet, UNet, dict, dict]:
@@ -31,8 +39,9 @@ def semi_batches() -> tuple[UNet, UNet, dict, dict]:
 def test_two_strong_views_count_as_the_mean_of_each():
     student, teacher, labelled, unlabelled = semi_batches()
     config = Config(consistency="bce", confidence=0.51)
-    both = steps.step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
-    one, two = (steps.step_losses(config, student, labelled, teacher, {**unlabelled, "strong": view}, torch.Generator())
+    both = mean_teacher.step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
+    one, two = (mean_teacher.step_losses(config, student, labelled, teacher, {**unlabelled, "strong": view},
+                                         torch.Generator())
                 for view in unlabelled["strong"].split(1, dim=1))
     torch.testing.assert_close(both[0], one[0])
     torch.testing.assert_close(both[1], (one[1] + two[1]) / 2)
@@ -46,7 +55,7 @@ def test_feature_dropout_weighs_as_much_as_the_strong_views():
     expected = scale_channels(student.encode(unlabelled["weak"]), factors)
     weak = consistency_loss(student.decode(expected), target)
     config = Config(feature_dropout=0.5, base_channels=2)
-    supervised, loss = steps.step_losses(config, student, labelled, teacher, unlabelled,
+    supervised, loss = mean_teacher.step_losses(config, student, labelled, teacher, unlabelled,
                                          torch.Generator().manual_seed(1))
     torch.testing.assert_close(supervised, bce_dice_loss(student(labelled["strong"]), labelled["mask"]))
     torch.testing.assert_close(loss, 0.5 * strong + 0.5 * weak)
@@ -57,18 +66,18 @@ def test_cutmix_mixes_image_and_target_with_the_same_boxes():
     boxes = fill_boxes(draw_boxes(2, 32, 1.0, torch.Generator().manual_seed(4)), 32)
     view = unlabelled["strong"][:, :1]
     expected = consistency_loss(student(mix(view, boxes)), mix(teacher(unlabelled["weak"]).sigmoid(), boxes))
-    _, loss = steps.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},
+    _, loss = mean_teacher.step_losses(Config(cutmix_p=1.0), student, labelled, teacher, {**unlabelled, "strong": view},
                                 torch.Generator().manual_seed(4))
     torch.testing.assert_close(loss, expected)
 
 
 def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
-    config, alphas, update = dataclasses.replace(tiny, weight_average=0.9), [], steps.ema_update
+    config, alphas, update = dataclasses.replace(tiny, weight_average=0.9), [], mean_teacher.ema_update
 
     def watched(average, student, alpha):
         alphas.append(alpha)
         update(average, student, alpha)
-    monkeypatch.setattr(steps, "ema_update", watched)
+    monkeypatch.setattr(mean_teacher, "ema_update", watched)
     data = train.prepare(config)
     train.train_supervised(config, data)
     assert alphas == [(1 + n) / (10 + n) for n in range(6)]
@@ -82,7 +91,7 @@ def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
 def test_schedules_run_over_the_whole_phase(schedule, first, last):
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=0.01)
-    scheduler, rates = steps.make_scheduler(Config(lr=0.01, schedule=schedule), optimizer, 50), []
+    scheduler, rates = mean_teacher.make_scheduler(Config(lr=0.01, schedule=schedule), optimizer, 50), []
     for _ in range(50):
         rates.append(optimizer.param_groups[0]["lr"] / 0.01)
         optimizer.step()
@@ -101,7 +110,7 @@ def test_one_batch_can_be_learnt_by_heart():
     model = UNet(8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
-        loss, _ = steps.step_losses(Config(), model, batch)
+        loss, _ = mean_teacher.step_losses(Config(), model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -132,14 +141,14 @@ def test_frozen_blocks_are_bit_identical_and_the_others_move(tiny):
 
 def test_teacher_stays_in_eval_mode_without_gradients(tiny, monkeypatch):
     data, seen = train.prepare(tiny), []
-    step = steps.step_losses
+    step = mean_teacher.step_losses
 
     def watched(config, student, labelled, teacher, *rest):
         if teacher:
             seen.append((teacher.training, any(p.requires_grad for p in teacher.parameters()), student.down4.training,
                          student.down1.training))
         return step(config, student, labelled, teacher, *rest)
-    monkeypatch.setattr(steps, "step_losses", watched)
+    monkeypatch.setattr(mean_teacher, "step_losses", watched)
     train.train_supervised(tiny, data)
     train.train_mean_teacher(tiny, data)
     assert seen == [(False, False, True, False)] * 6

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from scipy import stats
 import train
 from benchmarks import study
 from conftest import STUDY_SETTINGS
-from slices import Path
+
 
 def test_variants_share_supervised_models_and_each_has_its_control(plan_file, command, monkeypatch):
     phases, phase = [], train.train_epoch

@@ -1,13 +1,13 @@
 """What a study file may say, and what it makes of it: errors come before any training."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import train
 from benchmarks import study
 from conftest import STUDY_SETTINGS
-from slices import Path
 
 
 def test_a_misspelt_key_is_an_error(plan_file, command):

@@ -19,7 +19,8 @@ import pytest
 from conftest import ROOT, TINY, as_options, write_data
 
 SERVER = """
-import commands, json, os, report, sys, torch, train, utils
+import json, os, report, sys, torch, train
+from runtime import command_line, files
 import torch._dynamo                        # which an optimizer imports
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -37,7 +38,7 @@ for line in sys.stdin:
             if not order["page"]:
                 report.write_report = str
             exec(order["first"])
-            commands.run_command_line(train.main)
+            command_line.run_command_line(train.main)
         except SystemExit as stop:
             sys.stdout.flush()
             os._exit(stop.code)
@@ -51,9 +52,9 @@ LONGER = {**TINY, "sup_epochs": 10, "ssl_epochs": 10, "steps_per_epoch": 3, "wei
           "schedule": "one_cycle", "run": "r"}
 KILL = "os.kill(os.getpid(), 9)"
 MID_WRITE = {  # what a process does that dies at a bad moment; % is the number of calls before
-    "written, not named": "real, left = utils.to_disk, [%d]\n"
+    "written, not named": "real, left = files.to_disk, [%d]\n"
                           f"def dies(path):\n left[0] -= 1\n real(path) if left[0] >= 0 else {KILL}\n"
-                          "utils.to_disk = dies",
+                          "files.to_disk = dies",
     "half written": "import pathlib\nreal, left = pathlib.Path.write_bytes, [%d]\n"
                     "def dies(path, content):\n left[0] -= 1\n if left[0] < 0:\n"
                     f"  real(path, content[:len(content) // 2])\n  {KILL}\n real(path, content)\n"
@@ -62,7 +63,7 @@ MID_WRITE = {  # what a process does that dies at a bad moment; % is the number 
                          f"def dies(a, b):\n real(a, b)\n left[0] -= 1\n left[0] < 0 and {KILL}\n"
                          "os.replace = dies",
 }
-OFTEN = "import progress\nprogress.SAVE_SECONDS = -1.0\n"                # a state after every step
+OFTEN = "from runtime import progress\nprogress.SAVE_SECONDS = -1.0\n"                # a state after every step
 AFTER_SAVING = f"{OFTEN}real, left = progress.save_state, [%d]\n" \
                f"def dies(*a):\n real(*a)\n left[0] -= 1\n left[0] < 0 and {KILL}\n" \
                "progress.save_state = dies"

@@ -19,11 +19,12 @@ import torch
 import train
 from config import Config
 from conftest import ROOT, TINY, as_options, disc_slice, labelled
-from loaders import Draws, make_loader
-from progress import Progress
-from team import Team, join_team
+from runtime.checkpoints import load_checkpoint
+from runtime.loaders import Draws, make_loader
+from runtime.messages import InputError
+from runtime.progress import Progress
+from runtime.team import Team, join_team
 from train import make_dataset
-from utils import InputError, load_checkpoint
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def launch(script: str, *arguments: object, cwd: Path, first: str = "") -> Itera
     What a test wants to know of one process, that process writes to a file: lines of two on one pipe get mixed.
     """
     code = (f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); rank = os.environ['RANK']; {first}\n"
-            f"import {script}, commands; commands.run_command_line({script}.main)")
+            f"import {script}; from runtime import command_line; command_line.run_command_line({script}.main)")
     (cwd / "launched.py").write_text(code)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -164,7 +165,8 @@ def test_a_batch_that_cannot_be_shared_is_an_error(data_folder, workplace):
 def test_a_killed_process_ends_the_run_which_can_be_resumed(data_folder, workplace, command):
     settings = as_options({**TINY, "data": data_folder, "method": "supervised", "batch_size": 4, "run": "r",
                            "sup_epochs": 150})
-    slow = "import progress; progress.SAVE_SECONDS = 0.0; open('process_' + rank, 'w').write(f'{os.getpid()}\\n')"
+    slow = ("from runtime import progress; progress.SAVE_SECONDS = 0.0; "
+            "open('process_' + rank, 'w').write(f'{os.getpid()}\\n')")
     log, number = workplace / "runs" / "r" / "sup_metrics.csv", workplace / "process_1"
     with launch("train", *settings, cwd=workplace, first=slow) as process:
         wait_for(process, lambda: log.exists() and len(log.read_text().splitlines()) > 5)
@@ -207,7 +209,7 @@ def test_every_slice_of_a_volume_is_predicted_once(checkpoint, tmp_path, command
     options = (tmp_path / "stack.tif", "--checkpoint", checkpoint, "--device", "cpu", "--probabilities", *more,
                "--output")
     assert command("predict", *options, tmp_path / "one.tif")[0] == 0
-    told = ("import blocks, predict; blocks.BLOCK = 2; block = predict.Blocks.write; "
+    told = ("import predict; from volumes import blocks; blocks.BLOCK = 2; block = predict.Blocks.write; "
             "note = open('told_' + rank, 'a', 1); "
             "predict.Blocks.write = lambda self, b, f: (note.write(f'{self.folder.name} {b.start} {len(b)}\\n'), "
             "block(self, b, f))")

@@ -4,19 +4,20 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import tifffile
 import torch
 
-import progress
-import steps
+import mean_teacher
 import train
 from config import CPU_PROFILE, Config
 from conftest import TINY, as_options, fingerprint, run, write_data, write_split
-from slices import Path
-from utils import InputError, load_checkpoint
+from runtime import progress
+from runtime.checkpoints import load_checkpoint
+from runtime.messages import InputError
 
 RUN_FILES = [".lock", "calibration.csv", "config.json", "continued_metrics.csv", "environment.json", "phases.json",
              "predictions.npz", "samples.npz", "split.json", "ssl_metrics.csv", "summary.json", "sup_metrics.csv",
@@ -83,7 +84,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypa
     run(whole)
     monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)  # a state after every epoch
     for stop_at in (3, 9, 16):                        # in each of the three phases
-        count, step = 0, steps.step_losses
+        count, step = 0, mean_teacher.step_losses
 
         def stopping(*arguments, stop_at=stop_at, step=step):
             nonlocal count
@@ -92,10 +93,10 @@ def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypa
                 raise KeyboardInterrupt
             return step(*arguments)
         config = dataclasses.replace(tiny, run=f"stopped{stop_at}")
-        monkeypatch.setattr(steps, "step_losses", stopping)
+        monkeypatch.setattr(mean_teacher, "step_losses", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(config)
-        monkeypatch.setattr(steps, "step_losses", step)
+        monkeypatch.setattr(mean_teacher, "step_losses", step)
         run(config, resume=True)
         assert fingerprint(config) == fingerprint(whole)
 

@@ -8,22 +8,23 @@ import pandas as pd
 import pytest
 import torch
 
-import progress
-import steps
+import mean_teacher
 import train
 from conftest import fingerprint, run, write_split
-from utils import InputError, load_checkpoint
+from runtime import progress
+from runtime.checkpoints import load_checkpoint
+from runtime.messages import InputError
 
 
 def poison(monkeypatch, *bad: int) -> list[int]:
     """These steps, over all phases, get a loss that is not a number."""
-    real, count = steps.step_losses, [0]
+    real, count = mean_teacher.step_losses, [0]
 
     def losses(*arguments):
         supervised, consistency = real(*arguments)
         count[0] += 1
         return supervised * (float("nan") if count[0] in bad else 1.0), consistency
-    monkeypatch.setattr(steps, "step_losses", losses)
+    monkeypatch.setattr(mean_teacher, "step_losses", losses)
     return count
 
 
@@ -81,18 +82,18 @@ def test_a_long_epoch_is_saved_inside(tiny, monkeypatch):
     data = train.prepare(config)
     monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)
     with monkeypatch.context() as patch:
-        losses, count = steps.step_losses, []
+        losses, count = mean_teacher.step_losses, []
 
         def dies(*arguments):
             count.append(1)
             if len(count) == 6:
                 raise SystemError
             return losses(*arguments)
-        patch.setattr(steps, "step_losses", dies)
+        patch.setattr(mean_teacher, "step_losses", dies)
         with pytest.raises(SystemError):
             train.train_supervised(config, data)
         del count[:]
-        patch.setattr(steps, "step_losses", lambda *a: count.append(1) or losses(*a))
+        patch.setattr(mean_teacher, "step_losses", lambda *a: count.append(1) or losses(*a))
         train.train_supervised(config, data)
         assert len(count) == 4
     train.evaluate_run(config, data)
@@ -105,7 +106,7 @@ def test_a_long_epoch_is_saved_inside(tiny, monkeypatch):
 def test_memory_that_runs_out_is_known_on_every_device(tiny, monkeypatch, error):
     def losses(*_):
         raise error
-    monkeypatch.setattr(steps, "step_losses", losses)
+    monkeypatch.setattr(mean_teacher, "step_losses", losses)
     with pytest.raises(InputError, match=r"--batch-size 2: out of memory; not even 1 fits"):
         train.train_supervised(tiny, train.prepare(tiny))
     with pytest.raises(InputError, match="not even 2 fits"):
@@ -127,13 +128,13 @@ def test_a_damaged_run_folder_is_named(tiny, command, name, content):
 
 
 def test_what_fits_is_said_when_memory_does_not_suffice(tiny, monkeypatch):
-    config, real = dataclasses.replace(tiny, batch_size=64), steps.step_losses
+    config, real = dataclasses.replace(tiny, batch_size=64), mean_teacher.step_losses
 
     def losses(config, student, labelled, *rest):
         if len(labelled["strong"]) > limits[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(config, student, labelled, *rest)
-    monkeypatch.setattr(steps, "step_losses", losses)
+    monkeypatch.setattr(mean_teacher, "step_losses", losses)
     data, limits = train.prepare(config), []
     for limit, words in ((37, "37 fits, in a new --run"), (0, "not even 1 fits: smaller --patch-size")):
         limits.append(limit)

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-import uncertainty
 from conftest import disc_slice
+from evaluation import uncertainty
 from model_unet import UNet
-from stitching import predict_images
+from utils import predict_images
 
 
 def test_entropy_of_known_probabilities():

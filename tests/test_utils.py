@@ -20,7 +20,8 @@ import utils
 from conftest import ROOT
 from model_unet import UNet
 from pretend_cuda import pretended_gpu
-from utils import InputError
+from runtime import checkpoints, devices, files, messages
+from runtime.messages import InputError
 
 CPU = torch.device("cpu")
 
@@ -46,11 +47,11 @@ def test_sizes_must_agree():
 # --- device, seeds --------------------------------------------------------------------------------------------
 
 def test_devices():
-    assert utils.choose_device("cpu") == CPU
-    assert utils.choose_device("auto").type in ("cpu", "cuda", "mps")
+    assert devices.choose_device("cpu") == CPU
+    assert devices.choose_device("auto").type in ("cpu", "cuda", "mps")
     for name in ("toaster", "cuda:99", "meta"):
         with pytest.raises(InputError, match=f"device '{name}' cannot be used"):
-            utils.choose_device(name)
+            devices.choose_device(name)
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(utils, "_said", set())
-    ask = utils.nvidia_driver
+    monkeypatch.setattr(messages, "_said", set())
+    ask = devices.nvidia_driver
     ask.cache_clear()
     yield monkeypatch
     ask.cache_clear()
@@ -73,10 +74,10 @@ def no_gpu(monkeypatch):
     ("99.0", "600.1", "needs a newer driver"),
     (None, "580.65.06", "was built without CUDA")])
 def test_a_gpu_that_cannot_be_used_is_told_once(no_gpu, capsys, cuda, driver, said):
-    no_gpu.setattr(utils, "nvidia_driver", lambda: driver)
+    no_gpu.setattr(devices, "nvidia_driver", lambda: driver)
     no_gpu.setattr(torch.version, "cuda", cuda)
     for _ in range(2):
-        assert utils.choose_device("auto").type == "cpu"
+        assert devices.choose_device("auto").type == "cpu"
     err = capsys.readouterr().err
     assert re.search(said, err)
     assert err.count("\n") == 1
@@ -87,9 +88,9 @@ def test_a_driver_that_is_new_enough_is_not_blamed(no_gpu, capsys):
         warnings.warn("CUDA initialization: Unexpected error\nfrom cudaGetDeviceCount()", UserWarning, stacklevel=1)
         return False
     no_gpu.setattr(torch.cuda, "is_available", unavailable)
-    no_gpu.setattr(utils, "nvidia_driver", lambda: "590.44")
+    no_gpu.setattr(devices, "nvidia_driver", lambda: "590.44")
     no_gpu.setattr(torch.version, "cuda", "13.2")
-    assert utils.choose_device("auto").type == "cpu"
+    assert devices.choose_device("auto").type == "cpu"
     assert capsys.readouterr().err == ("an NVIDIA GPU with driver 590.44 is here, but cannot be used, so the CPU is: "
                                        "CUDA initialization: Unexpected error from cudaGetDeviceCount()\n")
 
@@ -103,10 +104,10 @@ def test_a_gpu_that_is_too_old_for_this_build_is_left_alone_by_auto(no_gpu, caps
         return real(*arguments, device=device)
     no_gpu.setattr(torch.cuda, "is_available", lambda: True)
     no_gpu.setattr(torch, "ones", ones)
-    assert utils.choose_device("auto").type == "cpu"
+    assert devices.choose_device("auto").type == "cpu"
     assert "has no kernels for, so the CPU is used: install a build for an older CUDA" in capsys.readouterr().err
     with pytest.raises(InputError, match="device 'cuda' cannot be used"):
-        utils.choose_device("cuda")
+        devices.choose_device("cuda")
 
 
 def test_a_gpu_that_is_busy_is_no_reason_to_choose_auto_again(no_gpu):
@@ -116,32 +117,32 @@ def test_a_gpu_that_is_busy_is_no_reason_to_choose_auto_again(no_gpu):
             raise RuntimeError(message)
         no_gpu.setattr(torch, "ones", ones)
         with pytest.raises(InputError, match=r"cannot be used \(.+\); free it of other work, or take --device cpu"):
-            utils.choose_device("auto")
+            devices.choose_device("auto")
 
 
 def test_a_gpu_that_a_variable_hides_is_told_so(no_gpu, capsys):
-    no_gpu.setattr(utils, "nvidia_driver", lambda: "590.44")
+    no_gpu.setattr(devices, "nvidia_driver", lambda: "590.44")
     no_gpu.setattr(torch.version, "cuda", "13.2")
     no_gpu.setenv("CUDA_VISIBLE_DEVICES", "99")
-    utils.choose_device("auto")
+    devices.choose_device("auto")
     assert "so the CPU is: CUDA_VISIBLE_DEVICES is '99'" in capsys.readouterr().err
 
 
 def test_in_a_job_the_first_process_speaks_for_all(monkeypatch, capsys):
-    monkeypatch.setattr(utils, "_said", set())
+    monkeypatch.setattr(messages, "_said", set())
     monkeypatch.setenv("RANK", "3")
-    utils.say_once("something")
+    messages.say_once("something")
     monkeypatch.setenv("RANK", "0")
-    utils.say_once("something")
+    messages.say_once("something")
     assert capsys.readouterr().err == "something\n"
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", None])
 def test_nothing_is_said_where_there_is_no_gpu_or_it_was_hidden(no_gpu, capsys, hidden):
-    no_gpu.setattr(utils, "nvidia_driver", lambda: None if hidden is None else "535.1")
+    no_gpu.setattr(devices, "nvidia_driver", lambda: None if hidden is None else "535.1")
     if hidden is not None:
         no_gpu.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    utils.choose_device("auto")
+    devices.choose_device("auto")
     assert capsys.readouterr().err == ""
 
 
@@ -155,8 +156,8 @@ def test_the_driver_is_what_nvidia_smi_says(no_gpu, tmp_path, printed, status, e
     program.chmod(0o755)
     no_gpu.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for _ in range(3):
-        assert utils.nvidia_driver() == expected
-        utils.choose_device("auto")
+        assert devices.nvidia_driver() == expected
+        devices.choose_device("auto")
     assert (tmp_path / "asked").read_text().count("asked") == 1      # it may take seconds
 
 
@@ -165,13 +166,13 @@ def test_a_process_that_was_forked_from_one_with_a_gpu_is_refused_in_one_line(mo
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, …")
     monkeypatch.setattr(torch, "ones", forked)
     with pytest.raises(InputError, match="the notebook has used the GPU before it started this process; restart"):
-        utils.choose_device("cuda")
+        devices.choose_device("cuda")
 
 
 def test_float32_on_cuda_is_not_rounded_to_ten_bits(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pretended_gpu():
-        utils.choose_device("cuda")
+        devices.choose_device("cuda")
         assert not torch.backends.cudnn.allow_tf32
 
 
@@ -185,11 +186,11 @@ def test_what_auto_precision_comes_to(monkeypatch, has_it):
     with pretended_gpu():
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         gpu = torch.device("cuda")
-        assert utils.resolve_precision(gpu) == ("bfloat16" if has_it else "float32")
+        assert devices.resolve_precision(gpu) == ("bfloat16" if has_it else "float32")
         assert asked == [False]                                 # emulated it is slower than float32
-        assert utils.resolve_precision(gpu, "float32") == "float32"
-        assert utils.resolve_precision(gpu, "bfloat16") == "bfloat16"
-    assert utils.resolve_precision(CPU) == "float32"
+        assert devices.resolve_precision(gpu, "float32") == "float32"
+        assert devices.resolve_precision(gpu, "bfloat16") == "bfloat16"
+    assert devices.resolve_precision(CPU) == "float32"
 
 
 @pytest.mark.parametrize(("error", "expected"), [
@@ -201,7 +202,7 @@ def test_what_auto_precision_comes_to(monkeypatch, has_it):
     (RuntimeError("DataLoader worker is out of shared memory"), False),
     (InputError("--batch-size 4: out of memory; 2 fits"), False)])
 def test_in_how_many_ways_memory_runs_out(error, expected):
-    assert utils.is_out_of_memory(error) == expected
+    assert devices.is_out_of_memory(error) == expected
 
 
 def test_seeding():
@@ -215,13 +216,13 @@ def test_seeding():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
-    utils.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def fail(temporary):
         temporary.write_text("half")
         raise OSError("disk full")
     with pytest.raises(OSError, match="disk full"):
-        utils.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -232,26 +233,26 @@ def test_a_write_that_fails_names_its_file_and_folders_need_not_be_flushed(tmp_p
             if os.path.isdir(f"/dev/fd/{file}") == (number == errno.EINVAL):
                 raise OSError(number, os.strerror(number))
         return flush
-    monkeypatch.setattr(utils.os, "fsync", fails(errno.ENOSPC))
+    monkeypatch.setattr(files.os, "fsync", fails(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left") as error:
-        utils.write_json(tmp_path / "a.json", {})
+        files.write_json(tmp_path / "a.json", {})
     assert error.value.filename == str(tmp_path / "a.json")
-    monkeypatch.setattr(utils.os, "fsync", fails(errno.EINVAL))         # of a folder, on some network file systems
-    utils.write_json(tmp_path / "a.json", {})
-    assert utils.read_json(tmp_path / "a.json") == {}
+    monkeypatch.setattr(files.os, "fsync", fails(errno.EINVAL))         # of a folder, on some network file systems
+    files.write_json(tmp_path / "a.json", {})
+    assert files.read_json(tmp_path / "a.json") == {}
 
 
 def test_csv_log(tmp_path):
     path = tmp_path / "log.csv"
     for epoch in (1, 2, 3):
-        utils.append_row(path, {"epoch": epoch, "loss_sup": epoch / 3})
+        files.append_row(path, {"epoch": epoch, "loss_sup": epoch / 3})
     assert path.read_text().splitlines() == ["epoch,loss_sup", "1,0.333333", "2,0.666667", "3,1"]
 
 
 def test_checkpoints_keep_weights_and_what_is_known_about_them(tmp_path):
     model = UNet(2)
-    utils.save_checkpoint(tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3, "config": {"roi": None}})
-    weights, about = utils.load_checkpoint(tmp_path / "a.safetensors")
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3, "config": {"roi": None}})
+    weights, about = checkpoints.load_checkpoint(tmp_path / "a.safetensors")
     assert about == {"epoch": 3, "config": {"roi": None}}
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
 
@@ -260,45 +261,45 @@ def test_other_files_are_no_checkpoints(tmp_path):
     from safetensors.torch import save_file
     torch.save(UNet(2).state_dict(), tmp_path / "pickle.pt")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    utils.save_checkpoint(tmp_path / "good.safetensors", UNet(2).state_dict(), {})
+    checkpoints.save_checkpoint(tmp_path / "good.safetensors", UNet(2).state_dict(), {})
     (tmp_path / "short.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-100])
     for name in ("pickle.pt", "other.safetensors", "short.safetensors"):
         with pytest.raises(InputError, match=f"{name}: not a checkpoint of this project"):
-            utils.load_checkpoint(tmp_path / name)
+            checkpoints.load_checkpoint(tmp_path / name)
     with pytest.raises(InputError, match="no such checkpoint"):
-        utils.load_checkpoint(tmp_path / "none.safetensors")
+        checkpoints.load_checkpoint(tmp_path / "none.safetensors")
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     """One flipped bit in a weight, which safetensors reads without a word."""
     path = tmp_path / "a.safetensors"
-    utils.save_checkpoint(path, {**UNet(2, downsample=2).state_dict()}, {})
+    checkpoints.save_checkpoint(path, {**UNet(2, downsample=2).state_dict()}, {})
     content = bytearray(path.read_bytes())
-    assert utils.load_checkpoint(path)[1] == {}
+    assert checkpoints.load_checkpoint(path)[1] == {}
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match="was damaged since it was written"):
-        utils.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"[1]", b"", b'{"a": 1'])
 def test_what_is_no_json_object_is_one_line(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json: (cannot be read as JSON|holds a list)"):
-        utils.read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")
 
 
 def test_only_one_process_holds_a_lock(tmp_path):
     with (tmp_path / "lock").open("w") as file:
-        assert utils.lock(file)
-        other = "import sys, utils; sys.exit(7 if utils.lock(open(sys.argv[1], 'w')) else 3)"
+        assert files.lock(file)
+        other = "import sys; from runtime import files; sys.exit(7 if files.lock(open(sys.argv[1], 'w')) else 3)"
         run = [sys.executable, "-c", other, str(tmp_path / "lock")]
         assert subprocess.run(run, cwd=ROOT).returncode == 3
     assert subprocess.run(run, cwd=ROOT).returncode == 7
 
 
 def test_names_cannot_break_a_line():
-    assert utils.one_line("a\nb\x1b[2J\udcff ü→") == r"a\nb\x1b[2J\udcff ü→"
+    assert messages.one_line("a\nb\x1b[2J\udcff ü→") == r"a\nb\x1b[2J\udcff ü→"
 
 
 @pytest.mark.parametrize(("device", "precision", "enabled"), [
@@ -306,7 +307,7 @@ def test_names_cannot_break_a_line():
 def test_precision(device, precision, enabled):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CUDA is asked for where there is none
-        context = utils.autocast(torch.device(device), precision)
+        context = devices.autocast(torch.device(device), precision)
     assert context._enabled == enabled
     assert context.fast_dtype == torch.bfloat16
 
@@ -314,12 +315,12 @@ def test_precision(device, precision, enabled):
 def test_freed_memory_is_kept_with_glibc_and_nothing_breaks_elsewhere(monkeypatch):
     calls = []
     library = SimpleNamespace(mallopt=lambda *pair: calls.append(pair))
-    monkeypatch.setattr(utils.sys, "platform", "linux")
-    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: library)
-    utils.choose_device("cpu")
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: library)
+    devices.choose_device("cpu")
     assert calls == [(-4, 0), (-1, -1), (-2, 2**28)]               # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: SimpleNamespace())
-    utils.keep_freed_memory()
-    monkeypatch.setattr(utils.sys, "platform", "darwin")
-    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: pytest.fail("there is no glibc"))
-    utils.keep_freed_memory()
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace())
+    devices.keep_freed_memory()
+    monkeypatch.setattr(devices.sys, "platform", "darwin")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: pytest.fail("there is no glibc"))
+    devices.keep_freed_memory()

@@ -1,6 +1,7 @@
 """Plots of tables: every line that should be there, and every figure of a run from its folder alone."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,9 @@ import tifffile
 from matplotlib.image import imread
 
 import utils_viz
-from conftest import TINY, run
-from slices import Path
 from config import Config
-from utils import InputError
+from conftest import TINY, run
+from runtime.messages import InputError
 
 
 def has_ink(path: Path) -> bool:

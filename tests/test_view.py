@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cv2
@@ -13,9 +14,8 @@ import tifffile
 
 import view
 from conftest import disc_slice
-from slices import Path
-from utils import InputError
-from volumes import open_volume
+from runtime.messages import InputError
+from volumes.reading import open_volume
 
 ABOUT = {"imagej": True, "resolution": (50, 50), "metadata": {"axes": "ZYX", "spacing": 0.05, "unit": "um"}}
 

@@ -1,17 +1,18 @@
 """Weak and strong views: one geometry, recorded and replayed; each perturbation apart from the others."""
 
 import inspect
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-import loaders
 import views
 from conftest import FloatViews as Views
 from conftest import labelled
-from slices import Path, Slice, reduce_slice
+from runtime import loaders
+from slices.reading import Slice, reduce_slice
 
 
 def test_tensor_is_what_normalize_gives():

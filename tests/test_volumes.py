@@ -9,8 +9,8 @@ import pytest
 import tifffile
 import zarr
 
-import volumes
-from utils import InputError
+from runtime.messages import InputError
+from volumes import reading
 
 GREY = np.random.default_rng(0).integers(0, 1000, (6, 20, 30)).astype(np.uint16)
 UM = {"PhysicalSizeX": 0.022, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.022, "PhysicalSizeYUnit": "µm",
@@ -84,13 +84,13 @@ def close(voxel: dict) -> dict:
     return {axis: (pytest.approx(size), unit) for axis, (size, unit) in voxel.items()}
 
 
-def content(volume: volumes.Volume) -> np.ndarray:
+def content(volume: reading.Volume) -> np.ndarray:
     return np.stack([volume.read(i) for i in range(len(volume))])
 
 
 def test_slices_axes_and_voxel_size_are_read(family):
     path, kind, axes, voxel = family
-    volume = volumes.open_volume(path)
+    volume = reading.open_volume(path)
     assert (volume.kind, volume.axes, len(volume)) == (kind, axes, 6)
     np.testing.assert_array_equal(content(volume), GREY)
     assert volume.voxel == close(voxel)
@@ -138,7 +138,7 @@ def strange(tmp_path: Path, name: str) -> Path:
 ])
 def test_what_is_no_grey_volume_is_refused_by_name(tmp_path, name, message):
     with pytest.raises(InputError, match=message) as error:
-        volumes.open_volume(strange(tmp_path, name))
+        reading.open_volume(strange(tmp_path, name))
     assert str(error.value).startswith(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
@@ -162,7 +162,7 @@ def test_a_damaged_slice_is_named_and_the_others_are_read(tmp_path, name):
     path = tmp_path / name
     FAMILIES[name][0](path)
     damage(path)
-    volume, failures = volumes.open_volume(path), {}
+    volume, failures = reading.open_volume(path), {}
     for i in range(6):
         try:
             np.testing.assert_array_equal(volume.read(i), GREY[i])
@@ -178,7 +178,7 @@ def test_a_stack_whose_end_is_missing(tmp_path):
     FAMILIES["imagej.tif"][0](tmp_path / "imagej.tif")
     (tmp_path / "imagej.tif").write_bytes((tmp_path / "imagej.tif").read_bytes()[:-700])
     with pytest.raises(InputError, match=r"imagej\.tif"):
-        content(volumes.open_volume(tmp_path / "imagej.tif"))
+        content(reading.open_volume(tmp_path / "imagej.tif"))
 
 
 @pytest.mark.parametrize("name", ["deep.zarr", "hyper.zarr"])
@@ -190,12 +190,12 @@ def test_slices_of_one_chunk_are_decoded_once(tmp_path, name, monkeypatch):
     array[...] = grey
     read, reads = zarr.Array.__getitem__, []
     monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, index: reads.append(index) or read(self, index))
-    volume = volumes.open_volume(tmp_path / name)
+    volume = reading.open_volume(tmp_path / name)
     np.testing.assert_array_equal(content(volume), grey.reshape(-1, 6, 5))
     assert len(reads) == 3 * len(grey.reshape(-1, 8, 6, 5))
     assert volume.read(len(volume) - 1)[0, 0] == grey.reshape(-1, 6, 5)[-1, 0, 0]
-    monkeypatch.setattr(volumes, "SLAB_BYTES", 100)                     # too large to be kept
-    np.testing.assert_array_equal(content(volumes.open_volume(tmp_path / name)), grey.reshape(-1, 6, 5))
+    monkeypatch.setattr(reading, "SLAB_BYTES", 100)                     # too large to be kept
+    np.testing.assert_array_equal(content(reading.open_volume(tmp_path / name)), grey.reshape(-1, 6, 5))
 
 
 def test_an_ome_tiff_whose_companion_is_missing(tmp_path):
@@ -211,7 +211,7 @@ def test_an_ome_tiff_whose_companion_is_missing(tmp_path):
     tifffile.imwrite(tmp_path / "m_0.ome.tif", GREY[:3], description=both, metadata=None, photometric="minisblack")
     (tmp_path / "m_1.ome.tif").unlink()
     with pytest.raises(InputError, match=r"m_0.ome.tif: cannot be read"):
-        volumes.open_volume(tmp_path / "m_0.ome.tif")
+        reading.open_volume(tmp_path / "m_0.ome.tif")
 
 
 @pytest.mark.parametrize("axes", [["z", "y", "x"], None])
@@ -220,12 +220,12 @@ def test_old_ome_zarr_metadata(tmp_path, axes):
     group = zarr.open_group(tmp_path / "old.ome.zarr", mode="a")
     image = {"version": "0.2", "datasets": [{"path": "s0"}], **({"axes": axes} if axes else {})}
     group.attrs.put({"multiscales": [image]})
-    volume = volumes.open_volume(tmp_path / "old.ome.zarr")
+    volume = reading.open_volume(tmp_path / "old.ome.zarr")
     assert (volume.axes, volume.voxel) == ("ZYX", {})
     np.testing.assert_array_equal(content(volume), GREY)
     group.attrs.put({"multiscales": [{**image, "axes": [{"name": a} for a in "zyx"], "coordinateTransformations": [
         {"type": "scale", "path": "x"}]}]})
-    volume = volumes.open_volume(tmp_path / "old.ome.zarr")     # a size in a file of its own is not read, and said
+    volume = reading.open_volume(tmp_path / "old.ome.zarr")     # a size in a file of its own is not read, and said
     assert volume.voxel == {}
     assert "in a way that is not read" in volume.about["remarks"][0]
 
@@ -240,6 +240,6 @@ def test_old_ome_zarr_metadata(tmp_path, axes):
 def test_what_makes_slices_no_neighbours_is_said(tmp_path, names, said):
     for name in names:
         tifffile.imwrite(tmp_path / f"{name}.tif", GREY[0])
-    found = volumes.open_volume(tmp_path).about["order"]
+    found = reading.open_volume(tmp_path).about["order"]
     assert len(found) == bool(said)
     assert said is None or said in found[0]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tifffile
 
-import voxel_size
-from particles import voxel_of
-from utils import InputError
-from volumes import open_volume
-from voxel_size import is_default_resolution, plain_unit, read_voxel, sides_in_um
-from write_volumes import write_like
+from particles.measuring import voxel_of
+from runtime.messages import InputError
+from volumes import voxel_size
+from volumes.reading import open_volume
+from volumes.voxel_size import is_default_resolution, plain_unit, read_voxel, sides_in_um
+from volumes.writing import write_like
 
 SPELLED = {
     "um": ["um", "µm", "\N{GREEK SMALL LETTER MU}m", "micron", "microns", "Micron", "micrometer", "micrometers",

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import windows
-from utils import InputError
-from windows import Grey, apply_window, find_flat_border, find_padding, grey_limits, mark_outside, percentile_window
+from runtime.messages import InputError
+from slices import windows
+from slices.windows import (
+    Grey,
+    apply_window,
+    find_flat_border,
+    find_padding,
+    grey_limits,
+    mark_outside,
+    percentile_window,
+)
 
 
 @given(st.floats(1e-6, 1e6), st.floats(-5, 5))

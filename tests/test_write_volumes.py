@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-
-import volumes
 from test_volumes import FAMILIES, FLAT, GREY, IMAGEJ, UM, close, content, family, write_zarr_array
-from write_volumes import write_like
+
+from volumes import reading
+from volumes.writing import write_like
 
 __all__ = ["family"]  # a fixture
 
@@ -17,10 +17,10 @@ __all__ = ["family"]  # a fixture
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16])
 def test_what_is_written_has_the_same_family_axes_and_voxel_size(family, tmp_path, dtype):
     path, *_ = family
-    volume, out = volumes.open_volume(path), tmp_path / "out" / path.name
+    volume, out = reading.open_volume(path), tmp_path / "out" / path.name
     mask = (GREY > 500).astype(dtype)
     write_like(out, volume, iter(mask), dtype, {"made": "by a test"})
-    again = volumes.open_volume(out)
+    again = reading.open_volume(out)
     assert (again.kind, again.axes, again.shape, again.voxel) == (
         volume.kind, volume.axes, volume.shape, close(volume.voxel))
     np.testing.assert_array_equal(content(again), mask)
@@ -30,7 +30,7 @@ def test_what_is_written_has_the_same_family_axes_and_voxel_size(family, tmp_pat
 
 def test_the_same_slices_give_the_same_bytes(family, tmp_path):
     path, *_ = family
-    volume = volumes.open_volume(path)
+    volume = reading.open_volume(path)
     for name in ("a", "b"):
         write_like(tmp_path / name / path.name, volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
     files = [{p.relative_to(tmp_path / name): p.read_bytes() for p in sorted((tmp_path / name).rglob("*"))
@@ -40,7 +40,7 @@ def test_the_same_slices_give_the_same_bytes(family, tmp_path):
 
 def test_imagej_files_keep_calibration_and_can_be_mapped(tmp_path):
     FAMILIES["hyper.tif"][0](tmp_path / "hyper.tif")
-    volume = volumes.open_volume(tmp_path / "hyper.tif")
+    volume = reading.open_volume(tmp_path / "hyper.tif")
     write_like(tmp_path / "mask.tif", volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
     with tifffile.TiffFile(tmp_path / "mask.tif") as file:
         stated = file.imagej_metadata
@@ -58,7 +58,7 @@ def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
         from ome_zarr_models.v05.image import ImageAttrs as Version05
     FAMILIES[name][0](tmp_path / name)
     out = tmp_path / f"mask_{name}"
-    write_like(out, volumes.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {})
+    write_like(out, reading.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {})
     group = zarr.open_group(out, mode="r")
     about = dict(group.attrs)
     assert group.metadata.zarr_format == (3 if "ome" in about else 2)
@@ -72,7 +72,7 @@ def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
 
 def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
     write_zarr_array(tmp_path / "a.zarr", 3)
-    write_like(tmp_path / "m.zarr", volumes.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8,
+    write_like(tmp_path / "m.zarr", reading.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8,
                        {"threshold": 0.5})
     array = zarr.open(tmp_path / "m.zarr", mode="r")
     assert dict(array.attrs) == {"sample": "nickel", "freezelayers": {"threshold": 0.5}}
@@ -81,12 +81,12 @@ def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
 
 
 def test_too_large_for_imagej_becomes_ome_with_its_voxel_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("write_volumes.CLASSIC_BYTES", 1000)
+    monkeypatch.setattr("volumes.writing.CLASSIC_BYTES", 1000)
     FAMILIES["imagej.tif"][0](tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "shape.tif", GREY, imagej=True, metadata={"axes": "ZYX", "spacing": 3, "unit": "pixel"},
                      resolution=(1, 1))
     for name in ("a.tif", "shape.tif"):
-        volume = volumes.open_volume(tmp_path / name)
+        volume = reading.open_volume(tmp_path / name)
         assert volume.kind == "imagej"
         out = tmp_path / f"mask_{name}"
         write_like(out, volume, iter(GREY > 500), np.uint8, {})
@@ -94,17 +94,17 @@ def test_too_large_for_imagej_becomes_ome_with_its_voxel_size(tmp_path, monkeypa
             assert file.is_bigtiff
             assert file.is_ome
             assert file.series[0].axes == "ZYX"
-        again = volumes.open_volume(out)
+        again = reading.open_volume(out)
         assert again.voxel == close(volume.voxel)
         np.testing.assert_array_equal(np.stack([again.read(i) for i in range(6)]), GREY > 500)
 
 
 def test_one_slice_is_a_volume_of_one(tmp_path):
     tifffile.imwrite(tmp_path / "s.tif", GREY[0], **IMAGEJ, metadata={"unit": "um"})
-    volume = volumes.open_volume(tmp_path / "s.tif")
+    volume = reading.open_volume(tmp_path / "s.tif")
     assert (volume.kind, len(volume), volume.shape) == ("slice", 1, (20, 30))
     write_like(tmp_path / "m.tif", volume, [GREY[0] > 500], np.uint8, {})
-    again = volumes.open_volume(tmp_path / "m.tif")
+    again = reading.open_volume(tmp_path / "m.tif")
     assert again.voxel == close(FLAT)
     np.testing.assert_array_equal(again.read(0), GREY[0] > 500)
 
@@ -113,10 +113,10 @@ def test_an_ome_slice_keeps_its_voxel_size(tmp_path):
     for name, grey, axes in (("flat", GREY[0], "YX"), ("deep", GREY[:1], "ZYX")):
         path = tmp_path / f"{name}.ome.tif"
         tifffile.imwrite(path, grey, ome=True, metadata={"axes": axes, **{k: UM[k] for k in UM if "Z" not in k}})
-        volume = volumes.open_volume(path)
+        volume = reading.open_volume(path)
         assert volume.voxel == close(FLAT)
         write_like(tmp_path / "out" / path.name, volume, [volume.read(0) > 500], np.uint8, {})
-        again = volumes.open_volume(tmp_path / "out" / path.name)
+        again = reading.open_volume(tmp_path / "out" / path.name)
         assert again.voxel == close(FLAT)
         np.testing.assert_array_equal(again.read(0), GREY[0] > 500)
 
@@ -125,15 +125,15 @@ def test_an_imagej_unit_that_is_not_ascii(tmp_path):
     path = tmp_path / "m.tif"
     tifffile.imwrite(path, GREY, **IMAGEJ, metadata={"axes": "ZYX", "spacing": 0.05, "unit": "Xm"})
     path.write_bytes(path.read_bytes().replace(b"unit=Xm\n", b"unit=\xb5m\n"))
-    volume = volumes.open_volume(path)
+    volume = reading.open_volume(path)
     write_like(tmp_path / "out.tif", volume, iter(GREY > 500), np.uint8, {})
-    assert len(volumes.open_volume(tmp_path / "out.tif")) == 6
+    assert len(reading.open_volume(tmp_path / "out.tif")) == 6
 
 
 def test_zarr_version_2_keeps_its_separator(tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", shape=GREY.shape, chunks=(2, 20, 30), dtype="u2", zarr_format=2,
                               chunk_key_encoding={"name": "v2", "separator": "/"})
     array[...] = GREY
-    write_like(tmp_path / "m.zarr", volumes.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8, {})
+    write_like(tmp_path / "m.zarr", reading.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8, {})
     assert (tmp_path / "m.zarr" / "5" / "0" / "0").exists()
     np.testing.assert_array_equal(zarr.open(tmp_path / "m.zarr", mode="r")[...], GREY > 500)

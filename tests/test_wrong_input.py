@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 
-import data_folder as folders
-import slices
 import train
 from config import Config
 from conftest import TINY, as_options, disc_slice
-from utils import InputError
-from volumes import open_volume
+from runtime.messages import InputError
+from slices import data_folder as folders
+from slices import reading
+from volumes.reading import open_volume
 from wrong_files import GREY, IMAGES, MASKS, SPLITS, TRUTH, tiff
 
 OPTIONS = {**TINY, "run": "r", "method": "supervised"}
@@ -33,7 +33,7 @@ def test_labelled_images(refused, fine, data_folder, command, case):
     path = data_folder / folders.IMAGES / "s_03.tif"
     path.unlink()
     write(path)
-    shape = slices.read_image(path).shape if said is None else (64, 64)
+    shape = reading.read_image(path).shape if said is None else (64, 64)
     tiff(np.zeros(shape, np.uint8))(data_folder / folders.MASKS / "s_mask_03.tif")
     options = as_options({**OPTIONS, "data": data_folder})
     code, out, err = command("datasets", "check", data_folder, "--roi", "8,72,8,72")

@@ -14,9 +14,9 @@ import train
 from config import Config
 from conftest import disc_slice
 from model_unet import UNet
-from utils import InputError, save_checkpoint
+from runtime.checkpoints import save_checkpoint
+from runtime.messages import InputError
 from wrong_files import IMAGES, MASKS, SPLITS, Attack, tiff
-
 
 # --- checkpoints ----------------------------------------------------------------------------------------------
 

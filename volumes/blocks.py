@@ -11,9 +11,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from utils import InputError, say_once, write_npz
-from volumes import Volume, open_volume
-from voxel_size import relative_sides
+from runtime.files import write_npz
+from runtime.messages import InputError, say_once
+from volumes.reading import Volume, open_volume
+from volumes.voxel_size import relative_sides
 
 BLOCK, BLOCK_PIXELS = 16, 2**25  # slices of a block, and pixels of all of them, at most
 MASK, PROBABILITY, UNCERTAINTY = "mask", "probability", "uncertainty"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import tifffile
 
-from utils import InputError, breaks_lines
+from runtime.messages import InputError, breaks_lines
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".bmp")
@@ -45,7 +45,7 @@ class Slice:
     limits : (low, high), or None
         The grey values of the file that became 0 and 255.
     flat_border : (value, share), or None
-        What may be padding and was taken for sample; see `windows.find_flat_border`.
+        What may be padding and was taken for sample; see `slices.windows.find_flat_border`.
     """
 
     path: Path

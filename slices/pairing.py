@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from slices import plain_text
+from slices.reading import plain_text
 
 # What people and programs add to the name of an image to get that of its mask, or have in front of either.
 MASK_WORDS = frozenset({

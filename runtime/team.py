@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from utils import InputError
+from runtime.messages import InputError
 
 
 @dataclass(frozen=True)

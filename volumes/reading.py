@@ -18,13 +18,25 @@ import numpy as np
 import tifffile
 import zarr
 
-from masks import Masks
-from slices import (
-    IMAGE_SUFFIXES, LARGEST, TIFF_SUFFIXES, Picture, complaints, list_files, main_series, palette_of, read_array,
-    read_picture, refuse_bombs, refuse_devices, shows_zero_white, signed_places,
+from runtime.messages import InputError, say_once
+from slices.masks import Masks
+from slices.reading import (
+    IMAGE_SUFFIXES,
+    LARGEST,
+    TIFF_SUFFIXES,
+    Picture,
+    complaints,
+    list_files,
+    main_series,
+    palette_of,
+    read_array,
+    read_picture,
+    refuse_bombs,
+    refuse_devices,
+    shows_zero_white,
+    signed_places,
 )
-from utils import InputError, say_once
-from voxel_size import Voxel, describe_default, describe_voxel, is_default_resolution, plain_unit, read_voxel
+from volumes.voxel_size import Voxel, describe_default, describe_voxel, is_default_resolution, plain_unit, read_voxel
 
 SLAB_BYTES = 2**28  # of the slices that share a chunk
 CHUNK_BYTES = 2**32  # of a chunk, at most: it is decoded as a whole

@@ -14,14 +14,23 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from masks import Masks, describe_reading, masks_of_files
-from pairing import JUDGED, LEAST_AGREEMENT, Pairing, judge_pairs, pair_files
-from slices import (
-    IMAGE_SUFFIXES, MASK_SUFFIXES, ROI, Slice, is_clutter, list_files, plain_text, read_array, read_image,
+from runtime.files import read_json
+from runtime.messages import InputError, quiet_bar
+from slices.masks import Masks, describe_reading, masks_of_files
+from slices.pairing import JUDGED, LEAST_AGREEMENT, Pairing, judge_pairs, pair_files
+from slices.reading import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
+    ROI,
+    Slice,
+    is_clutter,
+    list_files,
+    plain_text,
+    read_array,
+    read_image,
 )
-from splits import PARTS, known_stems, make_split, split_problems
-from utils import InputError, quiet_bar, read_json
-from windows import Grey, apply_window, find_flat_border, find_padding, grey_limits, read_grey
+from slices.splits import PARTS, known_stems, make_split, split_problems
+from slices.windows import Grey, apply_window, find_flat_border, find_padding, grey_limits, read_grey
 
 IMAGES, MASKS, UNLABELLED = "labeled/Original_images", "labeled/Original_masks", "unlabeled"
 
@@ -46,9 +55,9 @@ class Reading:
     percentiles : (low, high)
         Of the grey values of the sample, which become 0 and 255.
     mask_foreground : {"auto", "dark", "bright", "labels"}
-        As in `masks.read_mask_as`.
+        As in `slices.masks.read_mask_as`.
     outside : {"auto", "none"} or float
-        Grey value outside the field of view, as in `windows.mark_outside`.
+        Grey value outside the field of view, as in `slices.windows.mark_outside`.
     trust_pairs : bool
         Whether masks are taken even though their outlines do not agree with their images.
     """
@@ -325,7 +334,7 @@ def refuse_strangers(labelled: list[Slice], reading: Reading) -> list[str]:
     Raises
     ------
     InputError
-        Where they do not; see `pairing.agreement` for the test.
+        Where they do not; see `slices.pairing.agreement` for the test.
     """
     judged = evenly_spaced(labelled, JUDGED)
     found = judge_pairs((s.image, s.mask) for s in judged)

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from outputs import INSIDE, places_beside
-from slices import crop_roi
-from utils import InputError
-from volumes import Volume, masks_of_volume, open_volume
+from runtime.messages import InputError
+from slices.reading import crop_roi
+from volumes.outputs import INSIDE, places_beside
+from volumes.reading import Volume, masks_of_volume, open_volume
 
 EDGE = 1            # px: so close to its edge is a particle cut by it
 SAMPLED = 16        # slices from whose fields of view the weights of particles are taken

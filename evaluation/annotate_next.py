@@ -9,12 +9,15 @@ import torch
 from scipy.spatial.distance import cdist
 
 from config import Config
-from data_folder import Data
+from evaluation.uncertainty import slice_uncertainty
 from model_unet import UNet
-from slices import Slice
-from stitching import place_windows, predict_image
-from uncertainty import slice_uncertainty
-from utils import InputError, choose_device, load_checkpoint, quiet_bar, write_atomically
+from runtime.checkpoints import load_checkpoint
+from runtime.devices import choose_device
+from runtime.files import write_atomically
+from runtime.messages import InputError, quiet_bar
+from slices.data_folder import Data
+from slices.reading import Slice
+from utils import place_windows, predict_image
 
 MODELS = ("ssl_student", "ssl_teacher")
 OVERLAP = 0.25  # of windows

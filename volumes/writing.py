@@ -9,9 +9,9 @@ import numpy as np
 import tifffile
 import zarr
 
-from slices import TIFF_SUFFIXES
-from volumes import Volume, open_volume
-from voxel_size import Voxel
+from slices.reading import TIFF_SUFFIXES
+from volumes.reading import Volume, open_volume
+from volumes.voxel_size import Voxel
 
 IMAGEJ_TYPES = "BHf"  # uint8, uint16, float32
 CLASSIC_BYTES = 2**32 - 2**25  # of a TIFF that is no BigTIFF, at most

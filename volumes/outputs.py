@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from blocks import CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
-from slices import TIFF_SUFFIXES, crop_picture, crop_roi, parse_roi
-from utils import InputError, lock, read_json, write_json
-from volumes import Volume, plain_name, stamp
-from write_volumes import tiff_name, write_like
+from runtime.files import lock, read_json, write_json
+from runtime.messages import InputError
+from slices.reading import TIFF_SUFFIXES, crop_picture, crop_roi, parse_roi
+from volumes.blocks import CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
+from volumes.reading import Volume, plain_name, stamp
+from volumes.writing import tiff_name, write_like
 
 INSIDE = "inside"  # where there is sample: a mask that is written where that is not everywhere
 FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty", INSIDE: "inside"}
@@ -241,7 +242,7 @@ def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], 
     inside : Path
         Where the map of the sample goes, which is written where not all pixels show it.
     training : dict, or None
-        Grey values of the slices of training, see `data_folder.training_window`.
+        Grey values of the slices of training, see `slices.data_folder.training_window`.
     """
     target, part = found[MASK], part_of(found[MASK])
     folder, about = part / "result", record_of(target, volume)

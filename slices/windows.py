@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from slices import crop_roi, read_image
-from utils import InputError
+from runtime.messages import InputError
+from slices.reading import crop_roi, read_image
 
 LEAST_OUTSIDE = 0.002   # share of a slice that padding fills, at least
 CLEAR_GAP = 0.05        # of the range of all other grey values: padding that is farther away from them is no grey value
@@ -226,7 +226,7 @@ class Grey:
     skip_zeros: bool = True
 
     def crop(self, roi: tuple[int, int, int, int] | None, name: str = "image") -> "Grey":
-        """Return what lies in a region of interest; see `slices.crop_roi`."""
+        """Return what lies in a region of interest; see `slices.reading.crop_roi`."""
         outside = None if self.outside is None else crop_roi(self.outside, roi, name)
         return replace(self, image=crop_roi(self.image, roi, name), outside=outside)
 

@@ -1,8 +1,8 @@
 """How a command line begins and ends: options, one line for errors, what signals do."""
 
 import argparse
-import re
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import torch
 
-from utils import InputError, is_out_of_memory, one_line
-
+from runtime.devices import is_out_of_memory
+from runtime.messages import InputError, one_line
 
 NEGATIVE = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 

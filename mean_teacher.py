@@ -13,10 +13,18 @@ from torch.nn.utils import get_total_norm
 
 from config import Config
 from losses import (
-    bce_dice_loss, consistency_loss, draw_boxes, draw_kept_channels, fill_boxes, mix, scale_channels,
+    bce_dice_loss,
+    consistency_loss,
+    draw_boxes,
+    draw_kept_channels,
+    fill_boxes,
+    mix,
+    scale_channels,
 )
 from model_unet import CHANNELS, UNet, ema_update, freeze
-from utils import InputError, WorkerDied, autocast, is_out_of_memory, load_checkpoint, send
+from runtime.checkpoints import load_checkpoint
+from runtime.devices import autocast, is_out_of_memory, send
+from runtime.messages import InputError, WorkerDied
 
 
 class NotFinite(ArithmeticError):

@@ -21,8 +21,8 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from slices import Picture, read_image, read_picture
-from utils import InputError, say_once
+from runtime.messages import InputError, say_once
+from slices.reading import Picture, read_image, read_picture
 
 FULL = (255, 65535)         # what the pixels of a full mask hold, where no other mask shows two values
 ALIKE = (1, 255, 65535)     # values of foreground that may stand for each other: programs write one or the other
@@ -82,7 +82,7 @@ def read_mask_as(picture: Picture, name: str, foreground: str = "auto", image: n
     Parameters
     ----------
     picture : Picture
-        The file as `slices.read_picture` decodes it.
+        The file as `slices.reading.read_picture` decodes it.
     name : str
         What messages call it.
     foreground : {"auto", "dark", "bright", "labels"}

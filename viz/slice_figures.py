@@ -333,7 +333,7 @@ def draw_uncertainty(image: np.ndarray, truth: np.ndarray, prediction: np.ndarra
     ----------
     image, truth, prediction, uncertainty : (H, W) uint8, bool, bool and float ndarrays
     rates : dict of name to table
-        As `uncertainty.error_rates`, of each kind of uncertainty.
+        As `evaluation.uncertainty.error_rates`, of each kind of uncertainty.
     """
     figure, axes = new_figure(1, 3, 3.7, width_ratios=(1, 1, 1.1))
     show(axes[0, 0], error_map(image, truth, prediction), f"FP red, FN cyan; {dice_text(prediction, truth)}")
@@ -355,7 +355,8 @@ def draw_sizes(tables: dict[str, pd.DataFrame], unit: str) -> Figure:
     Parameters
     ----------
     tables : dict of name to table
-        As `particles.particle_table`; particles that touch the border are left out, the others count with their weight.
+        As of `particles.measuring.particle_table`. Particles that touch the border are left out, the others count with
+        their weight.
     unit : str
         Of the diameters.
     """

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import torch
 
-from utils import (
-    InputError, lock, one_line, read_json, remove_leftovers, resolve_precision, write_atomically, write_json,
-)
+from runtime.devices import resolve_precision
+from runtime.files import lock, read_json, remove_leftovers, write_atomically, write_json
+from runtime.messages import InputError, one_line
 
 PACKAGES = ("torch", "torchvision", "albumentations", "opencv-python-headless", "scikit-image", "numpy", "tifffile")
-TRAINING_CODE = ("config.py", "data_folder.py", "datasets.py", "loaders.py", "losses.py", "masks.py", "model_unet.py",
-                 "pairing.py", "slices.py", "splits.py", "steps.py", "train.py", "views.py", "windows.py")
+# Modules that decide what is trained; folders stand for all modules in them.
+TRAINING_CODE = ("config.py", "datasets.py", "losses.py", "mean_teacher.py", "model_unet.py", "train.py", "views.py",
+                 "slices/", "runtime/loaders.py")
+ROOT = Path(__file__).resolve().parent.parent
 _held: dict[tuple[int, Path], int] = {}  # open locks of this process, until it ends
 
 
@@ -95,7 +97,7 @@ def environment(device: torch.device, precision: str = "auto") -> dict:
     """
     def git(*arguments: str) -> str | None:
         try:
-            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
         except FileNotFoundError:  # git is not installed
             return None
         return result.stdout.strip() if result.returncode == 0 else None
@@ -122,8 +124,10 @@ def hashes(files: dict[str, Path]) -> dict[str, str]:
 
 
 def code_files() -> dict[str, Path]:
-    """The modules of this project, by name."""
-    return {path.name: path for path in sorted(Path(__file__).parent.glob("*.py"))}
+    """Return the modules of this project by their place in it: `train.py`, `slices/masks.py`."""
+    rooms = [path.parent for path in ROOT.glob("*/__init__.py")]
+    files = [path for folder in (ROOT, *rooms) for path in folder.glob("*.py")]
+    return {path.relative_to(ROOT).as_posix(): path for path in sorted(files)}
 
 
 def open_run(folder: Path, settings: dict, device: torch.device, resume: bool, free: tuple[str, ...] = (),
@@ -176,7 +180,7 @@ def changed_code(folder: Path) -> list[str]:
     """Return the modules that decide what is trained, and are not those with which the run in `folder` was begun."""
     path = folder / "environment.json"
     before = read_about(path).get("code", {}) if path.exists() else {}
-    now = hashes({name: file for name, file in code_files().items() if name in TRAINING_CODE})
+    now = hashes({name: file for name, file in code_files().items() if name.startswith(TRAINING_CODE)})
     return [name for name in now if name in before and before[name] != now[name]]
 
 

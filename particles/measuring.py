@@ -20,19 +20,27 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.measure import find_contours, marching_cubes, mesh_surface_area, regionprops_table
 
-from components import find_components, split_touching
-from field_of_view import EDGE, FieldOfView, distance_from, farthest_foreground, find_field
-from outputs import crop_volume, roi_of
-from slices import FOREGROUND
-from sizes import compare_sizes, invented, summarise_sizes
-from uncertainty import SMALLEST
-from commands import Parser
-from utils import InputError, quiet_bar, say_once, write_atomically, write_json
-from viz_slices import draw_sizes
-from volumes import (
-    Volume, map_reader, masks_of_volume, of_one_size, open_volume, plain_name, refuse_unlike, say_remarks,
+from evaluation.uncertainty import SMALLEST
+from particles.components import find_components, split_touching
+from particles.field_of_view import EDGE, FieldOfView, distance_from, farthest_foreground, find_field
+from particles.sizes import compare_sizes, invented, summarise_sizes
+from runtime.command_line import Parser
+from runtime.files import write_atomically, write_json
+from runtime.messages import InputError, quiet_bar, say_once
+from slices.reading import FOREGROUND
+from viz.slice_figures import draw_sizes
+from volumes.outputs import crop_volume, roi_of
+from volumes.reading import (
+    Volume,
+    map_reader,
+    masks_of_volume,
+    of_one_size,
+    open_volume,
+    plain_name,
+    refuse_unlike,
+    say_remarks,
 )
-from voxel_size import relative_sides, sides_in_um
+from volumes.voxel_size import relative_sides, sides_in_um
 
 BOX_VOXELS = 2**26   # of the largest component that is measured in detail
 NECK = 0.5  # px
@@ -280,7 +288,7 @@ def measure_masks(volume: Volume, spacing: tuple[float, ...], in_slices: bool, n
     Raises
     ------
     InputError
-        When points in time are not the first axis; as `masks.Masks`, and for slices of several sizes.
+        When points in time are not the first axis; as `slices.masks.Masks`, and for slices of several sizes.
     """
     if "T" in volume.axes[1:]:
         raise InputError(f"{volume.path}: has axes {volume.axes}; save time as the first one")

@@ -1,24 +1,29 @@
 """How far a phase of training has come: its steps, its log, its best weights, and the state that it can go on from."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from config import FREE, Config
-from data_folder import Data
-from loaders import drawn, seed_of
-from model_unet import UNet
-from run_folder import environment, forget_state, hashes, read_phases, restore_state, save_state
-from utils import (
-    InputError, append_row, load_checkpoint, read_json, save_checkpoint, write_atomically, write_json,
-)
+from runtime.checkpoints import load_checkpoint, save_checkpoint
+from runtime.files import append_row, write_atomically, write_json
+from runtime.run_folder import environment, forget_state, hashes, read_phases, restore_state, save_state
 
 SAVE_SHARE = 0.02    # of the time that states may take: else not every epoch has its own
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is killed
 FIRST_SECONDS = 15.0  # before the first state: that of the full recipe is 500 MB, and an epoch may take 0.1 s
+
+
+class Run(Protocol):
+    """What has to be known of a run: its folder, its checkpoints, and in what precision it computes."""
+
+    run_folder: Path
+    precision: str
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the file of the weights called `name`."""
 
 
 class Progress:
@@ -29,7 +34,7 @@ class Progress:
     step : int
         Optimiser steps done.
     losses : list of (3,) tensors
-        Of the steps of the epoch in hand, as `steps.train_epoch` adds them.
+        Of the steps of the epoch in hand, as `mean_teacher.train_epoch` adds them.
     rate : float
         Learning rate with which that epoch began.
     best : dict
@@ -38,10 +43,12 @@ class Progress:
         What a progress bar says.
     """
 
-    def __init__(self, config: Config, phase: str, log: Path, stateful: dict, window: dict | None = None):
-        self.config, self.phase, self.log, self.stateful = config, phase, log, stateful
+    def __init__(self, run: Run, phase: str, log: Path, stateful: dict, settings: dict | None = None,
+                 window: dict | None = None):
+        self.run, self.phase, self.log, self.stateful = run, phase, log, stateful
+        self.settings = settings or {}          # of the run, which go with the weights
         self.window = window                    # of grey values, which goes with the weights
-        self.state = state_path(config, phase)
+        self.state = state_path(run, phase)
         self.step, self.losses, self.rate, self.best, self.shown = 0, [], 0.0, {}, ""
         self._kept: dict[str, dict] = {}        # best weights that are not on disk yet
         self._began = self._saved = time.perf_counter()
@@ -67,7 +74,7 @@ class Progress:
             self.step, self.rate, text = saved["step"], saved["rate"], saved["log"]
             self.losses = list(saved["losses"].to(device))
             # of the weights on disk, which are written before the state that knows of them
-            about = {name: load_checkpoint(self.config.checkpoint(name))[1] for name in saved["best"]}
+            about = {name: load_checkpoint(self.run.checkpoint(name))[1] for name in saved["best"]}
             self.best = {name: {key: about[name][key] for key in ("val_dice", "epoch")} for name in about}
             self._began -= saved["seconds"]
         wait()
@@ -82,7 +89,7 @@ class Progress:
         self.shown = f"loss {row['loss_sup']:.3f}" + (
             f", Dice {row['val_dice']:.3f}" if row.get("val_dice") is not None else "")
 
-    def keep_best(self, models: dict[str, UNet], scores: dict, epoch: int, chosen: bool) -> None:
+    def keep_best(self, models: dict[str, torch.nn.Module], scores: dict, epoch: int, chosen: bool) -> None:
         """Keep the weights of each model that has its best validation Dice so far (or just the last one).
 
         Of two that are equal the later ones: 0 stands for weights that find nothing, or nothing right, yet.
@@ -123,38 +130,21 @@ class Progress:
     def finish(self, device: torch.device, about: dict) -> None:
         """Write the best weights and, to `phases.json`, what is known `about` the finished phase; forget its states."""
         self._write_best()
-        path = self.config.run_folder / "phases.json"
-        weights = {f"best_{name}.safetensors": self.config.checkpoint(name) for name in self.best}
-        write_json(path, {**read_phases(self.config.run_folder), self.phase: {
+        path = self.run.run_folder / "phases.json"
+        weights = {f"best_{name}.safetensors": self.run.checkpoint(name) for name in self.best}
+        write_json(path, {**read_phases(self.run.run_folder), self.phase: {
             **about, "seconds": round(self.seconds, 1), "best": self.best, "weights": hashes(weights),
-            "environment": environment(device, self.config.precision)}})
+            "environment": environment(device, self.run.precision)}})
         forget_state(self.state)
 
     def _write_best(self) -> None:
-        settings = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in FREE}
         while self._kept:
             name, weights = next(iter(self._kept.items()))
-            save_checkpoint(self.config.checkpoint(name), weights,
-                            {"name": name, **self.best[name], "config": settings, "window": self.window})
+            save_checkpoint(self.run.checkpoint(name), weights,
+                            {"name": name, **self.best[name], "config": self.settings, "window": self.window})
             del self._kept[name]
 
 
-def state_path(config: Config, phase: str) -> Path:
-    """Where the last state of a phase is kept while it runs."""
-    return config.checkpoint("any").with_name(f"last_{phase}.pt")
-
-
-def not_finite(config: Config, data: Data, phase: str, steps: list[int]) -> InputError:
-    """Write to `nonfinite.json` which slices were in the batches of these steps; the error that says so."""
-    path = config.run_folder / "nonfinite.json"
-    found = read_json(path) if path.exists() else {}
-    for step in steps:
-        parts = {"labelled": (data.train, phase)}
-        if phase == "mean_teacher":
-            parts["unlabelled"] = data.unlabelled, f"{phase} unlabelled"
-        found[f"{phase}, step {step + 1}"] = {
-            kind: [str(slices[i].path) for i in drawn(len(slices), config.batch_size, seed_of(config.seed, name), step)]
-            for kind, (slices, name) in parts.items()}
-    write_json(path, found)
-    return InputError(f"{phase}: loss, gradient or weights are not a number any more in step {steps[0] + 1}; the "
-                      f"slices it saw are in {path}: look at them, lower --lr, or --nonfinite skip")
+def state_path(run: Run, phase: str) -> Path:
+    """Return where the last state of a phase is kept while it runs."""
+    return run.checkpoint("any").with_name(f"last_{phase}.pt")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slices import MASK_SUFFIXES, natural_key, plain_text
-from utils import InputError, read_json
+from runtime.files import read_json
+from runtime.messages import InputError
+from slices.reading import MASK_SUFFIXES, natural_key, plain_text
 
 PARTS = ("train", "val", "test")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from uncertainty import area_under_curve
+from evaluation.uncertainty import area_under_curve
 
 QUANTILES = {"D10": 0.1, "D50": 0.5, "D90": 0.9}
 

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from datasets import Views
-from run_folder import leave_to_parent
-from utils import InputError, WorkerDied, say_once
+from runtime.messages import InputError, WorkerDied, say_once
+from runtime.run_folder import leave_to_parent
 
 PREFETCH = 2        # batches that each process has ready
 MOST_WORKERS = 4    # processes of one loader, unless more are asked for
@@ -127,6 +127,16 @@ def seed_of(seed: int, name: str) -> list[int]:
 def drawn(count: int, batch_size: int, seed: list[int], number: int) -> list[int]:
     """The slices in batch `number`."""
     return [index for index, _ in itertools.islice(Draws(count, seed, number * batch_size), batch_size)]
+
+
+class Views(Protocol):
+    """A data set of views: of slice `index`, made with `seed`, for the key (index, seed)."""
+
+    slices: list
+    item_bytes: int
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Return tensors by name."""
 
 
 class Watched(Dataset):

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from scipy import ndimage, stats
 
-from stitching import predict_images
+from utils import predict_images
 
 SMALLEST = 20  # pixels: what is smaller is mostly noise
 

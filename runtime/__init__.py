@@ -1,0 +1,1 @@
+"""What runs need to survive: command lines, run folders, resuming, processes and workers."""

@@ -1,0 +1,58 @@
+"""Weights on disk: safetensors with what is known about them and a checksum; no code in a file is ever run."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from runtime.files import write_atomically
+from runtime.messages import InputError
+
+
+def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], about: dict) -> None:
+    """Write a state dict as safetensors, with `about` (JSON-serialisable) and a checksum in the header, atomically.
+
+    The same content gives the same bytes; two entries in the header would be in any order.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    header = json.dumps({**about, "sha256": checksum(tensors)})
+    write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": header})))
+
+
+def checksum(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values of tensors in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights and `about` of a file that `save_checkpoint` wrote. No code in the file is ever run.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, not of `save_checkpoint`, changed since, or its weights are not numbers.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
+    except (SafetensorError, KeyError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a checkpoint of this project ({error}); give a .safetensors file "
+                         "from checkpoints/") from None
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: not a checkpoint of this project (its settings are no object); give a .safetensors "
+                         "file from checkpoints/")
+    if (stated := about.pop("sha256", None)) and stated != checksum(weights):   # files of earlier versions have none
+        raise InputError(f"{path}: was damaged since it was written (wrong checksum); copy it again, or train again")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise InputError(f"{path}: its weights are not numbers; train again with a lower --lr")
+    return weights, about

@@ -1,0 +1,1 @@
+"""Pictures: slices, plots, the page of a run."""
