@@ -1,11 +1,14 @@
-"""Student and teacher, one training step for every method, an epoch of them, and the optimizer with its schedule.
+"""The training step: student, teacher, pseudo-labels, consistency, and the moving average that makes the teacher.
 
-Mean Teacher, CutMix, FixMatch and UniMatch differ in settings alone (`config.PRESETS`).
+Mean Teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780): the student learns from labelled slices, and on unlabelled
+ones to predict from a strong view what the teacher predicts from the weak one. The teacher is the exponential moving
+average of the student. CutMix, FixMatch and UniMatch differ from it in settings alone (`config.PRESETS`).
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from losses import (
 from model_unet import CHANNELS, UNet, ema_update, freeze
 from runtime.checkpoints import load_checkpoint
 from runtime.devices import autocast, is_out_of_memory, send
-from runtime.messages import InputError, WorkerDied
+from runtime.messages import InputError
 
 
 class NotFinite(ArithmeticError):
@@ -35,91 +38,287 @@ class NotFinite(ArithmeticError):
         self.number = number
 
 
+# --- what takes part in a step -----------------------------------------------------------------------------------
+
+@dataclass
+class Training:
+    """What takes part in a step.
+
+    Attributes
+    ----------
+    config : Config
+    student : UNet
+        The network that is trained; in a team inside what averages gradients over processes.
+    average : UNet or None
+        The moving average of its weights: the teacher, or in a supervised phase the model that is kept; None where a
+        recipe has none.
+    optimizer : torch.optim.Optimizer
+    scheduler : learning rate scheduler
+    is_semi_supervised : bool
+        Whether the average is the teacher of unlabelled slices.
+    warm_up : bool
+        Whether training began with random weights, which shall not last in the average.
+    rank : int
+        Number of this process in its team.
+    """
+
+    config: Config
+    student: UNet
+    average: UNet | None
+    optimizer: torch.optim.Optimizer
+    scheduler: object
+    is_semi_supervised: bool = False
+    warm_up: bool = False
+    rank: int = 0
+
+    @property
+    def teacher(self) -> UNet | None:
+        """The model that labels unlabelled slices; None in a supervised phase."""
+        return self.average if self.is_semi_supervised else None
+
+
+def trained_network(training: Training) -> UNet:
+    """Return the student itself: in a team it is inside what averages gradients."""
+    return getattr(training.student, "module", training.student)
+
+
 def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:
-    """Network to train, from the checkpoint `start` or random weights, and its moving average where there is one."""
+    """Return the network to train and its moving average, None where a recipe has none.
+
+    Parameters
+    ----------
+    start : str or None
+        The checkpoint to start from, by name; None for random weights.
+    ssl : bool
+        Whether they are student and teacher of a semi-supervised phase. Then a part of the student is frozen.
+
+    Raises
+    ------
+    InputError
+        When the checkpoint is of another architecture.
+    """
     student = UNet(config.base_channels, config.downsample).to(device)
     if start is not None:
         path = config.checkpoint(start)
+        weights, _ = load_checkpoint(path)
         try:
-            student.load_state_dict(load_checkpoint(path)[0])
+            student.load_state_dict(weights)
         except RuntimeError:
             raise InputError(f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
                              "was it put there by hand? choose another --run") from None
-    average = copy.deepcopy(student).eval().requires_grad_(False) if ssl or config.weight_average else None
+
+    average = None
+    if ssl or config.weight_average:
+        average = copy.deepcopy(student).eval().requires_grad_(False)
     if ssl:
         freeze(student, config.freeze)
     return student, average
 
 
+# --- losses of a step -------------------------------------------------------------------------------------------
+
 def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None = None,
                 unlabelled: dict | None = None, generator: torch.Generator | None = None,
                 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Supervised and consistency loss of one step (0 without a teacher); only the student gets gradients.
+    """Return the supervised and the consistency loss of one step; the latter is 0 without a teacher.
 
-    All is at the network's resolution: sides P of `patch_size / downsample` pixels. All views pass the student as one
-    batch: InstanceNorm treats images singly. Boxes and dropped channels are drawn from `generator`. With feature
-    dropout its stream weighs as much as all strong views together (UniMatch, arXiv:2208.09910).
+    Only the student gets gradients. All is at the network's resolution: sides P of `patch_size / downsample` pixels.
+
+    Parameters
+    ----------
+    labelled : dict
+        `strong` (B, 1, P, P) in [0, 1], `mask` (B, 1, P, P), and `inside` where slices have padding.
+    unlabelled : dict, optional
+        `weak` (B, 1, P, P), `strong` (B, V, P, P), V strong views of each crop, and `inside` likewise.
+    generator : torch.Generator
+        From which CutMix boxes and dropped channels are drawn.
     """
     if teacher is None:
         logits = student(labelled["strong"], reduced=True)
-        loss = bce_dice_loss(logits, labelled["mask"], config.bce_weight, labelled.get("inside"))
-        return loss, torch.zeros_like(loss)
-
-    weak = unlabelled["weak"]                                                       # (B, 1, P, P)
-    strong_views = unlabelled["strong"].split(1, dim=1)                             # V × (B, 1, P, P)
-    count, size = len(weak), weak.shape[-1]
+        supervised = bce_dice_loss(logits, labelled["mask"], config.bce_weight, labelled.get("inside"))
+        return supervised, torch.zeros_like(supervised)
 
     # What is random is drawn before the teacher is asked, so that it travels to the device while that computes.
+    perturbation = draw_perturbation(config, unlabelled, generator)
+    pseudo_label = predict_pseudo_label(teacher, unlabelled["weak"])                # (B, 1, P, P)
+    views = mix_strong_views(unlabelled, pseudo_label, perturbation.boxes)
+
+    # All views pass the student as one batch: InstanceNorm treats images singly.
+    images = [labelled["strong"], views.images]                                     # (B, 1, P, P), (V·B, 1, P, P)
+    if config.feature_dropout:
+        images.append(unlabelled["weak"])                                           # (B, 1, P, P)
+        drop = perturbation.drop_channels
+        logits = student(torch.cat(images), drop, reduced=True)                     # (B + V·B + B, 1, P, P)
+    else:
+        logits = student(torch.cat(images), reduced=True)                           # (B + V·B, 1, P, P)
+    parts = logits.split([len(part) for part in images])
+
+    supervised = bce_dice_loss(parts[0], labelled["mask"], config.bce_weight, labelled.get("inside"))
+    consistency = consistency_with(config, parts[1], views.targets, views.inside)
+    if config.feature_dropout:
+        # The stream with dropped features weighs as much as all strong views together (UniMatch, arXiv:2208.09910).
+        of_features = consistency_with(config, parts[2], pseudo_label, unlabelled.get("inside"))
+        consistency = 0.5 * consistency + 0.5 * of_features
+    return supervised, consistency
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What is drawn for the unlabelled batch of a step.
+
+    Attributes
+    ----------
+    boxes : list of tensors
+        Of each strong view the CutMix boxes of its B crops; empty without CutMix.
+    kept_channels : list of tensors
+        Of each level of the encoder factors (B, C, 1, 1): 0 for dropped channels; empty without feature dropout.
+    """
+
+    boxes: list[torch.Tensor]
+    kept_channels: list[torch.Tensor]
+
+    def drop_channels(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Drop channels of the last B images of a batch, which are the weak views."""
+        count = len(self.kept_channels[0])
+        dropped = scale_channels([level[-count:] for level in features], self.kept_channels)
+        return [torch.cat([level[:-count], last]) for level, last in zip(features, dropped, strict=True)]
+
+
+def draw_perturbation(config: Config, unlabelled: dict, generator: torch.Generator | None) -> Perturbation:
+    """Draw the CutMix boxes and the dropped channels of a step, and send them to the device of the batch."""
+    weak, views = unlabelled["weak"], unlabelled["strong"].shape[1]
+    count, size = len(weak), weak.shape[-1]
+
     boxes = []
     if config.cutmix_p:
-        boxes = [send(draw_boxes(count, size, config.cutmix_p, generator), weak.device) for _ in strong_views]
+        for _ in range(views):
+            boxes.append(send(draw_boxes(count, size, config.cutmix_p, generator), weak.device))
+
     kept_channels = []
     if config.feature_dropout:
         channels = tuple(config.base_channels * multiple for multiple in CHANNELS)
-        kept_channels = [send(factors, weak.device) for factors in
-                         draw_kept_channels(count, channels, config.feature_dropout, generator)]
+        for factors in draw_kept_channels(count, channels, config.feature_dropout, generator):
+            kept_channels.append(send(factors, weak.device))
+    return Perturbation(boxes, kept_channels)
 
+
+def predict_pseudo_label(teacher: UNet, weak: torch.Tensor) -> torch.Tensor:
+    """Return the probability of foreground that the teacher gives the weak views: (B, 1, P, P) float32, no gradient."""
     with torch.no_grad():
-        pseudo_label = teacher(weak, reduced=True).float().sigmoid()                # (B, 1, P, P)
+        return teacher(weak, reduced=True).float().sigmoid()
 
-    # Some unlabelled slices do not show the sample everywhere: then batches say where they do.
-    inside = unlabelled.get("inside")                                               # (B, 1, P, P), or None
 
-    inputs, targets, insides = [labelled["strong"]], [], []
-    for i, strong in enumerate(strong_views):
+@dataclass(frozen=True)
+class StrongViews:
+    """All strong views of an unlabelled batch, with what the student shall predict from them.
+
+    Attributes
+    ----------
+    images, targets : (V·B, 1, P, P) tensors
+    inside : (V·B, 1, P, P) tensor, or None
+        1 where there is sample; None where there is sample everywhere.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    inside: torch.Tensor | None
+
+
+def mix_strong_views(unlabelled: dict, pseudo_label: torch.Tensor, boxes: list[torch.Tensor]) -> StrongViews:
+    """Return the strong views, with CutMix boxes filled from other crops of the batch, and their targets likewise.
+
+    CutMix: Yun et al., 2019, arXiv:1905.04899; for consistency: French et al., 2020, arXiv:1906.01916.
+    """
+    inside = unlabelled.get("inside")
+    size = pseudo_label.shape[-1]
+
+    images, targets, insides = [], [], []
+    for i, view in enumerate(unlabelled["strong"].split(1, dim=1)):                 # (B, 1, P, P)
         target, counted = pseudo_label, inside
         if boxes:
             filled = fill_boxes(boxes[i], size)
-            strong, target = mix(strong, filled), mix(target, filled)
+            view, target = mix(view, filled), mix(target, filled)
             counted = None if inside is None else mix(inside, filled)
-        inputs.append(strong)
+        images.append(view)
         targets.append(target)
         insides.append(counted)
 
-    def perturb(features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Drop channels of the last B images, which are the weak views."""
-        dropped = scale_channels([f[-count:] for f in features], kept_channels)
-        return [torch.cat([f[:-count], d]) for f, d in zip(features, dropped, strict=True)]
+    return StrongViews(torch.cat(images), torch.cat(targets), None if inside is None else torch.cat(insides))
 
-    def consistency(logits: torch.Tensor, goal: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
-        return consistency_loss(logits, goal, config.consistency, config.confidence, config.hard_labels, counted)
 
-    if config.feature_dropout:
-        logits = student(torch.cat([*inputs, weak]), perturb, reduced=True)         # (B + V·B + B, 1, P, P)
-    else:
-        logits = student(torch.cat(inputs), reduced=True)                           # (B + V·B, 1, P, P)
+def consistency_with(config: Config, logits: torch.Tensor, target: torch.Tensor,
+                     inside: torch.Tensor | None) -> torch.Tensor:
+    """Return the consistency loss of a recipe: how far the student is from the pseudo-label."""
+    return consistency_loss(logits, target, config.consistency, config.confidence, config.hard_labels, inside)
 
-    first, last = len(labelled["strong"]), len(labelled["strong"]) + count * len(targets)
-    supervised = bce_dice_loss(logits[:first], labelled["mask"], config.bce_weight, labelled.get("inside"))
-    unsupervised = consistency(logits[first:last], torch.cat(targets), None if inside is None else torch.cat(insides))
-    if config.feature_dropout:
-        unsupervised = 0.5 * unsupervised + 0.5 * consistency(logits[last:], pseudo_label, inside)
-    return supervised, unsupervised
+
+# --- a step -----------------------------------------------------------------------------------------------------
+
+def train_step(training: Training, number: int, labelled: dict, unlabelled: dict | None = None,
+               weight: float = 0.0) -> torch.Tensor:
+    """Take an optimizer step, and move the average after the student.
+
+    Parameters
+    ----------
+    number : int
+        Of the step, counted over the phase from 0: what is random depends on it and the seed alone.
+    labelled, unlabelled : dict
+        Batches, see `step_losses`.
+    weight : float
+        λ, of the consistency loss.
+
+    Returns
+    -------
+    (3,) tensor
+        Both losses and the norm of the gradient, on the device: reading them waits for it.
+    """
+    config, student = training.config, training.student
+    weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
+
+    generator = generator_of_step(config.seed, number, training.rank)
+    with autocast(weights[0].device, config.precision):
+        supervised, consistency = step_losses(config, student, labelled, training.teacher, unlabelled, generator)
+
+    training.optimizer.zero_grad(set_to_none=True)
+    (supervised + weight * consistency).backward()
+    norm = get_total_norm([parameter.grad for parameter in weights if parameter.grad is not None])
+    losses = torch.stack([supervised.detach(), consistency.detach(), norm])
+
+    # Only a recipe that skips bad steps asks the device whether this is one.
+    if config.nonfinite == "stop" or losses.isfinite().all():
+        training.optimizer.step()
+        update_average(training, number)
+    if config.schedule != "plateau":
+        training.scheduler.step()
+    return losses
+
+
+def generator_of_step(seed: int, number: int, rank: int) -> torch.Generator:
+    """Return the source of what is random in a step: each process of a team has its own."""
+    entropy = [seed, *b"step", number]
+    if rank > 0:
+        entropy.append(rank)
+    drawn = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(drawn >> 1))
+
+
+def update_average(training: Training, number: int) -> None:
+    """Move the moving average towards the student: average ← α · average + (1 − α) · student.
+
+    Where training began with random weights, α is at most (1 + n) / (10 + n) in step n, so that these do not last.
+    """
+    if training.average is None:
+        return
+
+    alpha = training.config.ema_alpha if training.is_semi_supervised else training.config.weight_average
+    if training.warm_up:
+        alpha = min(alpha, (1 + number) / (10 + number))
+    ema_update(training.average, trained_network(training), alpha)
 
 
 @contextmanager
 def trying_algorithms() -> Iterator[None]:
-    """While it is open, cuDNN tries its algorithms for each shape that this process has not met, and keeps the fastest.
+    """Let cuDNN try its algorithms for each shape that this process has not met, and keep the fastest.
 
     All steps have the same shapes. Predictions have not: windows come in batches of many sizes, each to be tried.
     """
@@ -131,90 +330,63 @@ def trying_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def train_epoch(config: Config, student: UNet, average: UNet | None, optimizer: torch.optim.Optimizer, scheduler,
-                numbers: range, labelled: Iterator, unlabelled: Iterator | None, lam: float, warm_up: bool,
-                rank: int = 0, losses: list[torch.Tensor] | None = None, stop: Callable[[], bool] = lambda: False,
-                ) -> dict[str, float] | None:
-    """One optimizer step for each of `numbers`, counted over the phase; the mean losses, None if `stop` said so before.
+def mean_losses(losses: list[torch.Tensor], first: int, nonfinite: str) -> dict[str, float]:
+    """Return the mean losses of an epoch, over the steps that are numbers, and how many steps are none.
 
-    `average` is the moving average of the weights; with `unlabelled` batches it is the teacher. Its warm-up keeps
-    random first weights from lasting: α is at most (1 + n) / (10 + n) in step n. Of several processes each draws boxes
-    and dropped channels of its own, from `rank`.
+    Parameters
+    ----------
+    losses : list of (3,) tensors
+        As `train_step` returns them.
+    first : int
+        Number of the first step.
+    nonfinite : {"stop", "skip"}
+        Whether a loss or gradient that is not a number is an error.
 
-    Each step adds both losses and the norm of the gradient, a tensor of three, to `losses`, which may hold those of
-    earlier steps of this epoch. They are read at the end: reading waits for the device.
+    Returns
+    -------
+    dict
+        `loss_sup`, `loss_consistency`, `skipped`.
 
     Raises
     ------
     NotFinite
-        At the end of the epoch, for the first step with a loss or gradient that is not a number; where those are
-        skipped, for an epoch of nothing else.
+        For the first step that is not a number; where those are skipped, for an epoch of nothing else.
     """
-    student.train()
-    weights = [p for p in student.parameters() if p.requires_grad]
-    alpha = config.weight_average if unlabelled is None else config.ema_alpha
-    losses = [] if losses is None else losses
-    first = numbers.start - len(losses)                                             # step of the epoch
-    with trying_algorithms():
-        for number in numbers:
-            try:
-                batch, other = next(labelled), next(unlabelled) if unlabelled else None
-            except WorkerDied:
-                if stop():                                                          # it was told to stop too
-                    break
-                raise
-
-            entropy = [config.seed, *b"step", number, *[rank] * (rank > 0)]
-            seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(seed >> 1))
-            with autocast(weights[0].device, config.precision):
-                supervised, consistency = step_losses(config, student, batch, average if unlabelled else None, other,
-                                                      generator)
-            optimizer.zero_grad(set_to_none=True)
-            (supervised + lam * consistency).backward()
-            norm = get_total_norm([p.grad for p in weights if p.grad is not None])
-            losses.append(torch.stack([supervised.detach(), consistency.detach(), norm]))
-
-            if config.nonfinite == "stop" or losses[-1].isfinite().all():
-                optimizer.step()
-                if average is not None:
-                    trained = getattr(student, "module", student)                   # inside what averages gradients
-                    ema_update(average, trained, min(alpha, (1 + number) / (10 + number)) if warm_up else alpha)
-            if config.schedule != "plateau":
-                scheduler.step()
-            if stop():
-                break
-
-    if not losses:
-        return None
-    found = torch.stack(losses).cpu().double()                                      # (steps, 3)
-    finite = found.isfinite().all(1)
-    if not finite.all() and (config.nonfinite == "stop" or not finite.any()):
+    table = torch.stack(losses).cpu().double()                                      # (steps, 3); waits for the device
+    finite = table.isfinite().all(1)
+    if not finite.all() and (nonfinite == "stop" or not finite.any()):
         raise NotFinite(first + int(finite.logical_not().nonzero()[0]))
-    if first + len(losses) < numbers.stop:
-        return None
-    loss_sup, loss_consistency, _ = found[finite].mean(0).tolist()
-    row = {"loss_sup": loss_sup} | ({"loss_consistency": loss_consistency, "lam": lam} if unlabelled else {})
-    return row | {"skipped": len(found) - int(finite.sum())}
+
+    loss_sup, loss_consistency, _ = table[finite].mean(0).tolist()
+    return {"loss_sup": loss_sup, "loss_consistency": loss_consistency, "skipped": len(table) - int(finite.sum())}
 
 
-# --- what fits ------------------------------------------------------------------------------------------------
+# --- what fits into memory ---------------------------------------------------------------------------------------
 
 def largest_batch(config: Config, student: UNet, teacher: UNet | None, fails: int) -> int:
-    """The largest batch, below one that `fails`, of which a step fits into the memory of the device; 0 for none."""
+    """Return the largest batch, below one that `fails`, of which a step fits into the memory of the device.
+
+    0 where not even a single patch fits. Found by bisection.
+    """
     fits = 0
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        fits, fails = (middle, fails) if step_fits(config, student, teacher, middle) else (fits, middle)
+        if step_fits(config, student, teacher, middle):
+            fits = middle
+        else:
+            fails = middle
     return fits
 
 
 def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -> bool:
-    """Whether a step of this batch size, forward and backward, finds enough memory; tried on grey patches."""
+    """Return whether a step of this batch size, forward and backward, finds enough memory; tried on grey patches."""
     side = config.patch_size // config.downsample
     patch = torch.full((batch, 1, side, side), 0.5, device=next(student.parameters()).device)
     labelled = {"strong": patch, "mask": patch.round()}
-    unlabelled = teacher and {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}
+    unlabelled = None
+    if teacher is not None:
+        unlabelled = {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}
+
     try:
         with autocast(patch.device, config.precision):
             losses = step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
@@ -230,23 +402,28 @@ def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -
     return True
 
 
-# --- optimizer ------------------------------------------------------------------------------------------------
+# --- optimizer ---------------------------------------------------------------------------------------------------
 
 def make_optimizer(config: Config, model: UNet) -> torch.optim.Optimizer:
-    """AdamW over what is not frozen, all weights in one kernel where the device has it."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay,
-                             fused=weights[0].device.type in ("cpu", "cuda"))
+    """Return AdamW over the weights that are not frozen, updated in one kernel where the device has it.
+
+    Loshchilov & Hutter, 2019, arXiv:1711.05101.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_fused = weights[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=is_fused)
 
 
-def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, steps: int):
-    """Learning rate over a phase of `steps` steps: plateau steps with each validation, the others with each step.
+def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, steps: int) -> object:
+    """Return the schedule of the learning rate over a phase of so many steps.
 
-    One-cycle: Smith & Topin, 2018, arXiv:1708.07120; cosine: Loshchilov & Hutter, 2017, arXiv:1608.03983.
+    Plateau steps with each validation, the others with each step. One-cycle: Smith & Topin, 2018, arXiv:1708.07120;
+    cosine: Loshchilov & Hutter, 2017, arXiv:1608.03983.
     """
     if config.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, min_lr=config.min_lr)
     if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=min(config.min_lr, config.lr))
+        lowest = min(config.min_lr, config.lr)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lowest)
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps + 1)

@@ -5,10 +5,12 @@ What a step is stands in `mean_teacher`.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +33,25 @@ from datasets import Views
 from evaluate import evaluate_models, validate
 from evaluation.annotate_next import rank_unlabelled, without_label
 from losses import cosine_ramp_up
-from mean_teacher import NotFinite, build_models, largest_batch, make_optimizer, make_scheduler, train_epoch
+from mean_teacher import (
+    NotFinite,
+    Training,
+    build_models,
+    largest_batch,
+    make_optimizer,
+    make_scheduler,
+    mean_losses,
+    train_step,
+    trained_network,
+    trying_algorithms,
+)
 from model_unet import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.command_line import Parser, Terminated, held_back, run_command_line
 from runtime.devices import choose_device, is_out_of_memory
 from runtime.files import read_json, remove_leftovers, write_json, write_npz
 from runtime.loaders import choose_workers, drawn, make_loader, seed_of
-from runtime.messages import PROGRESS_SECONDS, InputError, one_line, quiet_bar
+from runtime.messages import PROGRESS_SECONDS, InputError, WorkerDied, one_line, quiet_bar
 from runtime.progress import Progress, state_path
 from runtime.run_folder import differences, forget_state, open_run, read_phases
 from runtime.team import Team, join_team, leave_team
@@ -55,138 +68,323 @@ from slices.data_folder import (
 from slices.windows import parse_outside, read_grey
 from utils import forget_what_fitted, predict_image, seed_everything
 
-LOGS = {"supervised": "sup_metrics.csv", "continued": "continued_metrics.csv", "mean_teacher": "ssl_metrics.csv"}
 CONTROL = "supervised continued"
-LABELS = {"mean_teacher": "Mean Teacher", "cutmix_mt": "CutMix Mean Teacher", "fixmatch": "FixMatch",
-          "unimatch": "UniMatch", "best": "best"}
+LABELS = {
+    "mean_teacher": "Mean Teacher",
+    "cutmix_mt": "CutMix Mean Teacher",
+    "fixmatch": "FixMatch",
+    "unimatch": "UniMatch",
+    "best": "best",
+}
+
+
+# --- phases ------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a run.
+
+    Attributes
+    ----------
+    name : str
+        Its key in `phases.json`, and the name of its weights.
+    label : str
+        What tables and progress bars call what it trains.
+    log : str
+        Its table in the run folder, a row per epoch.
+    epochs : int
+    start : str or None
+        The checkpoint that it begins with, by name; None for random weights.
+    is_semi_supervised : bool
+        Whether a teacher labels unlabelled slices.
+    """
+
+    name: str
+    label: str
+    log: str
+    epochs: int
+    start: str | None = None
+    is_semi_supervised: bool = False
+
+
+def supervised_phase(config: Config) -> Phase:
+    """Return the phase that trains on labelled slices, from random weights: `best_supervised`."""
+    return Phase("supervised", "supervised", "sup_metrics.csv", config.sup_epochs)
+
+
+def control_phase(config: Config) -> Phase:
+    """Return the step-matched control of the semi-supervised phase: `best_continued`.
+
+    It starts where that one starts, with optimizer and schedule reset likewise, and takes as many steps.
+    """
+    start = start_of_second_phase(config)
+    return Phase("continued", CONTROL, "continued_metrics.csv", config.ssl_epochs, start)
+
+
+def semi_supervised_phase(config: Config) -> Phase:
+    """Return the phase of student and teacher on all slices, the encoder partly frozen: `best_ssl_*`."""
+    start = start_of_second_phase(config)
+    label = LABELS[config.method]
+    return Phase("mean_teacher", label, "ssl_metrics.csv", config.ssl_epochs, start, is_semi_supervised=True)
+
+
+def start_of_second_phase(config: Config) -> str | None:
+    """Return the checkpoint with which control and semi-supervised phase begin; None for random weights."""
+    return "supervised" if config.warm_start else None
 
 
 def method_names(method: str) -> dict[str, str]:
-    """Rows of the tables, in their order: name of the trained model → name of its checkpoint."""
+    """Return the rows of the tables, in their order: name of the trained model → name of its checkpoint."""
     names = {"supervised": "supervised", CONTROL: "continued"}
     if method in LABELS:
-        names |= {f"{LABELS[method]} ({kind})": f"ssl_{kind}" for kind in ("student", "teacher")}
+        for kind in ("student", "teacher"):
+            names[f"{LABELS[method]} ({kind})"] = f"ssl_{kind}"
     return names
 
 
-# --- phases ---------------------------------------------------------------------------------------------------
-
 def train_supervised(config: Config, data: Data) -> None:
-    """From random weights on the labelled slices: `best_supervised`, `sup_metrics.csv`."""
-    train_phase(config, data, "supervised", config.sup_epochs)
+    """Train on labelled slices, from random weights."""
+    train_phase(config, data, supervised_phase(config))
 
 
 def continue_supervised(config: Config, data: Data) -> None:
-    """The step-matched control: `best_continued`, `continued_metrics.csv`.
-
-    It starts where the semi-supervised phase starts, with optimizer and schedule reset likewise, and takes as many
-    steps.
-    """
-    train_phase(config, data, "continued", config.ssl_epochs, "supervised" if config.warm_start else None)
+    """Train the step-matched control."""
+    train_phase(config, data, control_phase(config))
 
 
-def train_mean_teacher(config: Config, data: Data) -> None:
-    """Student and EMA teacher on all slices, encoder partly frozen: `best_ssl_*`, `ssl_metrics.csv`."""
-    train_phase(config, data, "mean_teacher", config.ssl_epochs, "supervised" if config.warm_start else None, ssl=True)
+def train_semi_supervised(config: Config, data: Data) -> None:
+    """Train student and teacher on all slices."""
+    train_phase(config, data, semi_supervised_phase(config))
 
 
-def train_phase(config: Config, data: Data, phase: str, epochs: int, start: str | None = None,
-                ssl: bool = False) -> None:
-    """Train one phase to its end, from its last saved state where there is one; a finished phase is left alone.
+# --- the training loop -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Job:
+    """A phase, as this process trains it: settings, data, device, and the processes that share it."""
+
+    config: Config
+    data: Data
+    phase: Phase
+    device: torch.device
+    team: Team
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch: one pass over the labelled slices, unless another number is set."""
+        return self.config.steps_per_epoch or max(1, len(self.data.train) // self.config.batch_size)
+
+
+def train_phase(config: Config, data: Data, phase: Phase) -> None:
+    """Train one phase to its end, from its last saved state where there is one; leave a finished phase alone.
 
     Best weights are chosen by validation Dice; the last epoch's where no validation slice has foreground. They are
     written, and a state to go on from, after every epoch, or as often as `progress.SAVE_SHARE` of the time allows; in a
     long one every `SAVE_SECONDS`. Ctrl-C and SIGTERM wait for the step in hand and for the state.
     """
-    label = LABELS[config.method] if ssl else CONTROL if phase == "continued" else phase
-    if phase in (done_before := read_phases(config.run_folder)):
-        for name in done_before[phase]["best"]:
-            load_checkpoint(config.checkpoint(name))  # an error here is better than a table without this method
-        print(f"{label}: finished before, kept", file=sys.stderr)
-        forget_state(state_path(config, phase))       # which a process left that was killed just then
+    if is_finished(config, phase):
         return
-    team = join_team(device := choose_device(config.device))
+
+    device = choose_device(config.device)
+    team = join_team(device)
+    job = Job(config, data, phase, device, team)
     seed_everything(config.seed)
-    student, average = build_models(config, device, start, ssl)
-    models = {"ssl_student": student, "ssl_teacher": average} if ssl else {phase: average or student}
-    optimizer = make_optimizer(config, student)
-    steps = config.steps_per_epoch or max(1, len(data.train) // config.batch_size)
-    scheduler = make_scheduler(config, optimizer, epochs * steps)
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
-    progress = Progress(config, phase, config.run_folder / LOGS[phase],
-                        {**models, "student": student, "optimizer": optimizer, "scheduler": scheduler},
-                        settings, training_window(data.train))
+    training = open_training(job)
+    progress = open_progress(job, training)
     progress.restore(device, team.leads, team.wait)
-    network, stopped = team.wrap(student), False
-    with held_back() as came, tqdm(
-            range(progress.epoch(steps), epochs), label, epochs, initial=progress.epoch(steps), unit="epoch",
-            mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
-            disable=not team.leads) as bar, data_of_phase(
-            config, data, phase, progress.step, device, team, ssl) as (labelled, unlabelled):
-        for epoch in bar:
-            lam = config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs) if ssl else 0.0
-            if not progress.losses:
-                progress.rate = optimizer.param_groups[0]["lr"]
-            row, short = None, False
+    training.student = team.wrap(training.student)
+
+    steps = job.steps_per_epoch
+    is_stopped = False
+    with (
+        held_back() as signals,
+        epochs_bar(job, progress.epoch(steps)) as epochs,
+        batches_of(job, progress.step) as (labelled, unlabelled),
+    ):
+        for epoch in epochs:
+            first, end = epoch * steps, (epoch + 1) * steps
+            weight = consistency_weight(config, phase, epoch)
+            if progress.step == first:
+                progress.rate = training.optimizer.param_groups[0]["lr"]
+
+            is_cut_short = has_no_memory = False
+            training.student.train()
             try:
-                row = train_epoch(
-                    config, network, average, optimizer, scheduler, range(progress.step, (epoch + 1) * steps), labelled,
-                    unlabelled, lam, start is None, team.rank, progress.losses,
-                    lambda first=epoch * steps: team.leads and (progress.within_epoch(first) or bool(came)))
-            except NotFinite as error:
-                record_nonfinite_steps(config, data, phase, [error.number])
-                raise nonfinite_error(config, phase, error.number) from None
-            except (RuntimeError, MemoryError) as error:
-                if not (short := is_out_of_memory(error)) and not (came and team.leads):    # else others are gone too
+                with trying_algorithms():
+                    for number in range(progress.step, end):
+                        progress.add(train_step(training, number, next(labelled), next(unlabelled), weight))
+                        if team.leads:
+                            progress.save_if_a_minute_passed()
+                        if team.leads and signals:
+                            break
+            except (WorkerDied, RuntimeError, MemoryError) as error:
+                # Whoever tells this process to stop often ends its workers, and the others of its team, too.
+                is_cut_short = True
+                has_no_memory = is_out_of_memory(error)
+                if not has_no_memory and not (team.leads and signals):
                     raise
-            if short:                                                               # here what the step held is free
-                raise out_of_memory(config, student, average if ssl else None, team)
-            progress.step = epoch * steps + len(progress.losses)
-            if row is not None:
-                end_epoch(config, data, team, models, scheduler, progress, epoch, epochs, team.mean(row))
-                bar.set_postfix_str(progress.shown, refresh=False)
-            if stopped := row is None or team.tell(bool(came)):
+            if has_no_memory:                           # Here, what the step that failed held is free again.
+                raise out_of_memory_error(job, training)
+
+            means = {} if is_cut_short else mean_losses_of(job, progress, first)
+            is_whole = progress.step == end
+            if is_whole:
+                end_epoch(job, training, progress, epoch, means)
+                epochs.set_postfix_str(progress.shown, refresh=False)
+            is_stopped = not is_whole or team.tell(bool(signals))
+            if is_stopped:
                 break
             if team.leads:
                 progress.save_if_due()
-        if team.leads and progress.step < epochs * steps:
-            progress.save()
-        elif team.leads:
-            progress.finish(device, {"epochs": epochs, "steps": epochs * steps, "label": label, "processes": team.size,
-                                     "parameters": sum(p.numel() for p in student.parameters())})
-        forget_what_fitted()                        # beside optimizer and gradients; now their memory is free again
-        if not stopped:
+
+        if team.leads:
+            save_or_finish(job, training, progress)
+        forget_what_fitted()                            # Beside an optimizer and gradients; their memory is free now.
+        if not is_stopped:
             team.wait()
-        elif not came:                                                              # the first of the team was told to
-            raise Terminated
+        elif not signals:
+            raise Terminated                            # The first process of the team was told to stop.
 
 
-def record_nonfinite_steps(config: Config, data: Data, phase: str, steps: list[int]) -> None:
-    """Add to `nonfinite.json` of the run which slices were in the batches of these steps."""
-    streams = {"labelled": (data.train, phase)}
-    if phase == "mean_teacher":
-        streams["unlabelled"] = data.unlabelled, f"{phase} unlabelled"
+def is_finished(config: Config, phase: Phase) -> bool:
+    """Return whether a phase was trained to its end before, which is said; its weights have to be there."""
+    finished = read_phases(config.run_folder)
+    if phase.name not in finished:
+        return False
 
-    path = nonfinite_file(config)
-    recorded = read_json(path) if path.exists() else {}
-    for step in steps:
-        seen = {}
-        for kind, (slices, name) in streams.items():
-            indices = drawn(len(slices), config.batch_size, seed_of(config.seed, name), step)
-            seen[kind] = [str(slices[i].path) for i in indices]
-        recorded[f"{phase}, step {step + 1}"] = seen
-    write_json(path, recorded)
+    # An error here is better than a table without this method.
+    for name in finished[phase.name]["best"]:
+        load_checkpoint(config.checkpoint(name))
+    print(f"{phase.label}: finished before, kept", file=sys.stderr)
 
-
-def nonfinite_error(config: Config, phase: str, step: int) -> InputError:
-    """Return the error that says in which step of a phase numbers ended, and where its slices are named."""
-    return InputError(f"{phase}: loss, gradient or weights are not a number any more in step {step + 1}; the "
-                      f"slices it saw are in {nonfinite_file(config)}: look at them, lower --lr, or --nonfinite skip")
+    # A process that was killed just after the phase had ended left its state.
+    forget_state(state_path(config, phase.name))
+    return True
 
 
-def nonfinite_file(config: Config) -> Path:
-    """Return the file in which a run names the slices of steps whose loss was not a number."""
-    return config.run_folder / "nonfinite.json"
+def open_training(job: Job) -> Training:
+    """Return student, average, optimizer and schedule at the beginning of a phase."""
+    config, phase = job.config, job.phase
+    student, average = build_models(config, job.device, phase.start, phase.is_semi_supervised)
+    optimizer = make_optimizer(config, student)
+    scheduler = make_scheduler(config, optimizer, phase.epochs * job.steps_per_epoch)
+    return Training(config, student, average, optimizer, scheduler, phase.is_semi_supervised,
+                    warm_up=phase.start is None, rank=job.team.rank)
+
+
+def kept_models(phase: Phase, training: Training) -> dict[str, UNet]:
+    """Return the models whose best weights are kept, by the names of their checkpoints."""
+    if phase.is_semi_supervised:
+        return {"ssl_student": trained_network(training), "ssl_teacher": training.average}
+    return {phase.name: training.average or trained_network(training)}
+
+
+def open_progress(job: Job, training: Training) -> Progress:
+    """Return how far a phase has come: nowhere, before its state is restored."""
+    config = job.config
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    stateful = {
+        **kept_models(job.phase, training),
+        "student": training.student,
+        "optimizer": training.optimizer,
+        "scheduler": training.scheduler,
+    }
+    log = config.run_folder / job.phase.log
+    return Progress(config, job.phase.name, log, stateful, settings, training_window(job.data.train))
+
+
+def epochs_bar(job: Job, first: int) -> tqdm:
+    """Return the epochs of a phase from `first` on, with a progress bar in one process of a team."""
+    phase = job.phase
+    return tqdm(range(first, phase.epochs), phase.label, phase.epochs, initial=first, unit="epoch",
+                mininterval=PROGRESS_SECONDS, file=sys.stderr if sys.stderr.isatty() else sys.stdout,
+                disable=not job.team.leads)
+
+
+def consistency_weight(config: Config, phase: Phase, epoch: int) -> float:
+    """Return λ, the weight of the consistency loss in an epoch."""
+    if not phase.is_semi_supervised:
+        return 0.0
+    return config.consistency_weight * cosine_ramp_up(epoch, config.ramp_epochs)
+
+
+def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
+    """Save the state of a phase that was stopped; write what is known about one that has come to its end."""
+    phase = job.phase
+    steps = phase.epochs * job.steps_per_epoch
+    if progress.step < steps:
+        progress.save()
+        return
+
+    parameters = sum(tensor.numel() for tensor in trained_network(training).parameters())
+    progress.finish(job.device, {"epochs": phase.epochs, "steps": steps, "label": phase.label,
+                                 "processes": job.team.size, "parameters": parameters})
+
+
+# --- the end of an epoch -----------------------------------------------------------------------------------------
+
+def mean_losses_of(job: Job, progress: Progress, first: int) -> dict[str, float]:
+    """Return the mean losses of the steps of an epoch so far, which began with step `first`.
+
+    Raises
+    ------
+    InputError
+        Where a loss, gradient or weight is not a number; `nonfinite.json` names the slices.
+    """
+    if not progress.losses:
+        return {}
+    try:
+        return mean_losses(progress.losses, first, job.config.nonfinite)
+    except NotFinite as error:
+        record_nonfinite_steps(job, [error.number])
+        raise nonfinite_error(job, error.number) from None
+
+
+def end_epoch(job: Job, training: Training, progress: Progress, epoch: int, means: dict[str, float]) -> None:
+    """Validate where it is due, keep the best weights, and write the row of an epoch; in every process of a team."""
+    config, phase, team = job.config, job.phase, job.team
+    models = kept_models(phase, training)
+    is_due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == phase.epochs
+    if is_due and not all_finite(models):
+        record_nonfinite_steps(job, [progress.step - 1])
+        raise nonfinite_error(job, progress.step - 1)
+
+    means = team.mean(means)
+    skipped = int(means["skipped"])
+    if skipped:
+        first = progress.step - len(progress.losses)
+        bad = [first + i for i, losses in enumerate(progress.losses) if not losses.isfinite().all()]
+        record_nonfinite_steps(job, bad)
+    progress.losses.clear()
+
+    scores = team.tell(validate_models(job, models, job.data.val if is_due and team.leads else []))
+    current = scores[next(iter(models))]
+
+    row = {"epoch": epoch + 1, "loss_sup": means["loss_sup"]}
+    if phase.is_semi_supervised:
+        row["loss_consistency"] = means["loss_consistency"]
+        row["lam"] = consistency_weight(config, phase, epoch)
+    row |= {f"val_{metric}": value for metric, value in current.items()}
+    row |= {f"teacher_val_{metric}": value for metric, value in scores.get("ssl_teacher", {}).items()}
+    row |= {"lr": progress.rate, "skipped": skipped}
+
+    if is_due:
+        if job.data.can_choose and config.schedule == "plateau":
+            training.scheduler.step(current["dice"])
+        progress.keep_best(models, scores, epoch + 1, job.data.can_choose)
+    if team.leads:
+        progress.end_epoch(row)
+
+
+def validate_models(job: Job, models: dict[str, UNet], slices: list) -> dict[str, dict[str, float | None]]:
+    """Return the validation scores of each model; None for each metric where there is no slice."""
+    config = job.config
+    overlap = config.overlap if config.selection == "full" else None
+    scores = {}
+    for name, model in models.items():
+        scores[name] = validate(model, slices, job.device, config.patch_size, config.threshold, overlap,
+                                config.precision)
+    return scores
 
 
 def all_finite(models: dict[str, UNet]) -> bool:
@@ -195,55 +393,87 @@ def all_finite(models: dict[str, UNet]) -> bool:
     return bool(torch.stack(finite).all())
 
 
-def end_epoch(config: Config, data: Data, team: Team, models: dict[str, UNet], scheduler, progress: Progress,
-              epoch: int, epochs: int, row: dict) -> None:
-    """Validate where it is due, keep the best weights, write the row; in every process of a team."""
-    due = (epoch + 1) % config.validate_every == 0 or epoch + 1 == epochs
-    if due and not all_finite(models):
-        record_nonfinite_steps(config, data, progress.phase, [progress.step - 1])
-        raise nonfinite_error(config, progress.phase, progress.step - 1)
-    skipped = int(row.pop("skipped"))
-    if skipped:
-        bad = [i for i, found in enumerate(progress.losses, epoch * len(progress.losses)) if not found.isfinite().all()]
-        record_nonfinite_steps(config, data, progress.phase, bad)
-    progress.losses.clear()
-    scores = team.tell({name: validate(
-        model, data.val if due and team.leads else [], choose_device(config.device), config.patch_size,
-        config.threshold, config.overlap if config.selection == "full" else None, config.precision)
-        for name, model in models.items()})
-    current = scores[next(iter(models))]
-    row = {"epoch": epoch + 1, **row} | {f"val_{k}": value for k, value in current.items()} | {
-        f"teacher_val_{k}": value for k, value in scores.get("ssl_teacher", {}).items()}
-    row |= {"lr": progress.rate, "skipped": skipped}
-    if due:
-        if data.can_choose and config.schedule == "plateau":
-            scheduler.step(current["dice"])
-        progress.keep_best(models, scores, epoch + 1, data.can_choose)
-    if team.leads:
-        progress.end_epoch(row)
+# --- what ends a phase early -------------------------------------------------------------------------------------
+
+def record_nonfinite_steps(job: Job, steps: list[int]) -> None:
+    """Add to `nonfinite.json` of the run which slices were in the batches of these steps."""
+    config, phase = job.config, job.phase
+    streams = {"labelled": (job.data.train, phase.name)}
+    if phase.is_semi_supervised:
+        streams["unlabelled"] = job.data.unlabelled, unlabelled_stream(phase)
+
+    path = nonfinite_file(config)
+    recorded = read_json(path) if path.exists() else {}
+    for step in steps:
+        seen = {}
+        for kind, (slices, stream) in streams.items():
+            indices = drawn(len(slices), config.batch_size, seed_of(config.seed, stream), step)
+            seen[kind] = [str(slices[i].path) for i in indices]
+        recorded[f"{phase.name}, step {step + 1}"] = seen
+    write_json(path, recorded)
 
 
-def out_of_memory(config: Config, student: UNet, teacher: UNet | None, team: Team) -> InputError:
-    """The error that says what would fit; tried out, which takes some seconds."""
+def nonfinite_error(job: Job, step: int) -> InputError:
+    """Return the error that says in which step numbers ended, and where its slices are named."""
+    return InputError(f"{job.phase.name}: loss, gradient or weights are not a number any more in step {step + 1}; the "
+                      f"slices it saw are in {nonfinite_file(job.config)}: look at them, lower --lr, or --nonfinite "
+                      "skip")
+
+
+def nonfinite_file(config: Config) -> Path:
+    """Return the file in which a run names the slices of steps whose loss was not a number."""
+    return config.run_folder / "nonfinite.json"
+
+
+def out_of_memory_error(job: Job, training: Training) -> InputError:
+    """Return the error that says which batch would fit into memory; that is tried out, which takes some seconds."""
+    config, team = job.config, job.team
     least = team.size * (2 if config.cutmix_p else 1)
-    fits = team.size * largest_batch(config, student, teacher, config.batch_size // team.size)
-    return InputError(f"--batch-size {config.batch_size}: out of memory; " + (
-        f"{fits} fits" if fits >= least else f"not even {least} fits: smaller --patch-size or --base-channels, larger "
-        "--downsample") + ", in a new --run")
+    part = config.batch_size // team.size
+    fits = team.size * largest_batch(config, trained_network(training), training.teacher, part)
 
+    cure = f"{fits} fits"
+    if fits < least:
+        cure = f"not even {least} fits: smaller --patch-size or --base-channels, larger --downsample"
+    return InputError(f"--batch-size {config.batch_size}: out of memory; {cure}, in a new --run")
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
 
 @contextmanager
-def data_of_phase(config: Config, data: Data, phase: str, start: int, device: torch.device, team: Team,
-                  ssl: bool) -> Iterator[tuple[Iterator[dict], Iterator[dict] | None]]:
-    """Labelled and, where `ssl`, unlabelled batches from number `start` on; what makes them ends with the block."""
-    # closed where signals wait (`held_back`): what is raised while a loader's processes end is lost in a destructor
-    with closing(batches(config, make_dataset(config, data.train, weak=False), phase, start, device, team)) as labelled:
-        if not ssl:
-            yield labelled, None
+def batches_of(job: Job, start: int) -> Iterator[tuple[Iterator[dict], Iterator[dict | None]]]:
+    """Yield the labelled and the unlabelled batches of a phase, from number `start` on.
+
+    In a supervised phase the latter are None. The processes that make them end with the block: what is raised while
+    they do would be lost in a destructor.
+    """
+    config, data, phase = job.config, job.data, job.phase
+    views = make_dataset(config, data.train, weak=False)
+    with closing(batches(job, views, phase.name, start)) as labelled:
+        if not phase.is_semi_supervised:
+            yield labelled, itertools.repeat(None)
             return
-        views = make_dataset(config, data.unlabelled, predict_guides(config, data, device), config.strong_views)
-        with closing(batches(config, views, f"{phase} unlabelled", start, device, team)) as unlabelled:
+
+        guides = predict_guides(config, data, job.device)
+        views = make_dataset(config, data.unlabelled, guides, config.strong_views)
+        with closing(batches(job, views, unlabelled_stream(phase), start)) as unlabelled:
             yield labelled, unlabelled
+
+
+def unlabelled_stream(phase: Phase) -> str:
+    """Return the name on which the order and the views of the unlabelled batches of a phase depend."""
+    return f"{phase.name} unlabelled"
+
+
+def batches(job: Job, views: Views, stream: str, start: int) -> Iterator[dict]:
+    """Return endless batches from number `start` on, of each this process's part.
+
+    The name of the stream sets their order and views apart from those of other phases.
+    """
+    config, team = job.config, job.team
+    workers = choose_workers(config.num_workers, job.device)
+    return make_loader(views, config.batch_size, seed_of(config.seed, stream), start, workers, job.device, team.rank,
+                       team.size)
 
 
 def make_dataset(config: Config, slices: list, guides: list | None = None, strong_views: int = 1,
@@ -251,14 +481,6 @@ def make_dataset(config: Config, slices: list, guides: list | None = None, stron
     """Weak, where asked for, and strong views of slices with these settings."""
     return Views(slices, config.patch_size, config.foreground_crop, guides, strong_views, config.subset(GEOMETRY),
                  config.subset(INTENSITY), config.downsample, weak)
-
-
-def batches(config: Config, views: Views, name: str, start: int, device: torch.device, team: Team) -> Iterator[dict]:
-    """Endless batches from number `start` on, of each this process's part; `name` sets their order and views apart from
-    those of other phases.
-    """
-    return make_loader(views, config.batch_size, seed_of(config.seed, name), start,
-                       choose_workers(config.num_workers, device), device, team.rank, team.size)
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
@@ -438,7 +660,7 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
     train_supervised(config, data)
     if config.method != "supervised":
         continue_supervised(config, data)
-        train_mean_teacher(config, data)
+        train_semi_supervised(config, data)
     leave_team(team)
     if not team.leads:
         return

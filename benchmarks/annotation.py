@@ -35,7 +35,7 @@ from runtime.messages import InputError  # noqa: E402
 from slices.data_folder import Data, evenly_spaced  # noqa: E402
 from slices.masks import read_mask  # noqa: E402
 from slices.reading import Slice, crop_roi  # noqa: E402
-from train import prepare, train_mean_teacher, train_supervised  # noqa: E402
+from train import prepare, train_semi_supervised, train_supervised  # noqa: E402
 from utils import predict_image  # noqa: E402
 from utils_viz import read_table  # noqa: E402
 
@@ -83,7 +83,7 @@ def run_seed(given: dict, seed: int, count: int, held_out: int, known: pd.DataFr
     config = dataclasses.replace(config, run=f"annotation_s{seed}_{name}")
     data = prepare(config, resume=True)
     train_supervised(config, data)
-    train_mean_teacher(config, data)
+    train_semi_supervised(config, data)
     scans = {s.stem: s for s in data.unlabelled if truth_file(s, config).exists()}
     if len(scans) < held_out + count + 1:
         raise InputError(f"{config.data}: {len(scans)} scans with a known mask, expected {held_out + count + 1} or "

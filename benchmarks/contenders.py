@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -33,6 +34,7 @@ from slices.data_folder import Reading, load_data  # noqa: E402
 BATCHES = 8  # of one call, labelled and unlabelled, where no workers load
 STEPS = {"cuda": 20, "cpu": 1}  # of one call, likewise: a GPU takes milliseconds, which a single wait would drown
 IMAGE = 768  # px, side of the predicted image
+NO_SCHEDULE = SimpleNamespace(step=lambda: None)  # the learning rate stays as it is
 
 
 def per_call(count: int, config: Config) -> int:
@@ -64,14 +66,24 @@ def batches_of_a_step(config: Config, part: str, workers: int, device: torch.dev
 def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, count: int) -> Repeat:
     """`count` steps as `train.py` takes them; their mean losses."""
     utils.seed_everything(config.seed)
-    student, average = train.build_models(config, devices.choose_device(config.device), None, unlabelled is not None)
-    optimizer, first = mean_teacher.make_optimizer(config, student), itertools.count(0, count)
+    is_semi_supervised = unlabelled is not None
+    student, average = train.build_models(config, devices.choose_device(config.device), None, is_semi_supervised)
+    optimizer = mean_teacher.make_optimizer(config, student)
+    training = mean_teacher.Training(config, student, average, optimizer, NO_SCHEDULE, is_semi_supervised)
+    batches = unlabelled or itertools.repeat(None)
+    first = itertools.count(0, count)
 
     def some() -> np.ndarray:
         start = next(first)
-        row = mean_teacher.train_epoch(config, student, average, optimizer, None, range(start, start + count), labelled,
-                                unlabelled, config.consistency_weight, False)
-        return np.array([row["loss_sup"], row.get("loss_consistency", 0.0)])
+        losses = []
+        student.train()
+        with mean_teacher.trying_algorithms():
+            for number in range(start, start + count):
+                step = mean_teacher.train_step(training, number, next(labelled), next(batches),
+                                               config.consistency_weight)
+                losses.append(step)
+        means = mean_teacher.mean_losses(losses, start, config.nonfinite)
+        return np.array([means["loss_sup"], means["loss_consistency"]])
     return some
 
 

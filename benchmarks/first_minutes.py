@@ -129,10 +129,13 @@ class Training:
         torch.manual_seed(0)
         self.student, self.average = mean_teacher.build_models(self.config, self.device, None, self.semi)
         self.optimizer = mean_teacher.make_optimizer(self.config, self.student)
+        no_schedule = types.SimpleNamespace(step=lambda: None)
+        self.step = mean_teacher.Training(self.config, self.student, self.average, self.optimizer, no_schedule,
+                                          self.semi)
         batch = make_batch(self.config, self.device)
         labelled = {"strong": batch["strong"][:, :1].contiguous(), "mask": batch["mask"]}
         self.labelled = itertools.repeat(labelled)
-        self.unlabelled = itertools.repeat(batch) if self.semi else None
+        self.unlabelled = itertools.repeat(batch if self.semi else None)
         self.first = 0
 
     def run(self, count: int, after_each: Callable[[], None] = lambda: None) -> float:
@@ -140,9 +143,14 @@ class Training:
         numbers = range(self.first, self.first + count)
         wait_for(self.device)
         began = time.perf_counter()
-        mean_teacher.train_epoch(self.config, self.student, self.average, self.optimizer,
-                          types.SimpleNamespace(step=lambda: None), numbers, self.labelled, self.unlabelled, 0.5,
-                          False, stop=after_each)
+        self.student.train()
+        losses = []
+        with mean_teacher.trying_algorithms():
+            for number in numbers:
+                labelled, unlabelled = next(self.labelled), next(self.unlabelled)
+                losses.append(mean_teacher.train_step(self.step, number, labelled, unlabelled, 0.5))
+                after_each()
+        mean_teacher.mean_losses(losses, self.first, self.config.nonfinite)
         wait_for(self.device)
         self.first += count
         return time.perf_counter() - began

@@ -26,7 +26,11 @@ from runtime.devices import choose_device  # noqa: E402
 from runtime.files import write_json  # noqa: E402
 from runtime.run_folder import environment  # noqa: E402
 
-PHASES = {"train_supervised": "supervised", "continue_supervised": "control", "train_mean_teacher": "semi-supervised"}
+PHASES = {
+    "train_supervised": "supervised",
+    "continue_supervised": "control",
+    "train_semi_supervised": "semi-supervised",
+}
 REST = {"prepare": "reading the data", "evaluate_run": "tables", "rank_unlabelled": "what to annotate next"}
 
 

@@ -45,7 +45,7 @@ def scores(config: Config, left_out: list[str]) -> dict[str, float]:
         ABLATIONS["Mean Teacher step alone"][name]()
     data = train.prepare(config)
     train.train_supervised(config, data)
-    train.train_mean_teacher(config, data)
+    train.train_semi_supervised(config, data)
     methods = train.evaluate_run(config, data)["full"]["methods"]
     return {name: found["dice"]["mean"] for name, found in methods.items() if name != "Otsu"}
 

@@ -41,13 +41,14 @@ from runtime.run_folder import environment, release  # noqa: E402
 from slices.data_folder import Data  # noqa: E402
 from slices.reading import MASK_SUFFIXES  # noqa: E402
 from train import (  # noqa: E402
-    LOGS,
     continue_supervised,
+    control_phase,
     evaluate_run,
     method_names,
     prepare,
     read_slices,
-    train_mean_teacher,
+    supervised_phase,
+    train_semi_supervised,
     train_supervised,
 )
 from utils_viz import FOREST, draw_ablation, draw_budgets, read_table  # noqa: E402
@@ -57,7 +58,6 @@ SEMI = ("run", "method", "freeze", "ema_alpha", "consistency", "consistency_weig
 SPLIT = ("split", "val_fraction", "test_fraction", "fold", "labels", "seed", "roi", "percentiles", "mask_foreground")
 PLACE = ("labels", "fold", "seed")
 ROW = ("variant", *PLACE, "role", "stem")
-CONTROL_PHASES = ("supervised", "continued")  # and phases
 KINDS = {"name": str, "data": str, "labels": list, "folds": list, "seeds": list, "settings": dict, "variants": dict}
 MANY = 4  # variants, beyond which points of one budget cannot be told apart
 RESERVED = {"labels", "fold", "seed", "run", "data"}  # the study sets them itself
@@ -147,16 +147,20 @@ def adopt(config: Config, donors: list[Config]) -> None:
     for donor in donors:
         theirs = donor.run_folder / "phases.json"
         phases = read_json(theirs) if digest(donor, SEMI) == digest(config, SEMI) and theirs.exists() else {}
-        files = [f for phase in CONTROL_PHASES for f in (donor.checkpoint(phase), donor.run_folder / LOGS[phase])]
-        if "continued" in phases and all(f.exists() for f in files):
+        shared = [supervised_phase(config), control_phase(config)]
+        files = []
+        for phase in shared:
+            files += [donor.checkpoint(phase.name), donor.run_folder / phase.log]
+        if "continued" in phases and all(file.exists() for file in files):
             break
     else:
         return
-    for phase in CONTROL_PHASES:
-        config.checkpoint(phase).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(donor.checkpoint(phase), config.checkpoint(phase))
-        shutil.copy(donor.run_folder / LOGS[phase], config.run_folder / LOGS[phase])
-    write_json(mine, {phase: phases[phase] for phase in CONTROL_PHASES})
+
+    for phase in shared:
+        config.checkpoint(phase.name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(donor.checkpoint(phase.name), config.checkpoint(phase.name))
+        shutil.copy(donor.run_folder / phase.log, config.run_folder / phase.log)
+    write_json(mine, {phase.name: phases[phase.name] for phase in shared})
 
 
 def run_one(config: Config, donors: list[Config]) -> None:
@@ -169,7 +173,7 @@ def run_one(config: Config, donors: list[Config]) -> None:
         train_supervised(config, data)
         continue_supervised(config, data)
         if config.method != "supervised":
-            train_mean_teacher(config, data)
+            train_semi_supervised(config, data)
         evaluate_run(config, data)
     finally:
         release(config.run_folder)  # else a long study would run out of open files

@@ -34,7 +34,7 @@ class Progress:
     step : int
         Optimiser steps done.
     losses : list of (3,) tensors
-        Of the steps of the epoch in hand, as `mean_teacher.train_epoch` adds them.
+        Of the steps of the epoch in hand, as `mean_teacher.train_step` returns them.
     rate : float
         Learning rate with which that epoch began.
     best : dict
@@ -106,13 +106,17 @@ class Progress:
         if time.perf_counter() - self._saved > min(SAVE_SECONDS, interval):
             self.save()
 
-    def within_epoch(self, first: int) -> None:
-        """After a step of an epoch that began with step `first`: save once a minute, if all is still a number."""
+    def add(self, losses: torch.Tensor) -> None:
+        """Count a step, of which these are the losses; they stay on the device until the end of the epoch."""
+        self.losses.append(losses)
+        self.step += 1
+
+    def save_if_a_minute_passed(self) -> None:
+        """Save within an epoch, once a minute, if all is still a number."""
         interval = FIRST_SECONDS if self._took is None else SAVE_SECONDS
         if time.perf_counter() - self._saved <= min(SAVE_SECONDS, interval):
             return
         if torch.stack(self.losses).isfinite().all():
-            self.step = first + len(self.losses)
             self.save()
 
     def save(self) -> None:

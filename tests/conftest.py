@@ -127,7 +127,7 @@ def run(config: Config, resume: bool = False) -> None:
     train.train_supervised(config, data)
     if config.method != "supervised":
         train.continue_supervised(config, data)
-        train.train_mean_teacher(config, data)
+        train.train_semi_supervised(config, data)
     train.evaluate_run(config, data)
 
 

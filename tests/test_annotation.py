@@ -58,7 +58,7 @@ def test_first_least_certain_and_random_slices_are_added_and_scored_elsewhere(wo
     other = rows[rows["how"] == "first"].assign(added="another", dice=0.0)                 # of an earlier ranking, say
     pd.concat([rows, other]).to_csv(annotation.RESULTS, index=False)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
+        patch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
         again = command("benchmarks.annotation", *options)
     assert again[0] == 0
     assert "another" not in again[1]

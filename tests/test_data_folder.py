@@ -241,7 +241,7 @@ def test_training_with_padding_leaves_it_out_of_every_phase(data_folder, workpla
                        "strong_views": 2, "feature_dropout": 0.5, "roi": None, "labels": 2})
     data = train.prepare(config)
     train.train_supervised(config, data)
-    train.train_mean_teacher(config, data)
+    train.train_semi_supervised(config, data)
     summary = train.evaluate_run(config, data)
     assert 0 <= summary["full"]["methods"]["supervised"]["dice"]["mean"] <= 1
     pixels = json.loads((config.run_folder / "summary.json").read_text())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import types
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +122,7 @@ def settings(folder: Path, method: str, device: str, **more: object) -> Config:
 def train_all(config: Config) -> tuple[dict, pd.DataFrame]:
     """All phases: the tables, and what to annotate next."""
     data = train.prepare(config)
-    for phase in (train.train_supervised, train.continue_supervised, train.train_mean_teacher):
+    for phase in (train.train_supervised, train.continue_supervised, train.train_semi_supervised):
         phase(config, data)
     return train.evaluate_run(config, data), annotate_next.rank_unlabelled(config, data)
 
@@ -147,14 +146,15 @@ def test_logs_tables_and_ranking_are_those_of_the_cpu(folder, method):
 def steps_on_the_gpu(folder: Path, gpu, method: str, semi: bool) -> list[int]:
     """Waits of each of four steps, loading included."""
     config, device, waits = settings(folder, method, "cuda"), choose_device("cuda"), []
-    data = train.read_slices(config)
-    student, average = train.build_models(config, device, None, semi)
-    optimizer = mean_teacher.make_optimizer(config, student)
-    with train.data_of_phase(config, data, "mean_teacher", 0, device, ALONE, semi) as (labelled, unlabelled):
+    phase = train.Phase("mean_teacher", "", "", 4, None, semi)
+    job = train.Job(config, train.read_slices(config), phase, device, ALONE)
+    training = train.open_training(job)
+    training.student.train()
+    with train.batches_of(job, 0) as (labelled, unlabelled):
         totals = [gpu.waits.total()]
-        scheduler = types.SimpleNamespace(step=lambda: None)
-        mean_teacher.train_epoch(config, student, average, optimizer, scheduler, range(4),
-                          labelled, unlabelled, 0.5, False, stop=lambda: totals.append(gpu.waits.total()))
+        for number in range(4):
+            mean_teacher.train_step(training, number, next(labelled), next(unlabelled), 0.5)
+            totals.append(gpu.waits.total())
     waits = [after - before for before, after in itertools.pairwise(totals)]
     assert len(waits) == 4
     return waits

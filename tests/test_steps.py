@@ -83,7 +83,7 @@ def test_average_warms_up_from_random_weights_only(tiny, monkeypatch):
     assert alphas == [(1 + n) / (10 + n) for n in range(6)]
     alphas.clear()
     train.continue_supervised(config, data)
-    train.train_mean_teacher(config, data)
+    train.train_semi_supervised(config, data)
     assert alphas == [0.9] * 6 + [0.99] * 6
 
 
@@ -123,7 +123,7 @@ def test_frozen_blocks_are_bit_identical_and_the_others_move(tiny):
     config = dataclasses.replace(tiny, weight_decay=0.5)
     data = train.prepare(config)
     train.train_supervised(config, data)
-    train.train_mean_teacher(config, data)
+    train.train_semi_supervised(config, data)
     before = load_checkpoint(config.checkpoint("supervised"))[0]
     for name in ("ssl_student", "ssl_teacher"):
         after = load_checkpoint(config.checkpoint(name))[0]
@@ -150,7 +150,7 @@ def test_teacher_stays_in_eval_mode_without_gradients(tiny, monkeypatch):
         return step(config, student, labelled, teacher, *rest)
     monkeypatch.setattr(mean_teacher, "step_losses", watched)
     train.train_supervised(tiny, data)
-    train.train_mean_teacher(tiny, data)
+    train.train_semi_supervised(tiny, data)
     assert seen == [(False, False, True, False)] * 6
 
 
@@ -162,7 +162,7 @@ def test_half_precision_trains_like_full_precision(tiny, method):
         config = make_config(**TINY, data=tiny.data, run=precision, method=method, precision=precision)
         data = train.prepare(config)
         train.train_supervised(config, data)
-        train.train_mean_teacher(config, data)
+        train.train_semi_supervised(config, data)
         table = pd.read_csv(config.run_folder / "ssl_metrics.csv")
         losses.append(table[["loss_sup", "loss_consistency"]].to_numpy())
         weights, _ = load_checkpoint(config.checkpoint("ssl_teacher"))

@@ -18,8 +18,8 @@ from conftest import STUDY_SETTINGS
 
 
 def test_variants_share_supervised_models_and_each_has_its_control(plan_file, command, monkeypatch):
-    phases, phase = [], train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda *a: phases.append(1) or phase(*a))
+    phases, epoch = [], train.mean_losses_of
+    monkeypatch.setattr(train, "mean_losses_of", lambda *a: phases.append(1) or epoch(*a))
     code, out, err = command("benchmarks.study", plan_file)
     assert code == 0, err
     assert len(phases) == 2 * (2 * 2 + 2 + 2 + 2 * 3)       # folds × (supervised + control, two students; all three)
@@ -53,15 +53,15 @@ def test_variants_share_supervised_models_and_each_has_its_control(plan_file, co
 
 
 def test_a_stopped_study_goes_on_and_repeats_nothing(plan_file, command, monkeypatch):
-    count, phase = 0, train.train_epoch
+    count, epoch = 0, train.mean_losses_of
 
     def stopping(*arguments):
         nonlocal count
         count += 1
         if count == 8:                                       # in the second student
             raise KeyboardInterrupt
-        return phase(*arguments)
-    monkeypatch.setattr(train, "train_epoch", stopping)
+        return epoch(*arguments)
+    monkeypatch.setattr(train, "mean_losses_of", stopping)
     assert command("benchmarks.study", plan_file)[0] == 130
     first = next(Path("runs").glob("s_mt_l2_f0_s0_*/summary.json"))
     before = first.stat().st_mtime_ns
@@ -82,7 +82,7 @@ def test_rows_are_enough_to_go_on_from(plan_file, command, monkeypatch):
     for folder in [*Path("runs").glob("s_*"), Path("checkpoints")]:
         shutil.rmtree(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
+        patch.setattr(train, "train_step", lambda *a: pytest.fail("trained again"))
         assert command("benchmarks.study", plan_file)[0] == 0
     assert Path("runs/study_s/study.csv").read_bytes() == rows
     before = pd.read_csv("runs/study_s/summary.csv").set_index(["variant", "role"])
@@ -181,8 +181,8 @@ def test_parts_side_by_side_are_the_same_study(plan_file, command, monkeypatch):
     whole = pd.read_csv("runs/study_s/study.csv").sort_values(order, ignore_index=True)
     for folder in (Path("runs"), Path("checkpoints")):
         shutil.rmtree(folder)
-    epochs, epoch = [], train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda config, *a: epochs.append(config.fold) or epoch(config, *a))
+    epochs, epoch = [], train.mean_losses_of
+    monkeypatch.setattr(train, "mean_losses_of", lambda job, *a: epochs.append(job.config.fold) or epoch(job, *a))
     code, out, err = command("benchmarks.study", plan_file, "--part=2/2")
     assert code == 0, err
     assert "part 2/2: finished; gather the parts with --summary" in out

@@ -44,7 +44,7 @@ def test_a_misspelt_key_is_an_error(plan_file, command):
     ({"folds": [0, 9]}, "fold"), ({"labels": [2, 50]}, "--labels 50: there are 4 training slices"),
     ({"settings": {**STUDY_SETTINGS, "test_fraction": 0.0}}, "study: fold 0 has no test slice")])
 def test_what_cannot_be_run_is_said_before_anything_is_trained(plan_file, command, monkeypatch, change, message):
-    monkeypatch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained"))
+    monkeypatch.setattr(train, "train_step", lambda *a: pytest.fail("trained"))
     plan_file.write_text(json.dumps(json.loads(plan_file.read_text()) | change))
     code, _, err = command("benchmarks.study", plan_file)
     assert code == 2

@@ -186,9 +186,9 @@ def test_a_team_that_is_told_to_stop_saves_in_the_middle_of_an_epoch(data_folder
     """The launcher signals every process of the job, those that make views as well, and does not wait for long."""
     settings = as_options({**TINY, "data": data_folder, "method": "supervised", "batch_size": 4, "run": "r",
                            "steps_per_epoch": 100_000, "num_workers": workers})
-    told = ("import steps; real, count = steps.step_losses, []\n"
+    told = ("import mean_teacher; real, count = mean_teacher.step_losses, []\n"
             "def counted(*a):\n count.append(1)\n len(count) == 20 and open('steps_' + rank, 'w').close()\n"
-            " return real(*a)\nsteps.step_losses = counted")
+            " return real(*a)\nmean_teacher.step_losses = counted")
     with launch("train", *settings, cwd=workplace, first=told) as process:
         wait_for(process, (workplace / "steps_0").exists)
         process.send_signal(signal.SIGTERM)

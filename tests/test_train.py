@@ -48,16 +48,16 @@ def test_a_run_leaves_what_the_design_names(tiny):
 
 def test_control_takes_as_many_steps_as_mean_teacher_from_the_same_weights(tiny, monkeypatch):
     data, starts = train.prepare(tiny), []
-    epoch = train.train_epoch
+    step = train.train_step
 
-    def watched(config, student, average, optimizer, *rest):
-        if not optimizer.state:
-            starts.append((student.head.weight.detach().clone(), optimizer.param_groups[0]["lr"]))
-        return epoch(config, student, average, optimizer, *rest)
-    monkeypatch.setattr(train, "train_epoch", watched)
+    def watched(training, *rest):
+        if not training.optimizer.state:
+            starts.append((training.student.head.weight.detach().clone(), training.optimizer.param_groups[0]["lr"]))
+        return step(training, *rest)
+    monkeypatch.setattr(train, "train_step", watched)
     train.train_supervised(tiny, data)
     train.continue_supervised(tiny, data)
-    train.train_mean_teacher(tiny, data)
+    train.train_semi_supervised(tiny, data)
     phases = json.loads((tiny.run_folder / "phases.json").read_text())
     assert phases["continued"]["steps"] == phases["mean_teacher"]["steps"] == 6
     (_, _), (control, lr1), (student, lr2) = starts
@@ -157,7 +157,7 @@ def test_what_is_not_a_number_stops_the_run(tiny, method, steps):
     data = train.prepare(config)
     if method == "mean_teacher":
         train.train_supervised(config, data)
-    phase = train.train_supervised if method == "supervised" else train.train_mean_teacher
+    phase = train.train_supervised if method == "supervised" else train.train_semi_supervised
     name = "supervised" if method == "supervised" else "ssl_student"
     with pytest.raises(InputError, match=r"not (a number|numbers any more).* lower --lr"):
         phase(dataclasses.replace(config, lr=3e37), data)
@@ -173,7 +173,7 @@ def test_test_slices_decide_nothing(tiny):
         data = dataclasses.replace(data, test=[dataclasses.replace(s, mask=turn(s.mask)) for s in data.test])
         train.train_supervised(config, data)
         train.continue_supervised(config, data)
-        train.train_mean_teacher(config, data)
+        train.train_semi_supervised(config, data)
         summary = train.evaluate_run(config, data)
         tables = {"test_full.csv", "test_patches.csv", "calibration.csv", "thresholds.csv"}
         kept = {key: value for key, value in fingerprint(config).items() if key not in tables}

@@ -49,7 +49,7 @@ def test_steps_can_be_skipped_and_are_counted(tiny, monkeypatch):
     poison(monkeypatch, 3, 4 + 6 + 6)
     train.train_supervised(config, data)
     train.continue_supervised(config, data)
-    train.train_mean_teacher(config, data)
+    train.train_semi_supervised(config, data)
     assert pd.read_csv(config.run_folder / "sup_metrics.csv")["skipped"].tolist() == [0, 1, 0]
     assert pd.read_csv(config.run_folder / "continued_metrics.csv")["skipped"].tolist() == [0, 0, 0]
     assert pd.read_csv(config.run_folder / "ssl_metrics.csv")["skipped"].tolist() == [0, 1, 0]
