@@ -1,143 +1,257 @@
 """Views of slices for training, and the command that checks a data folder.
 
-A slice flows: file → float32 → ROI → percentile window → uint8 (kept in memory once) → crop → recorded
-geometry → weak / strong view → tensor. `data_folder` does the part up to uint8.
+A slice flows: file → float32 → ROI → percentile window → uint8 (kept in memory once) → crop →
+recorded geometry → weak / strong view → tensor. `slices.data_folder` does the part up to uint8.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from config import Config, Geometry, Intensity
 from runtime.command_line import Parser, run_command_line
 from runtime.messages import InputError
-from slices.data_folder import Reading, check_data, load_data, sum_up
+from slices.data_folder import load_data, sum_up
+from slices.folder_check import check_data
+from slices.options import DataOptions, Reading
 from slices.reading import FOREGROUND, ROI, Slice, cut_window, parse_roi, reduce_slice
 from slices.windows import parse_outside
-from views import build_geometry, build_intensity, make_views
+from views import Augmentation, build_geometry, build_intensity, make_views
 
-# --- crops and their views -------------------------------------------------------------------------------------
+# --- crops and their views ------------------------------------------------------------------------
 
-def crop_corner(foreground: np.ndarray, size: int, shape: tuple[int, int],
-                rng: np.random.Generator) -> tuple[int, int]:
-    """Row and column of a crop's corner: around one of `foreground` (flat indices) with jitter; anywhere without.
 
-    The crop lies inside the image, and contains the chosen pixel; along a side shorter than `size` it is centred.
+@dataclass(frozen=True)
+class ViewOptions:
+    """How views are made.
+
+    Attributes
+    ----------
+    patch_size : int
+        Side of a crop, in pixels of the slice.
+    downsample : int
+        k: views are means of k×k pixels.
+    geometry : Geometry
+    intensity : Intensity
+    strong_views : int
+        Strong views of each crop.
+    has_weak_view : bool
+        Whether items hold the weak view; training on labelled crops needs none.
+    foreground_crop : bool
+        Whether crops of slices with a mask contain foreground.
     """
-    corner = []
-    pixel = np.unravel_index(rng.choice(foreground), shape) if foreground.size else None
-    for axis, length in enumerate(shape):
-        if length <= size:
-            corner.append((length - size) // 2)
-        elif pixel is None:
-            corner.append(int(rng.integers(0, length - size + 1)))
-        else:
-            jitter = int(rng.integers(-size // 4, size // 4 + 1))
-            corner.append(int(np.clip(pixel[axis] - size // 2 + jitter, 0, length - size)))
-    return corner[0], corner[1]
+
+    patch_size: int = 256
+    downsample: int = 1
+    geometry: Geometry = Geometry()
+    intensity: Intensity = Intensity()
+    strong_views: int = 1
+    has_weak_view: bool = True
+    foreground_crop: bool = True
+
+    @property
+    def side(self) -> int:
+        """Side of a view, in pixels of the network's input."""
+        return self.patch_size // self.downsample
+
+    @property
+    def margin(self) -> int:
+        """How far outside a view its pixels may come from: its corners, when turned and made smaller."""
+        angle = math.radians(self.geometry.rotation)
+        reach = self.geometry.zoom * (math.cos(angle) + math.sin(angle)) - 1
+        if reach == 0:
+            return 0
+        return math.ceil(self.side * reach / 2) + 1
+
+
+def view_options(config: Config, strong_views: int = 1, has_weak_view: bool = True) -> ViewOptions:
+    """Return how the views of a run are made."""
+    return ViewOptions(
+        config.patch_size,
+        config.downsample,
+        config.geometry,
+        config.intensity,
+        strong_views,
+        has_weak_view,
+        config.foreground_crop,
+    )
 
 
 class Views(Dataset):
     """Weak view, strong views and mask of a random crop of slice `index`: `views[index, seed]`.
 
-    Crops of labelled slices are foreground-aware. The window that is turned and zoomed is larger than the
-    patch where the image is, so its corners come from the image; only beyond the image's own border are pixels
-    mirrored.
+    Crops of labelled slices are foreground-aware. The window that is turned and zoomed is larger
+    than the patch where the image is, so its corners come from the image; only beyond the image's
+    own border are pixels mirrored.
 
-    A network that works on means of k×k pixels (`downsample`) gets views of slices that were reduced to these means
-    once, here: for k = 4 a sixteenth of the pixels is turned and perturbed. Means are rounded to 8 bit, and masks hold
-    shares of foreground.
+    A network that works on means of k×k pixels (`downsample`) gets views of slices that were
+    reduced to these means once, here: for k = 4 a sixteenth of the pixels is turned and perturbed.
+    Means are rounded to 8 bit, and masks hold shares of foreground.
 
-    Each item is a dict of uint8 tensors of sides P = `patch_size` / k, which `runtime.loaders.to_float` makes floats in
-    [0, 1] once they are where the model is: `weak` (1, P, P), `strong` (`strong_views`, P, P) and, for labelled slices,
-    `mask` (1, P, P), 255 for foreground. Where some of the slices do not show the sample everywhere, all items have
-    `inside` (1, P, P), 255 for sample.
+    Each item is a dict of uint8 tensors of sides P = `patch_size` / k, which
+    `runtime.loaders.to_float` makes floats in [0, 1] once they are where the model is:
+
+    - `weak` (1, P, P), where asked for
+    - `strong` (`strong_views`, P, P)
+    - `mask` (1, P, P), of labelled slices: 255 for foreground
+    - `inside` (1, P, P), where some of the slices do not show the sample everywhere: 255 for sample
 
     Parameters
     ----------
     slices : list of Slice
-    patch_size : int
-        Side of a crop in pixels of the slice.
+    options : ViewOptions
     guides : list of (H, W) bool ndarrays, or None
         What counts as foreground where a crop is placed, for each slice; None: its mask.
-    geometry, intensity : dict
-        Options of `views.build_geometry` and `views.build_intensity`.
-    downsample : int
-        k.
-    weak : bool
-        Whether items hold the weak view; training on labelled crops needs none.
     """
 
-    def __init__(self, slices: list[Slice], patch_size: int = 256, foreground_crop: bool = True,
-                 guides: list[np.ndarray] | None = None, strong_views: int = 1, geometry: dict | None = None,
-                 intensity: dict | None = None, downsample: int = 1, weak: bool = True):
-        self.slices, self.strong_views, self.weak = slices, strong_views, weak
-        self.patch_size = patch_size // downsample
-        self.images = [reduce_slice(s.image, downsample) for s in slices]
-        self.masks = [None if s.mask is None else reduce_slice(s.mask * np.uint8(255), downsample) for s in slices]
+    def __init__(
+        self,
+        slices: list[Slice],
+        options: ViewOptions = ViewOptions(),
+        guides: list[np.ndarray] | None = None,
+    ):
+        self.slices = slices
+        self.options = options
+        self.augmentation = Augmentation(
+            build_geometry(options.geometry, of_means=options.downsample > 1),
+            build_intensity(options.intensity, options.downsample),
+        )
 
-        # Where there is sample. Most data sets show nothing else, and need no such arrays.
-        self.inside: list[np.ndarray | None] = [None] * len(slices)
-        if any(s.outside is not None for s in slices):
-            self.inside = [reduce_slice(inside_of(s), downsample) for s in slices]
+        self.images = [reduce_slice(s.image, options.downsample) for s in slices]
+        self.masks = [reduce_mask(s.mask, options.downsample) for s in slices]
+        self.inside = reduce_inside(slices, options.downsample)
+        self.targets = self._find_targets(guides)
 
-        # Where there is foreground, if only in a part of a block, as flat indices: found once, because it takes long.
-        if guides is not None:
-            shown = [reduce_slice(guide * np.uint8(255), downsample) for guide in guides]
-        elif foreground_crop:
-            shown = [np.empty(0) if mask is None else mask for mask in self.masks]
-        else:
-            shown = [np.empty(0)] * len(slices)
-        self.foreground = [np.flatnonzero(array).astype(np.int32) for array in shown]
-        for i, inside in enumerate(self.inside):                # a crop without foreground shall show sample
-            if inside is not None and not self.foreground[i].size:
-                self.foreground[i] = np.flatnonzero(inside).astype(np.int32)
+    def _find_targets(self, guides: list[np.ndarray] | None) -> list[np.ndarray]:
+        """Return the pixels around which crops of each slice are placed, as flat indices.
 
-        # How far outside a patch its pixels may come from: its corners, when it is turned and made smaller.
-        geometry = {"rotation": 10.0, "zoom": 1.0, **(geometry or {})}
-        angle = math.radians(geometry["rotation"])
-        reach = geometry["zoom"] * (math.cos(angle) + math.sin(angle)) - 1
-        self.margin = math.ceil(self.patch_size * reach / 2) + 1 if reach else 0
-        self.geometry = build_geometry(**geometry, of_means=downsample > 1)
-        self.intensity = build_intensity(**(intensity or {}), downsample=downsample)
+        They are found once, because that takes long; none means anywhere. A block counts that is
+        foreground only in a part.
+        """
+        targets = []
+        for i in range(len(self.slices)):
+            shown = None
+            if guides is not None:
+                shown = reduce_mask(guides[i], self.options.downsample)
+            elif self.options.foreground_crop:
+                shown = self.masks[i]
+            pixels = flat_indices(shown)
+
+            # A crop without foreground shall at least show sample.
+            if pixels.size == 0:
+                pixels = flat_indices(self.inside[i])
+            targets.append(pixels)
+
+        return targets
 
     @property
     def item_bytes(self) -> int:
         """Bytes of an item, all its tensors together."""
-        arrays = self.weak + self.strong_views
+        arrays = self.options.strong_views
+        if self.options.has_weak_view:
+            arrays += 1
         for optional in (self.masks, self.inside):
-            arrays += any(array is not None for array in optional)
-        return arrays * self.patch_size**2
+            if any(array is not None for array in optional):
+                arrays += 1
+        return arrays * self.options.side**2
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         index, seed = key
         image = self.images[index]
-        rng = np.random.default_rng(seed)
-        top, left = crop_corner(self.foreground[index], self.patch_size, image.shape, rng)
-        margin = min(self.margin, max(0, max(image.shape) - self.patch_size))  # mirroring needs no window
-        window = top - margin, left - margin, self.patch_size + 2 * margin
 
-        # What is moved with the image: its mask, and where there is sample.
-        arrays = {"mask": self.masks[index], "inside": self.inside[index]}
-        planes = {name: cut_window(array, *window) for name, array in arrays.items() if array is not None}
-        moving = None
-        if len(planes) == 1:
-            (moving,) = planes.values()
-        elif planes:
-            moving = np.dstack(list(planes.values()))
-        image = cut_window(image, *window)
-        weak, strong, moved = make_views(image, moving, self.geometry, self.intensity, seed, self.strong_views, margin)
+        # The crop, with the pixels around it that the geometry may turn into it.
+        side = self.options.side
+        rng = np.random.default_rng(seed)
+        top, left = crop_corner(self.targets[index], side, image.shape, rng)
+        around = max(0, max(image.shape) - side)
+        margin = min(self.options.margin, around)
+        window = (top - margin, left - margin, side + 2 * margin)
+
+        # Its mask, and where there is sample, are moved with the image.
+        planes = {}
+        for name, arrays in (("mask", self.masks), ("inside", self.inside)):
+            plane = arrays[index]
+            if plane is not None:
+                planes[name] = cut_window(plane, *window)
+
+        views = make_views(
+            cut_window(image, *window),
+            stack_planes(list(planes.values())),
+            self.augmentation,
+            seed,
+            self.options.strong_views,
+            margin,
+        )
 
         item = {}
-        if self.weak:
-            item["weak"] = torch.from_numpy(weak[None])
-        item["strong"] = torch.from_numpy(np.stack(strong))
-        for i, name in enumerate(planes):
-            plane = moved if moved.ndim == 2 else np.ascontiguousarray(moved[..., i])
-            item[name] = torch.from_numpy(plane[None])
+        if self.options.has_weak_view:
+            item["weak"] = torch.from_numpy(views.weak[None])  # (1, P, P)
+        item["strong"] = torch.from_numpy(np.stack(views.strong))  # (strong_views, P, P)
+        if views.mask is not None:
+            # (P, P), or (P, P, planes).
+            moved = views.mask.reshape(*views.weak.shape, len(planes))
+            for i, name in enumerate(planes):
+                plane = np.ascontiguousarray(moved[..., i])
+                item[name] = torch.from_numpy(plane[None])  # (1, P, P)
         return item
+
+
+def crop_corner(
+    targets: np.ndarray, size: int, shape: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Draw row and column of a crop's corner: around one of the targets with jitter.
+
+    Anywhere without.
+
+    The crop lies inside the image, and contains the chosen pixel. Along a side shorter than `size`
+    it is centred.
+
+    Parameters
+    ----------
+    targets : (N,) int ndarray
+        Flat indices of pixels.
+    size : int
+        Side of the crop [px].
+    shape : tuple of int
+        Of the image.
+    """
+    target = None
+    if targets.size:
+        target = np.unravel_index(rng.choice(targets), shape)
+
+    corner = []
+    for axis, length in enumerate(shape):
+        if length <= size:
+            corner.append((length - size) // 2)
+        elif target is None:
+            corner.append(int(rng.integers(0, length - size + 1)))
+        else:
+            jitter = int(rng.integers(-size // 4, size // 4 + 1))
+            first = target[axis] - size // 2 + jitter
+            corner.append(int(np.clip(first, 0, length - size)))
+
+    return corner[0], corner[1]
+
+
+def reduce_mask(mask: np.ndarray | None, downsample: int) -> np.ndarray | None:
+    """Return the share of foreground in blocks of a mask: uint8, 255 for all; None for no mask."""
+    if mask is None:
+        return None
+    return reduce_slice(mask * np.uint8(255), downsample)
+
+
+def reduce_inside(slices: list[Slice], downsample: int) -> list[np.ndarray | None]:
+    """Return the share of sample in blocks of each slice: uint8, 255 for all.
+
+    Most data sets show nothing but sample, and need no such arrays: then each is None.
+    """
+    if all(s.outside is None for s in slices):
+        return [None] * len(slices)
+    return [reduce_slice(inside_of(s), downsample) for s in slices]
 
 
 def inside_of(s: Slice) -> np.ndarray:
@@ -147,33 +261,76 @@ def inside_of(s: Slice) -> np.ndarray:
     return np.where(s.outside, np.uint8(0), np.uint8(255))
 
 
-# --- command line ---------------------------------------------------------------------------------------------
+def flat_indices(shown: np.ndarray | None) -> np.ndarray:
+    """Return the flat indices of pixels that are not 0; none for no array."""
+    if shown is None:
+        return np.empty(0, np.int32)
+    return np.flatnonzero(shown).astype(np.int32)
 
-def main() -> int:
-    """`python datasets.py check DIR`: 0 when nothing is wrong, 1 with one line per problem, 2 for wrong usage."""
+
+def stack_planes(planes: list[np.ndarray]) -> np.ndarray | None:
+    """Return (H, W) arrays as one that a geometry takes for a mask: (H, W), (H, W, planes), or None for none."""
+    if not planes:
+        return None
+    if len(planes) == 1:
+        return planes[0]
+    return np.dstack(planes)
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    """Return the options of `python datasets.py check`."""
     parser = Parser(description="Check a data folder; every problem is one line.")
     parser.add_argument("command", choices=["check"])
     parser.add_argument("folder", type=Path, help="data/NAME")
-    parser.add_argument("--roi", default=",".join(map(str, ROI)),
-                        help="row,end row,column,end column of the unlabelled scans [px], or none (%(default)s)")
-    parser.add_argument("--mask-foreground", default="auto", choices=FOREGROUND, help="what is foreground in a mask: "
-                        "the dark or the bright side, labels (all above 0), or auto, by its values (%(default)s)")
-    parser.add_argument("--outside", default="auto", help="grey value outside the sample, none, or auto: recognise it "
-                        "(%(default)s)")
-    parser.add_argument("--trust-pairs", default="false", choices=["true", "false"], help="take masks that do not "
-                        "agree with their images (%(default)s)")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--roi",
+        default=",".join(map(str, ROI)),
+        help="row,end row,column,end column of the unlabelled scans [px], or none (%(default)s)",
+    )
+    parser.add_argument(
+        "--mask-foreground",
+        default="auto",
+        choices=FOREGROUND,
+        help="what is foreground in a mask: the dark or the bright side, labels (all above 0), or "
+        "auto, by its values (%(default)s)",
+    )
+    parser.add_argument(
+        "--outside",
+        default="auto",
+        help="grey value outside the sample, none, or auto: recognise it (%(default)s)",
+    )
+    parser.add_argument(
+        "--trust-pairs",
+        default="false",
+        choices=["true", "false"],
+        help="take masks that do not agree with their images (%(default)s)",
+    )
+    return parser
+
+
+def main() -> int:
+    """`python datasets.py check DIR`: 0 when nothing is wrong, 1 with one line per problem."""
+    arguments = make_parser().parse_args()
     if not arguments.folder.is_dir():
         raise InputError(f"{arguments.folder}: no such folder")
 
-    reading = Reading(roi=parse_roi(arguments.roi), mask_foreground=arguments.mask_foreground,
-                      outside=parse_outside(arguments.outside), trust_pairs=arguments.trust_pairs == "true")
+    reading = Reading(
+        roi=parse_roi(arguments.roi),
+        mask_foreground=arguments.mask_foreground,
+        outside=parse_outside(arguments.outside),
+        trust_pairs=arguments.trust_pairs == "true",
+    )
     check = check_data(arguments.folder, reading)
     if check.problems:
-        print("\n".join(check.problems + check.masks))
+        print("\n".join([*check.problems, *check.masks]))
         return 1
-    data = load_data(arguments.folder, reading=reading)
-    print("\n".join([f"{arguments.folder}: no problem found", sum_up(data), *check.masks, *data.notes]))
+
+    data = load_data(arguments.folder, DataOptions(reading=reading))
+    print(f"{arguments.folder}: no problem found")
+    print("\n".join([sum_up(data), *check.masks, *data.notes]))
     return 0
 
 

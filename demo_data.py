@@ -3,11 +3,12 @@
     python demo_data.py --output data/demo [--seed 0] [--scans 150]
     python demo_data.py --volume data/volume.tif [--seed 0] [--slices 1000] [--size 512]
 
-One volume of faint faceted particles is cut into correlated slices at three points in time. What makes real
-slices hard is there: contrast below the noise, correlated noise, streaks, rings, slow shading, bright needles
-and clouds that are not particles, and the bright rim with a dark fringe of phase contrast. Grey values have the
-scale of linear attenuation in a real scan (about 2e-4 per voxel). `--volume` writes one volume as an ImageJ stack
-instead, its true mask and a table of its particles beside it.
+One volume of faint faceted particles is cut into correlated slices at three points in time. What
+makes real slices hard is there: contrast below the noise, correlated noise, streaks, rings, slow
+shading, bright needles and clouds that are not particles, and the bright rim with a dark fringe of
+phase contrast. Grey values have the scale of linear attenuation in a real scan (about 2e-4 per
+voxel). `--volume` writes one volume as an ImageJ stack instead, its true mask and a table of its
+particles beside it.
 """
 
 import math
@@ -19,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,59 +29,119 @@ import tifffile
 from tqdm import tqdm
 
 from runtime.command_line import Parser, run_command_line
-from runtime.files import locked as alone
-from runtime.files import write_atomically, write_json
+from runtime.files import locked, write_atomically, write_csv, write_json
 from runtime.messages import PROGRESS_SECONDS, InputError, quiet_bar
+from slices.options import IMAGES, MASKS, UNLABELLED
 from slices.reading import ROI
 from slices.splits import split_by_blocks
 
-SHAPE = (1160, 1000)        # rows and columns of a scan [px]; the labelled slices are its ROI
-LABELLED, SPACING = 22, 10  # labelled slices and their distance along z [px]
-DEPTH = LABELLED * SPACING
+SHAPE = (1160, 1000)  # rows and columns of a scan [px]; the labelled slices are its ROI
+LABELLED = 22  # labelled slices
+SPACING = 10  # their distance along z [px]
+DEPTH = LABELLED * SPACING  # of the volume [px]
+SIZE = (DEPTH, *SHAPE)
+HELD_OUT = 0.18  # share of the labelled slices that are test slices, and that are validation slices
 PIXEL_SIZE_UM = 0.022
-MATRIX, CONTRAST, NOISE = 1.9e-4, 2.6e-5, 2.5e-5    # grey values of the matrix; particle − matrix; noise σ
-PAINT_DARK, PAINT_BRIGHT = -2.0e-4, 3.5e-4          # what the annotator filled particles and bright needles with
-DRIFT = (1.0, 0.9, 0.8)                             # contrast at the three points in time
+
+# Grey values.
+MATRIX = 1.9e-4
+CONTRAST = 2.6e-5  # particle − matrix
+NOISE = 2.5e-5  # σ
+DARKEST = 4e-5
+PAINT_DARK = -2.0e-4  # what the annotator filled particles with
+PAINT_BRIGHT = 3.5e-4  # and bright needles
+COUNTS = 1e8  # of a detector, for a grey value of 1
+
+DRIFT = (1.0, 0.9, 0.8)  # contrast at the three points in time
+
+# Particles.
+FILLED = 0.108  # share of the volume
+FACES = 18  # of a particle
+MARGIN = (60, 40, 40)  # px around the volume in which particles lie, too
+REACH = 12.0  # px: so far from a particle its surface is felt
+
+# Artefacts.
+NEEDLES = 60  # in a volume of `SIZE`
+STREAKED_REGIONS = 5  # in a slice
+RINGS = 2000  # px: radii that rings may have, farther than any corner
+
+MOST_PROCESSES = 8
+
+
+# --- particles ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Particles:
-    """Convex polyhedra: `centres` (N, 3) as z, row, column [px]; `normals` (N, F, 3); `offsets` (N, F) [px]."""
+    """Convex polyhedra.
+
+    Attributes
+    ----------
+    centres : (N, 3) ndarray
+        Slice, row, column [px].
+    normals : (N, F, 3) ndarray
+        Of the faces, of length 1.
+    offsets : (N, F) ndarray
+        Distance of each face from the centre [px].
+    """
 
     centres: np.ndarray
     normals: np.ndarray
     offsets: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.centres)
+
 
 @lru_cache(maxsize=1)
-def make_particles(seed: int, fraction: float = 0.108, faces: int = 18,
-                   size: tuple[int, int, int] = (DEPTH, *SHAPE)) -> Particles:
-    """Polydisperse particles (log-normal radii) at random places, some touching, until `fraction` is filled."""
+def make_particles(seed: int, size: tuple[int, int, int] = SIZE) -> Particles:
+    """Make polydisperse particles (log-normal radii) at random places, some touching, until `FILLED` is filled."""
     rng = np.random.default_rng([seed, 1])
-    low, high = np.array([-60, -40, -40]), np.add(size, (60, 40, 40))
-    wanted = fraction * np.prod(high - low)
-    radii, total = [], 0.0
+    low = -np.array(MARGIN)
+    high = np.add(size, MARGIN)
+    wanted = FILLED * np.prod(high - low)
+    drawn = []
+    total = 0.0
     while total < wanted:
-        radii.append(np.clip(rng.lognormal(np.log(17), 0.5), 5, 60))
-        total += 4.2 * radii[-1] ** 3
-    centres = np.empty((len(radii), 3))
-    for i, radius in enumerate(sorted(radii, reverse=True)):    # large ones first: they find a place
-        while True:
-            place = rng.uniform(low, high)
-            gaps = np.linalg.norm(centres[:i] - place, axis=1) - (np.sort(radii)[::-1][:i] + radius)
-            if i == 0 or gaps.min() > -0.25 * radius:
-                break
-        centres[i] = place
-    radii = np.sort(radii)[::-1]
-    normals = rng.normal(size=(len(radii), faces, 3))
+        radius = np.clip(rng.lognormal(np.log(17), 0.5), 5, 60)
+        drawn.append(radius)
+        total += 4.2 * radius**3
+
+    # Large ones first: they find a place.
+    radii = np.sort(drawn)[::-1]
+    centres = place_particles(radii, low, high, rng)
+    normals = rng.normal(size=(len(radii), FACES, 3))
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
-    stretch = np.exp(rng.normal(0, 0.18, (len(radii), 1, 3)))   # elongated and flat ones
-    offsets = radii[:, None] * rng.uniform(0.75, 1.1, (len(radii), faces)) * np.linalg.norm(normals * stretch, axis=2)
+
+    # Elongated and flat ones: faces that look along a stretched axis lie farther out.
+    stretch = np.exp(rng.normal(0, 0.18, (len(radii), 1, 3)))
+    uneven = rng.uniform(0.75, 1.1, (len(radii), FACES))
+    offsets = radii[:, None] * uneven * np.linalg.norm(normals * stretch, axis=2)
     return Particles(centres, normals, offsets)
 
 
-def moved(particles: Particles, seed: int, time: int) -> Particles:
-    """The particles at a later point in time: shifted together, and each a little by itself."""
+def place_particles(
+    radii: np.ndarray, low: np.ndarray, high: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return random centres between two corners.
+
+    Particles overlap by a quarter of the smaller radius at most.
+    """
+    centres = np.empty((len(radii), 3))
+    for i, radius in enumerate(radii):
+        while True:
+            place = rng.uniform(low, high)
+            distances = np.linalg.norm(centres[:i] - place, axis=1)
+            gaps = distances - (radii[:i] + radius)
+            if i == 0 or gaps.min() > -0.25 * radius:
+                break
+        centres[i] = place
+
+    return centres
+
+
+def at_time(particles: Particles, seed: int, time: int) -> Particles:
+    """Return the particles at a later point in time: shifted together, and each a little by itself."""
     if time == 0:
         return particles
     rng = np.random.default_rng([seed, 2, time])
@@ -87,121 +149,290 @@ def moved(particles: Particles, seed: int, time: int) -> Particles:
     return Particles(particles.centres + time * drift, particles.normals, particles.offsets)
 
 
-def depth_map(particles: Particles, z: float, reach: float = 12.0, shape: tuple[int, int] = SHAPE,
-              owners: np.ndarray | None = None) -> np.ndarray:
-    """Signed distance [px] to the nearest particle surface in the slice at `z`: negative inside, ≤ `reach`.
+def depth_map(
+    particles: Particles,
+    z: float,
+    shape: tuple[int, int] = SHAPE,
+    owners: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the signed distance [px] to the nearest particle surface in a slice: negative inside, ≤ `REACH`.
 
-    Returns (rows, columns) float32 of a whole scan. `owners` (rows, columns) int gets the number of the particle whose
-    distance that is: where two overlap, the one in which a pixel lies deeper.
+    Parameters
+    ----------
+    particles : Particles
+    z : float
+        Of the slice [px].
+    shape : (rows, columns)
+    owners : (rows, columns) int ndarray, optional
+        Gets the number of the particle whose distance that is: where two overlap, the one in which
+        a pixel lies deeper.
+
+    Returns
+    -------
+    (rows, columns) float32 ndarray
     """
-    depth = np.full(shape, reach, np.float32)
-    size = particles.offsets.mean(axis=1) * 1.3                 # no corner reaches farther
-    for i in np.flatnonzero(np.abs(particles.centres[:, 0] - z) < size + reach):
+    depth = np.full(shape, REACH, np.float32)
+    # No corner reaches farther.
+    size = particles.offsets.mean(axis=1) * 1.3
+    near = np.abs(particles.centres[:, 0] - z) < size + REACH
+    for i in np.flatnonzero(near):
         _, row, column = particles.centres[i]
-        r0, r1 = max(0, int(row - size[i] - reach)), min(shape[0], int(row + size[i] + reach))
-        c0, c1 = max(0, int(column - size[i] - reach)), min(shape[1], int(column + size[i] + reach))
-        if r0 >= r1 or c0 >= c1:
+        top = max(0, int(row - size[i] - REACH))
+        bottom = min(shape[0], int(row + size[i] + REACH))
+        left = max(0, int(column - size[i] - REACH))
+        right = min(shape[1], int(column + size[i] + REACH))
+        if top >= bottom or left >= right:
             continue
-        n, h = particles.normals[i].astype(np.float32), particles.offsets[i].astype(np.float32)
-        y, x = np.arange(r0, r1, dtype=np.float32)[:, None] - row, np.arange(c0, c1, dtype=np.float32)[None] - column
-        box = np.sqrt(y**2 + x**2 + np.float32((z - particles.centres[i, 0]) ** 2)) - np.float32(size[i])
-        for face in range(len(h)):                              # inside a polyhedron: behind every face
-            plane = y * n[face, 1] + x * n[face, 2] + np.float32(z - particles.centres[i, 0]) * n[face, 0] - h[face]
-            np.maximum(box, plane, out=box)
+
+        rows = np.arange(top, bottom, dtype=np.float32)[:, None] - row
+        columns = np.arange(left, right, dtype=np.float32)[None] - column
+        distance = distance_to_surface(particles, int(i), z, rows, columns, size[i])
+        box = np.s_[top:bottom, left:right]
         if owners is not None:
-            owners[r0:r1, c0:c1][box < depth[r0:r1, c0:c1]] = i
-        np.minimum(depth[r0:r1, c0:c1], box, out=depth[r0:r1, c0:c1])
+            owners[box][distance < depth[box]] = i
+        np.minimum(depth[box], distance, out=depth[box])
+
     return depth
 
 
-def smooth_noise(rng: np.random.Generator, sigma: float, shape: tuple[int, int] = SHAPE) -> np.ndarray:
-    """Gaussian noise of unit variance, correlated over `sigma` pixels."""
-    step = max(1, int(sigma // 4))  # wide correlation needs no fine grid
+def distance_to_surface(
+    particles: Particles, i: int, z: float, rows: np.ndarray, columns: np.ndarray, size: float
+) -> np.ndarray:
+    """Return the signed distance of pixels to the surface of particle `i`: behind every face it is negative.
+
+    Parameters
+    ----------
+    particles : Particles
+    i : int
+    z : float
+        Of the slice [px].
+    rows, columns : (H, 1) and (1, W) float32 ndarrays
+        From the centre of the particle.
+    size : float
+        Radius of a ball that holds all corners.
+    """
+    normals = particles.normals[i].astype(np.float32)
+    offsets = particles.offsets[i].astype(np.float32)
+    above = np.float32(z - particles.centres[i, 0])
+    square_above = np.float32((z - particles.centres[i, 0]) ** 2)
+
+    distance = np.sqrt(rows**2 + columns**2 + square_above) - np.float32(size)
+    for normal, offset in zip(normals, offsets, strict=True):
+        to_face = rows * normal[1] + columns * normal[2] + above * normal[0] - offset
+        np.maximum(distance, to_face, out=distance)
+    return distance
+
+
+# --- what is not particle -------------------------------------------------------------------------
+
+
+def smooth_noise(
+    rng: np.random.Generator, sigma: float, shape: tuple[int, int] = SHAPE
+) -> np.ndarray:
+    """Return Gaussian noise of unit variance, correlated over `sigma` pixels."""
+    # Wide correlation needs no fine grid.
+    step = max(1, int(sigma // 4))
     coarse = rng.standard_normal((shape[0] // step + 2, shape[1] // step + 2), dtype=np.float32)
-    coarse = cv2.GaussianBlur(coarse, (0, 0), sigma / step)
-    noise = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    smooth = cv2.GaussianBlur(coarse, (0, 0), sigma / step)
+    noise = cv2.resize(smooth, shape[::-1], interpolation=cv2.INTER_CUBIC)
     return noise / noise.std()
 
 
-def artefacts(seed: int, time: int, z: float, rng: np.random.Generator, depth: int = DEPTH,
-              shape: tuple[int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
-    """What is not particle: grey values to add, and a bool map of the bright needles; (rows, columns) each.
+def make_artefacts(
+    seed: int, time: int, z: float, rng: np.random.Generator, size: tuple[int, int, int] = SIZE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is not particle in a slice: grey values to add, and where bright needles are.
 
-    Rings, shading, clouds and needles belong to the volume and change slowly with z; streaks are the slice's own.
+    Rings, shading, clouds and needles belong to the volume and change slowly with z; streaks are
+    the slice's own.
+
+    Parameters
+    ----------
+    seed, time : int
+        Of the volume.
+    z : float
+        Of the slice [px].
+    rng : numpy Generator
+        Of the slice.
+    size : (slices, rows, columns)
+
+    Returns
+    -------
+    added : (rows, columns) float ndarray
+    needles : (rows, columns) bool ndarray
     """
-    fixed = np.random.default_rng([seed, 3, time])
-    rows, columns = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+    shape = size[1:]
+    of_volume = np.random.default_rng([seed, 3, time])
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+
+    # Four fields that are mixed in another way in each slice, but as strongly in every one.
     mix = np.sin(np.array([z / 60, z / 90 + 1, z / 45 + 2, z / 70 + 3]))
-    mix *= 1.5 / np.linalg.norm(mix)                            # as strong in every slice
-    shading = sum(np.float32(m) * smooth_noise(fixed, 150, shape) for m in mix)
-    clouds = sum(np.float32(m) * smooth_noise(fixed, 16, shape) for m in mix)
-    centre = np.array(shape) / 2 + fixed.normal(0, 20, 2)
+    mix *= 1.5 / np.linalg.norm(mix)
+    shading = sum(np.float32(share) * smooth_noise(of_volume, 150, shape) for share in mix)
+    clouds = sum(np.float32(share) * smooth_noise(of_volume, 16, shape) for share in mix)
+
+    # Rings around the axis of rotation.
+    centre = np.array(shape) / 2 + of_volume.normal(0, 20, 2)
     radius = np.hypot(rows - centre[0], columns - centre[1])
-    profile = fixed.standard_normal(2000) * np.exp(np.sin(np.arange(2000) / 40 + z / 80))  # farther than any corner
-    added = 1.2e-5 * shading + 0.75e-5 * clouds + 0.35e-5 * profile.astype(np.float32)[radius.astype(int)]
-    for angle in rng.uniform(0, np.pi, 5):                      # fine parallel streaks, strong in one region
+    strength = np.exp(np.sin(np.arange(RINGS) / 40 + z / 80))
+    rings = (of_volume.standard_normal(RINGS) * strength).astype(np.float32)[radius.astype(int)]
+
+    added = 1.2e-5 * shading + 0.75e-5 * clouds + 0.35e-5 * rings
+    add_streaks(added, rows, columns, rng)
+    count = round(NEEDLES * math.prod(size) / math.prod(SIZE))
+    needles = add_needles(added, rows, columns, z, of_volume, size[0], count)
+    return added, needles
+
+
+def add_streaks(
+    added: np.ndarray, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Add fine parallel streaks, strong in one region each."""
+    for angle in rng.uniform(0, np.pi, STREAKED_REGIONS):
         across = (np.cos(angle) * rows + np.sin(angle) * columns + 2000).astype(int)
-        lines = cv2.GaussianBlur(rng.standard_normal((1, across.max() + 1), dtype=np.float32), (0, 0), 1.2)[0]
-        added += 0.9e-5 * lines[across] * np.clip(smooth_noise(rng, 150, shape), 0, 2)
-    needles = np.zeros(shape, bool)
-    for _ in range(round(60 * math.prod((depth, *shape)) / math.prod((DEPTH, *SHAPE)))):
-        place, row, column, angle = fixed.uniform([0, 0, 0, 0], [depth, *shape, np.pi])
-        length, width, height = fixed.uniform([15, 3, 4], [70, 7, 14])
-        if abs(z - place) > height:                             # bright needles, each with its streak
+        profile = rng.standard_normal((1, across.max() + 1), dtype=np.float32)
+        lines = cv2.GaussianBlur(profile, (0, 0), 1.2)[0]
+        strength = np.clip(smooth_noise(rng, 150, added.shape), 0, 2)
+        added += 0.9e-5 * lines[across] * strength
+
+
+def add_needles(
+    added: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    z: float,
+    rng: np.random.Generator,
+    depth: int,
+    count: int,
+) -> np.ndarray:
+    """Add bright needles, each with its streak; return where they are: (rows, columns) bool."""
+    needles = np.zeros(added.shape, bool)
+    for _ in range(count):
+        place, row, column, angle = rng.uniform([0, 0, 0, 0], [depth, *added.shape, np.pi])
+        length, width, height = rng.uniform([15, 3, 4], [70, 7, 14])
+        if abs(z - place) > height:
             continue
         along = np.cos(angle) * (rows - row) + np.sin(angle) * (columns - column)
         across = np.abs(np.sin(angle) * (rows - row) - np.cos(angle) * (columns - column))
         needle = (np.abs(along) < length) & (across < width)
         needles |= needle
         added += np.where(needle, np.float32(2.2e-4), 0)
-        streak = np.exp(-(across / 5) ** 2) * np.cos(across / 3) * np.exp(-np.abs(along) / 250)
+        streak = np.exp(-((across / 5) ** 2)) * np.cos(across / 3) * np.exp(-np.abs(along) / 250)
         added += np.float32(2.5e-5) * streak * ~needle
-    return added, needles
+
+    return needles
 
 
-def render(seed: int, time: int, z: float, size: tuple[int, int, int] = (DEPTH, *SHAPE),
-           owners: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One slice of a volume of `size`: grey values float32, truth bool, bright needles bool; (rows, columns) each.
+# --- slices ---------------------------------------------------------------------------------------
 
-    `owners`: see `depth_map`.
+
+@dataclass(frozen=True, eq=False)
+class RenderedSlice:
+    """A slice of a volume.
+
+    Attributes
+    ----------
+    image : (rows, columns) float32 ndarray
+    truth : (rows, columns) bool ndarray
+        Where there is particle.
+    needles : (rows, columns) bool ndarray
+        Where there are bright needles, and no particle.
     """
-    rng, shape = np.random.default_rng([seed, 4, time, round(z * 100)]), size[1:]
-    depth = depth_map(moved(make_particles(seed, size=size), seed, time), z, shape=shape, owners=owners)
+
+    image: np.ndarray
+    truth: np.ndarray
+    needles: np.ndarray
+
+
+def render(
+    seed: int,
+    time: int,
+    z: float,
+    size: tuple[int, int, int] = SIZE,
+    owners: np.ndarray | None = None,
+) -> RenderedSlice:
+    """Return one slice of a volume.
+
+    Parameters
+    ----------
+    seed : int
+    time : int
+        Point in time, 0 to 2.
+    z : float
+        Of the slice [px].
+    size : (slices, rows, columns)
+        Of the volume.
+    owners : (rows, columns) int ndarray, optional
+        See `depth_map`.
+    """
+    shape = size[1:]
+    rng = np.random.default_rng([seed, 4, time, round(z * 100)])
+    particles = at_time(make_particles(seed, size=size), seed, time)
+    depth = depth_map(particles, z, shape, owners)
     truth = depth < 0
-    body = np.clip(0.5 - depth / 2, 0, 1)                       # soft edge, one resolution element wide
-    rim = 1.6 * np.exp(-((depth + 2.5) / 2.2) ** 2) - 0.8 * np.exp(-((depth - 2.5) / 2.5) ** 2)
+
+    # A soft edge, one resolution element wide, with the bright rim and dark fringe of phase
+    # contrast.
+    body = np.clip(0.5 - depth / 2, 0, 1)
+    rim = 1.6 * np.exp(-(((depth + 2.5) / 2.2) ** 2)) - 0.8 * np.exp(-(((depth - 2.5) / 2.5) ** 2))
     strength = CONTRAST * DRIFT[time] * (1 + 0.2 * smooth_noise(rng, 60, shape))
-    added, needles = artefacts(seed, time, z, rng, size[0], shape)
-    noise = NOISE * (0.9 * smooth_noise(rng, 1.6, shape) + 0.45 * smooth_noise(rng, 3.0, shape)) / DRIFT[time]
+    added, needles = make_artefacts(seed, time, z, rng, size)
+    fine = 0.9 * smooth_noise(rng, 1.6, shape)
+    coarse = 0.45 * smooth_noise(rng, 3.0, shape)
+    noise = NOISE * (fine + coarse) / DRIFT[time]
+
     image = MATRIX + strength * (body + rim) + added + noise
-    needles &= ~truth
-    return np.maximum(image, 4e-5).astype(np.float32), truth, needles
+    image = np.maximum(image, DARKEST).astype(np.float32)
+    return RenderedSlice(image, truth, needles & ~truth)
+
+
+def as_counts(image: np.ndarray) -> np.ndarray:
+    """Return grey values as a detector counts: uint16."""
+    return np.clip(image * COUNTS, 0, 65535).astype(np.uint16)
 
 
 def write_slice(index: int, folder: Path, seed: int) -> None:
-    """One labelled slice and its painted mask."""
-    image, truth, needles = (a[ROI[0]:ROI[1], ROI[2]:ROI[3]] for a in render(seed, 0, index * SPACING))
+    """Write one labelled slice and its painted mask."""
+    top, bottom, left, right = ROI
+    one = render(seed, 0, index * SPACING)
+    image = one.image[top:bottom, left:right]
+    truth = one.truth[top:bottom, left:right]
+    needles = one.needles[top:bottom, left:right]
+
     painted = np.where(truth, np.float32(PAINT_DARK), image)
-    if index % 3 == 0:                                          # on some, bright needles are painted over as well
+    if index % 3 == 0:
+        # On some, bright needles are painted over as well.
         painted[needles] = PAINT_BRIGHT
-    about = {"resolution": (1 / PIXEL_SIZE_UM, 1 / PIXEL_SIZE_UM), "metadata": {"unit": "um"}, "imagej": True}
-    tifffile.imwrite(folder / "labeled" / "Original_images" / f"slice_{index:02d}.tif", image, **about)
-    tifffile.imwrite(folder / "labeled" / "Original_masks" / f"slice_mask_{index:02d}.tif", painted, **about)
+    details: dict[str, Any] = {
+        "imagej": True,
+        "resolution": pixels_per_um(),
+        "metadata": {"unit": "um"},
+    }
+    tifffile.imwrite(folder / IMAGES / f"slice_{index:02d}.tif", image, **details)
+    tifffile.imwrite(folder / MASKS / f"slice_mask_{index:02d}.tif", painted, **details)
+
+
+def pixels_per_um() -> tuple[float, float]:
+    """Return the resolution of all files, along columns and rows."""
+    return 1 / PIXEL_SIZE_UM, 1 / PIXEL_SIZE_UM
 
 
 def write_scan(index: int, folder: Path, truth_folder: Path, seed: int, scans: int) -> None:
-    """One unlabelled scan of time 1 or 2 as 16-bit integers, its truth as PNG in another tree."""
-    time, within = divmod(index, (scans + 1) // 2)
-    z = within * DEPTH / max(1, (scans + 1) // 2)
-    image, truth, _ = render(seed, time + 1, z)
+    """Write one unlabelled scan of time 1 or 2 as 16-bit integers, its truth as PNG in another tree."""
+    scans_of_time = (scans + 1) // 2
+    time, within = divmod(index, scans_of_time)
+    z = within * DEPTH / max(1, scans_of_time)
+    one = render(seed, time + 1, z)
     name = f"time{time + 1}_{within:03d}"
-    counts = np.clip(image * 1e8, 0, 65535).astype(np.uint16)
-    tifffile.imwrite(folder / "unlabeled" / f"{name}.tif", counts)
-    cv2.imwrite(str(truth_folder / f"{name}.png"), truth.astype(np.uint8) * 255)
+    tifffile.imwrite(folder / UNLABELLED / f"{name}.tif", as_counts(one.image))
+    cv2.imwrite(str(truth_folder / f"{name}.png"), one.truth.astype(np.uint8) * 255)
+
+
+# --- a data set -----------------------------------------------------------------------------------
 
 
 def truth_folder_of(output: Path) -> Path:
-    """Where the truth of the unlabelled scans goes: beside `output`, where training never reads."""
+    """Return where the truth of the unlabelled scans goes: beside `output`, where training never reads."""
     return output.with_name(output.name + "_truth")
 
 
@@ -218,46 +449,89 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
     output = Path(output)
     if not output.name.strip("."):
         raise InputError(f"--output {output}: is no name of a new folder; such as data/demo")
-    with alone(output.with_name(f".{output.name}.lock"), f"{output}: another process is writing it; wait for it"):
+    lock_file = output.with_name(f".{output.name}.lock")
+    with locked(lock_file, f"{output}: another process is writing it; wait for it"):
         for target in (output, truth_folder_of(output)):
             if target.exists():
-                raise InputError(f"{target}: exists already; choose another --output, or delete it first")
-        _write_demo(output, seed, scans, labelled)
+                raise InputError(
+                    f"{target}: exists already; choose another --output, or delete it first"
+                )
+        folder = output.with_name(f".{output.name}.part")
+        truth_folder = output.with_name(f".{output.name}_truth.part")
+        make_folders(folder, truth_folder)
+        draw_slices(folder, truth_folder, seed, scans, labelled)
+        write_split(folder, labelled)
+        details = {
+            "seed": seed,
+            "scans": scans,
+            "labelled": labelled,
+            "pixel_size_um": PIXEL_SIZE_UM,
+            "time_points": len(DRIFT),
+        }
+        write_json(folder / "demo.json", details)
+        folder.rename(output)
+        truth_folder.rename(truth_folder_of(output))
 
 
-def _write_demo(output: Path, seed: int, scans: int, labelled: int) -> None:
-    final = {output: output.with_name(f".{output.name}.part")}
-    final[truth_folder_of(output)] = final[output].with_name(f".{output.name}_truth.part")
-    folder, truth = final.values()
-    for part in final.values():
-        shutil.rmtree(part, ignore_errors=True)
-    for sub in ("labeled/Original_images", "labeled/Original_masks", "unlabeled", "splits"):
-        (folder / sub).mkdir(parents=True)
-    truth.mkdir()
+def make_folders(folder: Path, truth_folder: Path) -> None:
+    """Make the folders of a data set anew."""
+    for unfinished in (folder, truth_folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for inside in (IMAGES, MASKS, UNLABELLED, "splits"):
+        (folder / inside).mkdir(parents=True)
+    truth_folder.mkdir()
+
+
+def draw_slices(folder: Path, truth_folder: Path, seed: int, scans: int, labelled: int) -> None:
+    """Draw all slices of a data set, in several processes."""
+    draw_slice = partial(write_slice, folder=folder, seed=seed)
+    draw_scan = partial(
+        write_scan, folder=folder, truth_folder=truth_folder, seed=seed, scans=scans
+    )
     with drawing_pool() as pool:
-        draw_scan = partial(write_scan, folder=folder, truth_folder=truth, seed=seed, scans=scans)
-        for draw, name, count in ((partial(write_slice, folder=folder, seed=seed), "labelled slices", labelled),
-                                  (draw_scan, "unlabelled scans", scans)):
-            list(quiet_bar(pool.map(draw, range(count)), name, total=count))
-    held_back = round(0.18 * labelled)
-    split = split_by_blocks([f"slice_{i:02d}" for i in range(labelled)], held_back, held_back)
-    write_json(folder / "splits" / "split.json", split)
-    write_json(folder / "demo.json", {"seed": seed, "scans": scans, "labelled": labelled,
-                                      "pixel_size_um": PIXEL_SIZE_UM, "time_points": len(DRIFT)})
-    for target, part in final.items():
-        part.rename(target)
+        for draw, name, count in (
+            (draw_slice, "labelled slices", labelled),
+            (draw_scan, "unlabelled scans", scans),
+        ):
+            for _ in quiet_bar(pool.map(draw, range(count)), name, total=count):
+                pass
 
 
-# --- a volume -------------------------------------------------------------------------------------------------
+def write_split(folder: Path, labelled: int) -> None:
+    """Write which slices train, choose the checkpoint and test: blocks of the volume."""
+    stems = [f"slice_{i:02d}" for i in range(labelled)]
+    held_out = round(HELD_OUT * labelled)
+    write_json(folder / "splits" / "split.json", split_by_blocks(stems, held_out, held_out))
 
-def true_particles(particles: Particles, voxels: np.ndarray, cut: np.ndarray) -> pd.DataFrame:
-    """The particles of a volume: centre [px], volume [px³], diameter of the sphere of that volume [px], and whether the
-    border cuts them, from the number of each one's voxels inside and at the border.
+
+def drawing_pool() -> ProcessPoolExecutor:
+    """Return processes that draw slices."""
+    # A forked copy of OpenCV's threads can lock up.
+    fresh = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), fresh)
+
+
+# --- a volume -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CountedSlice:
+    """A slice of a volume as a detector counts, and what of each particle is in it.
+
+    Attributes
+    ----------
+    counts : (rows, columns) uint16 ndarray
+    truth : (rows, columns) bool ndarray
+    voxels : (N,) int ndarray
+        Pixels of each particle.
+    at_border : (N,) int ndarray
+        Those at the border of the slice.
     """
-    here, volume = np.flatnonzero(voxels), voxels[voxels > 0]
-    centres = {name: particles.centres[here, i] for i, name in enumerate(("slice", "row", "column"))}
-    return pd.DataFrame({**centres, "volume": volume, "diameter": (6 * volume / math.pi) ** (1 / 3),
-                         "touches_border": cut[here] > 0})
+
+    counts: np.ndarray
+    truth: np.ndarray
+    voxels: np.ndarray
+    at_border: np.ndarray
 
 
 def write_volume(output: Path, seed: int = 0, slices: int = 1000, side: int = 512) -> None:
@@ -271,79 +545,151 @@ def write_volume(output: Path, seed: int = 0, slices: int = 1000, side: int = 51
         When one of the files exists.
     """
     output = Path(output)
-    truth, table = (output.with_name(f"{output.stem}{name}") for name in ("_truth.tif", "_particles.csv"))
+    truth = output.with_name(f"{output.stem}_truth.tif")
+    table = output.with_name(f"{output.stem}_particles.csv")
     for target in (output, truth, table):
         if target.exists():
-            raise InputError(f"{target}: exists already; choose another --volume, or delete it first")
-    size, packed = (slices, side, side), []
-    found = np.zeros((2, len(make_particles(seed, size=size).centres)), int)    # voxels inside, and at the border
-    about = {"imagej": True, "resolution": (1 / PIXEL_SIZE_UM, 1 / PIXEL_SIZE_UM), "shape": size,
-             "metadata": {"axes": "ZYX", "spacing": PIXEL_SIZE_UM, "unit": "um"}}
+            raise InputError(
+                f"{target}: exists already; choose another --volume, or delete it first"
+            )
 
-    def grey(pool: ProcessPoolExecutor) -> Iterator[np.ndarray]:
-        rendered = pool.map(partial(render_counts, seed=seed, size=size), range(slices), chunksize=4)
-        bar = tqdm(rendered, "volume", slices, unit="slice", mininterval=PROGRESS_SECONDS)
-        for z, (counts, mask, voxels, cut) in enumerate(bar):
-            packed.append(np.packbits(mask))
-            found[0] += voxels
-            found[1] += voxels if z in (0, slices - 1) else cut
-            yield counts
+    drawn = DrawnVolume(seed, (slices, side, side))
+    details: dict[str, Any] = {
+        "imagej": True,
+        "resolution": pixels_per_um(),
+        "shape": drawn.size,
+        "metadata": {"axes": "ZYX", "spacing": PIXEL_SIZE_UM, "unit": "um"},
+    }
 
-    def write_masks(path: Path) -> None:
-        masks = (np.unpackbits(bits, count=side * side).reshape(side, side) * np.uint8(255) for bits in packed)
-        tifffile.imwrite(path, masks, dtype=np.uint8, **about)
+    def write_masks(temporary: Path) -> None:
+        tifffile.imwrite(temporary, drawn.masks(), dtype=np.uint8, **details)
 
-    with drawing_pool() as pool:
-        def write_grey(path: Path) -> None:
-            tifffile.imwrite(path, grey(pool), dtype=np.uint16, **about)
-            write_atomically(truth, write_masks)
-            particles = true_particles(make_particles(seed, size=size), *found)
-            write_atomically(table, lambda p: particles.to_csv(p, index=False, float_format="%.6g"))
-        write_atomically(output, write_grey)
+    def write_all(temporary: Path) -> None:
+        tifffile.imwrite(temporary, drawn.counts(), dtype=np.uint16, **details)
+        write_atomically(truth, write_masks)
+        write_csv(table, drawn.particles(), float_format="%.6g")
+
+    write_atomically(output, write_all)
 
 
-def render_counts(z: int, seed: int, size: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
-    """Slice `z` of a volume as a detector counts, (rows, columns) uint16; its truth, bool; and how many pixels each
-    particle has in it, and at its border.
-    """
+class DrawnVolume:
+    """A volume that is drawn once, slice by slice; its masks are kept with a bit for each pixel."""
+
+    def __init__(self, seed: int, size: tuple[int, int, int]):
+        self.seed = seed
+        self.size = size
+        self.made = make_particles(seed, size=size)
+        self._packed: list[np.ndarray] = []
+        self._voxels = np.zeros(len(self.made), int)
+        self._at_border = np.zeros(len(self.made), int)
+
+    def counts(self) -> Iterator[np.ndarray]:
+        """Draw the slices, and yield them: (rows, columns) uint16."""
+        slices = self.size[0]
+        draw = partial(count_slice, seed=self.seed, size=self.size)
+        with drawing_pool() as pool:
+            drawn = pool.map(draw, range(slices), chunksize=4)
+            bar = tqdm(drawn, "volume", slices, unit="slice", mininterval=PROGRESS_SECONDS)
+            for z, one in enumerate(bar):
+                is_end = z in (0, slices - 1)
+                self._packed.append(np.packbits(one.truth))
+                self._voxels += one.voxels
+                self._at_border += one.voxels if is_end else one.at_border
+                yield one.counts
+
+    def masks(self) -> Iterator[np.ndarray]:
+        """Yield the true masks of the slices that were drawn: (rows, columns) uint8, 255 for particle."""
+        _, rows, columns = self.size
+        for bits in self._packed:
+            mask = np.unpackbits(bits, count=rows * columns).reshape(rows, columns)
+            yield mask * np.uint8(255)
+
+    def particles(self) -> pd.DataFrame:
+        """Return the particles of the volume that was drawn.
+
+        Centre [px], volume [px³], diameter of the sphere of that volume [px], and whether the
+        border cuts them.
+        """
+        seen = np.flatnonzero(self._voxels)
+        volume = self._voxels[seen]
+        centres = self.made.centres[seen]
+        return pd.DataFrame(
+            {
+                "slice": centres[:, 0],
+                "row": centres[:, 1],
+                "column": centres[:, 2],
+                "volume": volume,
+                "diameter": (6 * volume / math.pi) ** (1 / 3),
+                "touches_border": self._at_border[seen] > 0,
+            }
+        )
+
+
+def count_slice(z: int, seed: int, size: tuple[int, int, int]) -> CountedSlice:
+    """Draw slice `z` of a volume as a detector counts."""
     owners = np.zeros(size[1:], np.int32)
-    image, truth, _ = render(seed, 0, z, size, owners)
-    inner = np.zeros_like(truth)
-    inner[1:-1, 1:-1] = True
-    voxels, cut = (np.bincount(owners[some], minlength=len(make_particles(seed, size=size).centres))
-                   for some in (truth, truth & ~inner))
-    return np.clip(image * 1e8, 0, 65535).astype(np.uint16), truth, voxels, cut
+    one = render(seed, 0, z, size, owners)
+    is_border = np.ones(size[1:], bool)
+    is_border[1:-1, 1:-1] = False
+
+    number = len(make_particles(seed, size=size))
+    voxels = np.bincount(owners[one.truth], minlength=number)
+    at_border = np.bincount(owners[one.truth & is_border], minlength=number)
+    return CountedSlice(as_counts(one.image), one.truth, voxels, at_border)
 
 
-def drawing_pool() -> ProcessPoolExecutor:
-    """Processes that draw slices."""
-    fresh = multiprocessing.get_context("spawn")    # a forked copy of OpenCV's threads can lock up
-    return ProcessPoolExecutor(min(8, os.cpu_count() or 1), fresh)
+# --- command line ---------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    """Return the options of the command line."""
+    parser = Parser(description="Write a synthetic nano-CT data set with known truth.")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/demo"), help="new folder (%(default)s)"
+    )
+    parser.add_argument(
+        "--volume", type=Path, help="write one volume to this .tif instead, its truth beside it"
+    )
+    parser.add_argument("--slices", type=int, default=1000, help="of the volume (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=512, help="rows and columns of the volume [px] (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)"
+    )
+    parser.add_argument(
+        "--scans",
+        type=int,
+        default=150,
+        help="unlabelled scans of the two later times (%(default)s)",
+    )
+    return parser
 
 
 def main() -> None:
     """Write the demo data and say where."""
-    parser = Parser(description="Write a synthetic nano-CT data set with known truth.")
-    parser.add_argument("--output", type=Path, default=Path("data/demo"), help="new folder (%(default)s)")
-    parser.add_argument("--volume", type=Path, help="write one volume to this .tif instead, its truth beside it")
-    parser.add_argument("--slices", type=int, default=1000, help="of the volume (%(default)s)")
-    parser.add_argument("--size", type=int, default=512, help="rows and columns of the volume [px] (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
-    parser.add_argument("--scans", type=int, default=150, help="unlabelled scans of the two later times (%(default)s)")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     if arguments.seed < 0 or arguments.scans < 0:
         raise InputError("--seed and --scans: must be 0 or more")
-    if arguments.volume is not None:
-        named = arguments.volume.suffix.lower() in (".tif", ".tiff")
-        if not named or arguments.slices < 1 or not 16 <= arguments.size <= 2**14:
-            raise InputError("--volume: expected the name of a .tif, --slices 1 or more and --size 16 to 16384")
-        write_volume(arguments.volume, arguments.seed, arguments.slices, arguments.size)
-        print(f"{arguments.volume}: {arguments.slices} slices of {arguments.size}²; "
-              "true mask and particles: _truth.tif and _particles.csv beside it")
+    if arguments.volume is None:
+        write_demo(arguments.output, arguments.seed, arguments.scans)
+        print(
+            f"{arguments.output}: {LABELLED} labelled slices, {arguments.scans} scans; truth of the "
+            f"scans: {truth_folder_of(arguments.output)}"
+        )
         return
-    write_demo(arguments.output, arguments.seed, arguments.scans)
-    print(f"{arguments.output}: {LABELLED} labelled slices, {arguments.scans} scans; "
-          f"truth of the scans: {truth_folder_of(arguments.output)}")
+
+    is_tiff = arguments.volume.suffix.lower() in (".tif", ".tiff")
+    if not is_tiff or arguments.slices < 1 or not 16 <= arguments.size <= 2**14:
+        raise InputError(
+            "--volume: expected the name of a .tif, --slices 1 or more and --size 16 to 16384"
+        )
+
+    write_volume(arguments.volume, arguments.seed, arguments.slices, arguments.size)
+    print(
+        f"{arguments.volume}: {arguments.slices} slices of {arguments.size}²; true mask and "
+        "particles: _truth.tif and _particles.csv beside it"
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """The training step: student, teacher, pseudo-labels, consistency, and the moving average that makes the teacher.
 
-Mean Teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780): the student learns from labelled slices, and on unlabelled
-ones to predict from a strong view what the teacher predicts from the weak one. The teacher is the exponential moving
-average of the student. CutMix, FixMatch and UniMatch differ from it in settings alone (`config.PRESETS`).
+Mean Teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780): the student learns from labelled slices,
+and on unlabelled ones to predict from a strong view what the teacher predicts from the weak one.
+The teacher is the exponential moving average of the student. CutMix, FixMatch and UniMatch differ
+from it in settings alone (`config.PRESETS`).
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
+from torch.optim.lr_scheduler import LRScheduler
 
 from config import Config
 from losses import (
@@ -38,7 +41,8 @@ class NotFinite(ArithmeticError):
         self.number = number
 
 
-# --- what takes part in a step -----------------------------------------------------------------------------------
+# --- what takes part in a step --------------------------------------------------------------------
+
 
 @dataclass
 class Training:
@@ -47,13 +51,13 @@ class Training:
     Attributes
     ----------
     config : Config
-    student : UNet
+    student : module
         The network that is trained; in a team inside what averages gradients over processes.
     average : UNet or None
-        The moving average of its weights: the teacher, or in a supervised phase the model that is kept; None where a
-        recipe has none.
+        The moving average of its weights: the teacher, or in a supervised phase the model that is
+        kept; None where a recipe has none.
     optimizer : torch.optim.Optimizer
-    scheduler : learning rate scheduler
+    scheduler : torch.optim.lr_scheduler.LRScheduler
     is_semi_supervised : bool
         Whether the average is the teacher of unlabelled slices.
     warm_up : bool
@@ -63,10 +67,10 @@ class Training:
     """
 
     config: Config
-    student: UNet
+    student: torch.nn.Module
     average: UNet | None
     optimizer: torch.optim.Optimizer
-    scheduler: object
+    scheduler: LRScheduler
     is_semi_supervised: bool = False
     warm_up: bool = False
     rank: int = 0
@@ -79,10 +83,13 @@ class Training:
 
 def trained_network(training: Training) -> UNet:
     """Return the student itself: in a team it is inside what averages gradients."""
-    return getattr(training.student, "module", training.student)
+    network: Any = getattr(training.student, "module", training.student)
+    return network
 
 
-def build_models(config: Config, device: torch.device, start: str | None, ssl: bool) -> tuple[UNet, UNet | None]:
+def build_models(
+    config: Config, device: torch.device, start: str | None, ssl: bool
+) -> tuple[UNet, UNet | None]:
     """Return the network to train and its moving average, None where a recipe has none.
 
     Parameters
@@ -90,7 +97,8 @@ def build_models(config: Config, device: torch.device, start: str | None, ssl: b
     start : str or None
         The checkpoint to start from, by name; None for random weights.
     ssl : bool
-        Whether they are student and teacher of a semi-supervised phase. Then a part of the student is frozen.
+        Whether they are student and teacher of a semi-supervised phase. Then a part of the student
+        is frozen.
 
     Raises
     ------
@@ -104,8 +112,10 @@ def build_models(config: Config, device: torch.device, start: str | None, ssl: b
         try:
             student.load_state_dict(weights)
         except RuntimeError:
-            raise InputError(f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
-                             "was it put there by hand? choose another --run") from None
+            raise InputError(
+                f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
+                "was it put there by hand? choose another --run"
+            ) from None
 
     average = None
     if ssl or config.weight_average:
@@ -115,50 +125,69 @@ def build_models(config: Config, device: torch.device, start: str | None, ssl: b
     return student, average
 
 
-# --- losses of a step -------------------------------------------------------------------------------------------
+# --- losses of a step -----------------------------------------------------------------------------
 
-def step_losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None = None,
-                unlabelled: dict | None = None, generator: torch.Generator | None = None,
-                ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the supervised and the consistency loss of one step; the latter is 0 without a teacher.
 
-    Only the student gets gradients. All is at the network's resolution: sides P of `patch_size / downsample` pixels.
+def step_losses(
+    config: Config,
+    student: torch.nn.Module,
+    labelled: dict,
+    teacher: UNet | None = None,
+    unlabelled: dict | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the supervised and the consistency loss of one step.
+
+    The latter is 0 without a teacher.
+
+    Only the student gets gradients. All is at the network's resolution: sides P of `patch_size /
+    downsample` pixels.
 
     Parameters
     ----------
     labelled : dict
-        `strong` (B, 1, P, P) in [0, 1], `mask` (B, 1, P, P), and `inside` where slices have padding.
+        `strong` (B, 1, P, P) in [0, 1], `mask` (B, 1, P, P), and `inside` where slices have
+        padding.
     unlabelled : dict, optional
-        `weak` (B, 1, P, P), `strong` (B, V, P, P), V strong views of each crop, and `inside` likewise.
+        `weak` (B, 1, P, P), `strong` (B, V, P, P), V strong views of each crop, and `inside`
+        likewise.
     generator : torch.Generator
         From which CutMix boxes and dropped channels are drawn.
     """
-    if teacher is None:
+    if teacher is None or unlabelled is None:
         logits = student(labelled["strong"], reduced=True)
-        supervised = bce_dice_loss(logits, labelled["mask"], config.bce_weight, labelled.get("inside"))
+        supervised = bce_dice_loss(
+            logits, labelled["mask"], config.bce_weight, labelled.get("inside")
+        )
         return supervised, torch.zeros_like(supervised)
 
-    # What is random is drawn before the teacher is asked, so that it travels to the device while that computes.
+    # What is random is drawn before the teacher is asked, so that it travels to the device while
+    # that computes.
     perturbation = draw_perturbation(config, unlabelled, generator)
-    pseudo_label = predict_pseudo_label(teacher, unlabelled["weak"])                # (B, 1, P, P)
+    pseudo_label = predict_pseudo_label(teacher, unlabelled["weak"])  # (B, 1, P, P)
     views = mix_strong_views(unlabelled, pseudo_label, perturbation.boxes)
 
     # All views pass the student as one batch: InstanceNorm treats images singly.
-    images = [labelled["strong"], views.images]                                     # (B, 1, P, P), (V·B, 1, P, P)
+    images = [labelled["strong"], views.images]  # (B, 1, P, P), (V·B, 1, P, P)
     if config.feature_dropout:
-        images.append(unlabelled["weak"])                                           # (B, 1, P, P)
+        images.append(unlabelled["weak"])  # (B, 1, P, P)
         drop = perturbation.drop_channels
-        logits = student(torch.cat(images), drop, reduced=True)                     # (B + V·B + B, 1, P, P)
+        logits = student(torch.cat(images), drop, reduced=True)  # (B + V·B + B, 1, P, P)
     else:
-        logits = student(torch.cat(images), reduced=True)                           # (B + V·B, 1, P, P)
+        logits = student(torch.cat(images), reduced=True)  # (B + V·B, 1, P, P)
+
     parts = logits.split([len(part) for part in images])
 
-    supervised = bce_dice_loss(parts[0], labelled["mask"], config.bce_weight, labelled.get("inside"))
+    supervised = bce_dice_loss(
+        parts[0], labelled["mask"], config.bce_weight, labelled.get("inside")
+    )
     consistency = consistency_with(config, parts[1], views.targets, views.inside)
     if config.feature_dropout:
-        # The stream with dropped features weighs as much as all strong views together (UniMatch, arXiv:2208.09910).
+        # The stream with dropped features weighs as much as all strong views together (UniMatch,
+        # arXiv:2208.09910).
         of_features = consistency_with(config, parts[2], pseudo_label, unlabelled.get("inside"))
         consistency = 0.5 * consistency + 0.5 * of_features
+
     return supervised, consistency
 
 
@@ -171,7 +200,8 @@ class Perturbation:
     boxes : list of tensors
         Of each strong view the CutMix boxes of its B crops; empty without CutMix.
     kept_channels : list of tensors
-        Of each level of the encoder factors (B, C, 1, 1): 0 for dropped channels; empty without feature dropout.
+        Of each level of the encoder factors (B, C, 1, 1): 0 for dropped channels; empty without
+        feature dropout.
     """
 
     boxes: list[torch.Tensor]
@@ -181,10 +211,14 @@ class Perturbation:
         """Drop channels of the last B images of a batch, which are the weak views."""
         count = len(self.kept_channels[0])
         dropped = scale_channels([level[-count:] for level in features], self.kept_channels)
-        return [torch.cat([level[:-count], last]) for level, last in zip(features, dropped, strict=True)]
+        return [
+            torch.cat([level[:-count], last]) for level, last in zip(features, dropped, strict=True)
+        ]
 
 
-def draw_perturbation(config: Config, unlabelled: dict, generator: torch.Generator | None) -> Perturbation:
+def draw_perturbation(
+    config: Config, unlabelled: dict, generator: torch.Generator | None
+) -> Perturbation:
     """Draw the CutMix boxes and the dropped channels of a step, and send them to the device of the batch."""
     weak, views = unlabelled["weak"], unlabelled["strong"].shape[1]
     count, size = len(weak), weak.shape[-1]
@@ -199,6 +233,7 @@ def draw_perturbation(config: Config, unlabelled: dict, generator: torch.Generat
         channels = tuple(config.base_channels * multiple for multiple in CHANNELS)
         for factors in draw_kept_channels(count, channels, config.feature_dropout, generator):
             kept_channels.append(send(factors, weak.device))
+
     return Perturbation(boxes, kept_channels)
 
 
@@ -224,38 +259,55 @@ class StrongViews:
     inside: torch.Tensor | None
 
 
-def mix_strong_views(unlabelled: dict, pseudo_label: torch.Tensor, boxes: list[torch.Tensor]) -> StrongViews:
+def mix_strong_views(
+    unlabelled: dict, pseudo_label: torch.Tensor, boxes: list[torch.Tensor]
+) -> StrongViews:
     """Return the strong views, with CutMix boxes filled from other crops of the batch, and their targets likewise.
 
-    CutMix: Yun et al., 2019, arXiv:1905.04899; for consistency: French et al., 2020, arXiv:1906.01916.
+    CutMix: Yun et al., 2019, arXiv:1905.04899; for consistency: French et al., 2020,
+    arXiv:1906.01916.
     """
     inside = unlabelled.get("inside")
     size = pseudo_label.shape[-1]
 
-    images, targets, insides = [], [], []
-    for i, view in enumerate(unlabelled["strong"].split(1, dim=1)):                 # (B, 1, P, P)
+    images, targets, insides = [], [], []  # of each view
+    for i, view in enumerate(unlabelled["strong"].split(1, dim=1)):  # (B, 1, P, P)
         target, counted = pseudo_label, inside
         if boxes:
             filled = fill_boxes(boxes[i], size)
             view, target = mix(view, filled), mix(target, filled)
-            counted = None if inside is None else mix(inside, filled)
+            if inside is not None:
+                counted = mix(inside, filled)
         images.append(view)
         targets.append(target)
-        insides.append(counted)
+        if counted is not None:
+            insides.append(counted)
 
-    return StrongViews(torch.cat(images), torch.cat(targets), None if inside is None else torch.cat(insides))
+    is_padded = inside is not None
+    return StrongViews(
+        torch.cat(images), torch.cat(targets), torch.cat(insides) if is_padded else None
+    )
 
 
-def consistency_with(config: Config, logits: torch.Tensor, target: torch.Tensor,
-                     inside: torch.Tensor | None) -> torch.Tensor:
+def consistency_with(
+    config: Config, logits: torch.Tensor, target: torch.Tensor, inside: torch.Tensor | None
+) -> torch.Tensor:
     """Return the consistency loss of a recipe: how far the student is from the pseudo-label."""
-    return consistency_loss(logits, target, config.consistency, config.confidence, config.hard_labels, inside)
+    return consistency_loss(
+        logits, target, config.consistency, config.confidence, config.hard_labels, inside
+    )
 
 
-# --- a step -----------------------------------------------------------------------------------------------------
+# --- a step ---------------------------------------------------------------------------------------
 
-def train_step(training: Training, number: int, labelled: dict, unlabelled: dict | None = None,
-               weight: float = 0.0) -> torch.Tensor:
+
+def train_step(
+    training: Training,
+    number: int,
+    labelled: dict,
+    unlabelled: dict | None = None,
+    weight: float = 0.0,
+) -> torch.Tensor:
     """Take an optimizer step, and move the average after the student.
 
     Parameters
@@ -277,7 +329,9 @@ def train_step(training: Training, number: int, labelled: dict, unlabelled: dict
 
     generator = generator_of_step(config.seed, number, training.rank)
     with autocast(weights[0].device, config.precision):
-        supervised, consistency = step_losses(config, student, labelled, training.teacher, unlabelled, generator)
+        supervised, consistency = step_losses(
+            config, student, labelled, training.teacher, unlabelled, generator
+        )
 
     training.optimizer.zero_grad(set_to_none=True)
     (supervised + weight * consistency).backward()
@@ -305,12 +359,15 @@ def generator_of_step(seed: int, number: int, rank: int) -> torch.Generator:
 def update_average(training: Training, number: int) -> None:
     """Move the moving average towards the student: average ← α · average + (1 − α) · student.
 
-    Where training began with random weights, α is at most (1 + n) / (10 + n) in step n, so that these do not last.
+    Where training began with random weights, α is at most (1 + n) / (10 + n) in step n, so that
+    these do not last.
     """
     if training.average is None:
         return
 
-    alpha = training.config.ema_alpha if training.is_semi_supervised else training.config.weight_average
+    alpha = (
+        training.config.ema_alpha if training.is_semi_supervised else training.config.weight_average
+    )
     if training.warm_up:
         alpha = min(alpha, (1 + number) / (10 + number))
     ema_update(training.average, trained_network(training), alpha)
@@ -320,7 +377,8 @@ def update_average(training: Training, number: int) -> None:
 def trying_algorithms() -> Iterator[None]:
     """Let cuDNN try its algorithms for each shape that this process has not met, and keep the fastest.
 
-    All steps have the same shapes. Predictions have not: windows come in batches of many sizes, each to be tried.
+    All steps have the same shapes. Predictions have not: windows come in batches of many sizes,
+    each to be tried.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -350,20 +408,28 @@ def mean_losses(losses: list[torch.Tensor], first: int, nonfinite: str) -> dict[
     Raises
     ------
     NotFinite
-        For the first step that is not a number; where those are skipped, for an epoch of nothing else.
+        For the first step that is not a number; where those are skipped, for an epoch of nothing
+        else.
     """
-    table = torch.stack(losses).cpu().double()                                      # (steps, 3); waits for the device
+    table = torch.stack(losses).cpu().double()  # (steps, 3); waits for the device
     finite = table.isfinite().all(1)
     if not finite.all() and (nonfinite == "stop" or not finite.any()):
         raise NotFinite(first + int(finite.logical_not().nonzero()[0]))
 
     loss_sup, loss_consistency, _ = table[finite].mean(0).tolist()
-    return {"loss_sup": loss_sup, "loss_consistency": loss_consistency, "skipped": len(table) - int(finite.sum())}
+    return {
+        "loss_sup": loss_sup,
+        "loss_consistency": loss_consistency,
+        "skipped": len(table) - int(finite.sum()),
+    }
 
 
-# --- what fits into memory ---------------------------------------------------------------------------------------
+# --- what fits into memory ------------------------------------------------------------------------
 
-def largest_batch(config: Config, student: UNet, teacher: UNet | None, fails: int) -> int:
+
+def largest_batch(
+    config: Config, student: torch.nn.Module, teacher: UNet | None, fails: int
+) -> int:
     """Return the largest batch, below one that `fails`, of which a step fits into the memory of the device.
 
     0 where not even a single patch fits. Found by bisection.
@@ -375,11 +441,15 @@ def largest_batch(config: Config, student: UNet, teacher: UNet | None, fails: in
             fits = middle
         else:
             fails = middle
+
     return fits
 
 
-def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -> bool:
-    """Return whether a step of this batch size, forward and backward, finds enough memory; tried on grey patches."""
+def step_fits(config: Config, student: torch.nn.Module, teacher: UNet | None, batch: int) -> bool:
+    """Return whether a step of this batch size, forward and backward, finds enough memory.
+
+    Tried on grey patches.
+    """
     side = config.patch_size // config.downsample
     patch = torch.full((batch, 1, side, side), 0.5, device=next(student.parameters()).device)
     labelled = {"strong": patch, "mask": patch.round()}
@@ -389,8 +459,10 @@ def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -
 
     try:
         with autocast(patch.device, config.precision):
-            losses = step_losses(config, student, labelled, teacher, unlabelled, torch.Generator())
-        sum(losses).backward()
+            supervised, consistency = step_losses(
+                config, student, labelled, teacher, unlabelled, torch.Generator()
+            )
+        (supervised + consistency).backward()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -399,10 +471,12 @@ def step_fits(config: Config, student: UNet, teacher: UNet | None, batch: int) -
         student.zero_grad(set_to_none=True)
         if patch.is_cuda:
             torch.cuda.empty_cache()
+
     return True
 
 
-# --- optimizer ---------------------------------------------------------------------------------------------------
+# --- optimizer ------------------------------------------------------------------------------------
+
 
 def make_optimizer(config: Config, model: UNet) -> torch.optim.Optimizer:
     """Return AdamW over the weights that are not frozen, updated in one kernel where the device has it.
@@ -414,15 +488,21 @@ def make_optimizer(config: Config, model: UNet) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=is_fused)
 
 
-def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, steps: int) -> object:
+def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """Return the schedule of the learning rate over a phase of so many steps.
 
-    Plateau steps with each validation, the others with each step. One-cycle: Smith & Topin, 2018, arXiv:1708.07120;
-    cosine: Loshchilov & Hutter, 2017, arXiv:1608.03983.
+    Plateau steps with each validation, the others with each step. One-cycle: Smith & Topin, 2018,
+    arXiv:1708.07120; cosine: Loshchilov & Hutter, 2017, arXiv:1608.03983.
     """
     if config.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience, min_lr=config.min_lr)
+            optimizer,
+            mode="max",
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            min_lr=config.min_lr,
+        )
+
     if config.schedule == "cosine":
         lowest = min(config.min_lr, config.lr)
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lowest)

@@ -1,10 +1,10 @@
 """Whole images predicted through overlapping windows of the training size, overlap metrics, and seeds."""
 
 import functools
-import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,10 +12,14 @@ import torch
 from runtime.devices import autocast, is_out_of_memory
 from runtime.messages import InputError
 
-WINDOW_PIXELS = {"cuda": 32 * 256**2, "cpu": 4 * 256**2}  # of the network's input in one forward pass
+# Pixels of the network's input in one forward pass.
+WINDOW_PIXELS = {"cuda": 32 * 256**2, "cpu": 4 * 256**2}
+
+LEAST_WEIGHT = 1e-3  # of a pixel at the edge of a window
 
 
-# --- seeds ----------------------------------------------------------------------------------------------------
+# --- seeds ----------------------------------------------------------------------------------------
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on every device."""
@@ -24,14 +28,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-# --- overlap metrics ------------------------------------------------------------------------------------------
+# --- overlap metrics ------------------------------------------------------------------------------
+
 
 def overlap_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice, IoU, precision and recall of one binary image.
+    """Return Dice, IoU, precision and recall of one binary image.
 
     Dice = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN): Taha & Hanbury, 2015,
-    doi:10.1186/s12880-015-0068-x. An empty prediction of an empty truth scores 1 in all four; otherwise a
-    ratio without a denominator (precision of an empty prediction, say) is 0. `losses` follows the same rule.
+    doi:10.1186/s12880-015-0068-x. An empty prediction of an empty truth scores 1 in all four;
+    otherwise a ratio without a denominator (precision of an empty prediction, say) is 0. `losses`
+    follows the same rule.
 
     Parameters
     ----------
@@ -43,21 +49,56 @@ def overlap_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, floa
         When the shapes differ.
     """
     if prediction.shape != truth.shape:
-        raise InputError(f"prediction is {prediction.shape} px, truth {truth.shape}; they must be of one size")
-    prediction, truth = prediction.astype(bool), truth.astype(bool)
+        raise InputError(
+            f"prediction is {prediction.shape} px, truth {truth.shape}; they must be of one size"
+        )
+
+    prediction = prediction.astype(bool)
+    truth = truth.astype(bool)
     tp = int(np.count_nonzero(prediction & truth))
     fp = int(np.count_nonzero(prediction)) - tp
     fn = int(np.count_nonzero(truth)) - tp
     if tp + fp + fn == 0:
         return {"dice": 1.0, "iou": 1.0, "precision": 1.0, "recall": 1.0}
-    return {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn),
-            "precision": tp / max(1, tp + fp), "recall": tp / max(1, tp + fn)}
+    return {
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "iou": tp / (tp + fp + fn),
+        "precision": tp / max(1, tp + fp),
+        "recall": tp / max(1, tp + fn),
+    }
 
 
-# --- sliding windows ------------------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a whole image is predicted.
+
+    Attributes
+    ----------
+    patch_size : int
+        Side of a window [px]: that of training, because InstanceNorm makes a prediction depend on
+        the whole window.
+    overlap : float
+        Shared fraction of neighbouring windows, 0 to below 1.
+    tta : bool
+        Whether predictions are averaged over the eight flips and quarter turns of a square
+        (test-time augmentation).
+    precision : str
+        Of convolutions: float32, bfloat16, or auto as in `runtime.devices.resolve_precision`.
+    """
+
+    patch_size: int = 256
+    overlap: float = 0.5
+    tta: bool = False
+    precision: str = "auto"
+
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """First pixel of each window along one axis; the last window ends exactly at the edge.
+    """Return the first pixel of each window along one axis.
+
+    The last window ends exactly at the edge.
 
     Parameters
     ----------
@@ -67,60 +108,123 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
         Shared fraction of neighbouring windows.
     """
     stride = max(1, int(window * (1 - overlap)))
-    return [*range(0, length - window, stride), length - window]
+    last = length - window
+    return [*range(0, last, stride), last]
+
+
+def place_windows(
+    shape: tuple[int, int], patch_size: int, overlap: float
+) -> list[tuple[slice, slice]]:
+    """Return rows and columns of the windows through which an image is looked at.
+
+    Along a side that is shorter than a window there is one, as long as the window.
+    """
+    tops, lefts = [window_starts(max(length, patch_size), patch_size, overlap) for length in shape]
+    windows = []
+    for top in tops:
+        for left in lefts:
+            windows.append((slice(top, top + patch_size), slice(left, left + patch_size)))
+    return windows
 
 
 @functools.lru_cache(maxsize=4)
 def gaussian_window(size: int, device: torch.device) -> torch.Tensor:
-    """(size, size) float32 weights: a Gaussian with σ = size/8 around the centre, never below 1e-3.
+    """Return (size, size) float32 weights: a Gaussian with σ = size/8 around the centre, never below 1e-3.
 
-    Smooth weights hide the seams between windows, whose borders see less context: Isensee et al., nnU-Net,
-    Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
+    Smooth weights hide the seams between windows, whose borders see less context: Isensee et al.,
+    nnU-Net, Nature Methods 2021, doi:10.1038/s41592-020-01008-z.
     """
-    profile = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
-    return torch.from_numpy(np.maximum(np.outer(profile, profile), 1e-3).astype(np.float32)).to(device)
-
-
-def place_windows(shape: tuple[int, int], patch_size: int, overlap: float) -> list[tuple[slice, slice]]:
-    """Rows and columns of the windows through which an image of `shape`, filled up to one window, is looked at."""
-    rows, columns = (window_starts(max(length, patch_size), patch_size, overlap) for length in shape)
-    return [(slice(top, top + patch_size), slice(left, left + patch_size)) for top in rows for left in columns]
+    distance = np.arange(size) - (size - 1) / 2
+    profile = np.exp(-0.5 * (distance / (size / 8)) ** 2)
+    weights = np.maximum(np.outer(profile, profile), LEAST_WEIGHT)
+    return torch.from_numpy(weights.astype(np.float32)).to(device)
 
 
 def windows_at_once(model: torch.nn.Module, patch_size: int, device: torch.device) -> int:
-    """Windows in one forward pass: on CUDA enough to fill it, else enough that its threads seldom wait."""
-    side = patch_size // min(getattr(member, "factor", 1) for member in members(model))
-    return max(1, WINDOW_PIXELS.get(device.type, WINDOW_PIXELS["cpu"]) // side**2)
+    """Return the windows in one forward pass: on CUDA enough to fill it, else enough that its threads seldom wait."""
+    pixels = WINDOW_PIXELS.get(device.type, WINDOW_PIXELS["cpu"])
+    side = patch_size // min(factor_of(member) for member in members(model))
+    return max(1, pixels // side**2)
 
 
 def members(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The models of a `ModuleList`, whose predictions are averaged, or the one model."""
-    return list(model) if isinstance(model, torch.nn.ModuleList) else [model]
+    """Return the models of a `ModuleList`, whose predictions are averaged, or the one model."""
+    if isinstance(model, torch.nn.ModuleList):
+        return list(model)
+    return [model]
+
+
+def factor_of(model: torch.nn.Module) -> int:
+    """Return the side of the blocks whose means a network works on [px]."""
+    return getattr(model, "factor", 1)
+
+
+# --- what a model says of windows -----------------------------------------------------------------
 
 
 @torch.inference_mode()
-def window_moments(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False, square: bool = False,
-                   precision: str = "auto") -> torch.Tensor:
-    """(B, P, P) uint8 windows → (B, 1, P, P) float32 foreground probability p, both where the model is.
+def window_moments(
+    model: torch.nn.Module,
+    windows: torch.Tensor,
+    tta: bool = False,
+    with_square: bool = False,
+    precision: str = "auto",
+) -> torch.Tensor:
+    """Return the probability p of foreground in windows, and perhaps p², where the model is.
 
-    With `square` (B, 2, P, P): also the mean of p². Means are over the models of a `ModuleList` and, with `tta`, over
-    the eight flips and quarter turns of a square (test-time augmentation). `precision` as in `utils.autocast`.
+    Means are over the models of a `ModuleList` and, with `tta`, over the eight flips and quarter
+    turns of a square.
+
+    Parameters
+    ----------
+    model : module
+        (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
+    windows : (B, P, P) uint8 tensor
+    tta, precision
+        As in `SlidingWindow`.
+    with_square : bool
+        Whether the mean of p² is returned, too.
+
+    Returns
+    -------
+    (B, 1, P, P) float32 tensor
+        Or (B, 2, P, P).
     """
-    x = windows[:, None].float() / 255                                              # (B, 1, P, P)
-    total = x.new_zeros(len(x), 1 + square, *x.shape[2:])
-    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
+    x = windows[:, None].float() / 255  # (B, 1, P, P)
+    symmetries = [(0, False)]
+    if tta:
+        symmetries = [(turns, flipped) for turns in range(4) for flipped in (False, True)]
+
+    total = x.new_zeros(len(x), 2 if with_square else 1, *x.shape[2:])
     with autocast(x.device, precision):
-        for member, (turns, flip) in itertools.product(members(model), views):
-            view = member(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
-            back = torch.rot90(view.float().sigmoid(), -turns, (-2, -1))
-            back = back.flip(-1) if flip else back
-            total[:, :1] += back
-            if square:
-                total[:, 1:] += back.square()
-    return total / (len(views) * len(members(model)))
+        for member in members(model):
+            for turns, flipped in symmetries:
+                logits = member(turn(x, turns, flipped))
+                p = turn_back(logits.float().sigmoid(), turns, flipped)
+                total[:, :1] += p
+                if with_square:
+                    total[:, 1:] += p.square()
+
+    return total / (len(symmetries) * len(members(model)))
 
 
-_fitting: dict[tuple, int] = {}  # how many windows fitted where too many were tried, by what a window needs
+def turn(x: torch.Tensor, turns: int, flipped: bool) -> torch.Tensor:
+    """Return (…, P, P) flipped from left to right, or not, and turned by so many quarters."""
+    if flipped:
+        x = x.flip(-1)
+    return torch.rot90(x, turns, (-2, -1))
+
+
+def turn_back(x: torch.Tensor, turns: int, flipped: bool) -> torch.Tensor:
+    """Return (…, P, P) as it was before `turn`."""
+    x = torch.rot90(x, -turns, (-2, -1))
+    if flipped:
+        x = x.flip(-1)
+    return x
+
+
+# How many windows fitted into memory where too many were tried, by what a window needs.
+_fitting: dict[tuple, int] = {}
 
 
 def forget_what_fitted() -> None:
@@ -128,39 +232,59 @@ def forget_what_fitted() -> None:
     _fitting.clear()
 
 
-def moments_that_fit(model: torch.nn.Module, windows: torch.Tensor, tta: bool = False, square: bool = False,
-                     precision: str = "auto") -> torch.Tensor:
+def moments_that_fit(
+    model: torch.nn.Module,
+    windows: torch.Tensor,
+    tta: bool = False,
+    with_square: bool = False,
+    precision: str = "auto",
+) -> torch.Tensor:
     """Return `window_moments`, computed in as many parts as the memory of the device asks for.
 
-    Where it does not hold so many windows, half of them are tried, and that number is remembered: the next call for
-    such a model and such windows does not run out of memory again.
+    Where it does not hold so many windows, half of them are tried, and that number is remembered:
+    the next call for such a model and such windows does not run out of memory again.
 
     Raises
     ------
     RuntimeError, MemoryError
         When memory does not hold a single window, or something else is wrong.
     """
-    sizes = [(getattr(member, "factor", 1), sum(weight.numel() for weight in member.parameters()))
-             for member in members(model) if isinstance(member, torch.nn.Module)]
-    need = (windows.device, windows.shape[-1], square, precision, *sizes)
+    sizes = [size_of(member) for member in members(model)]
+    need = (windows.device, windows.shape[-1], with_square, precision, *sizes)
 
-    parts, done = [], 0
+    parts = []
+    done = 0
     while done < len(windows):
         count = min(len(windows) - done, _fitting.get(need, len(windows)))
-        part = moments_or_none(model, windows[done:done + count], tta, square, precision)
+        some = windows[done : done + count]
+        part = moments_or_none(model, some, tta, with_square, precision)
         if part is None:
             _fitting[need] = (count + 1) // 2
         else:
             parts.append(part)
             done += count
+
     return torch.cat(parts)
 
 
-def moments_or_none(model: torch.nn.Module, windows: torch.Tensor, tta: bool, square: bool,
-                    precision: str) -> torch.Tensor | None:
+def size_of(model: torch.nn.Module) -> tuple[int, int]:
+    """Return what decides how much memory a window takes: blocks and weights of a model."""
+    weights = 0
+    if isinstance(model, torch.nn.Module):
+        weights = sum(weight.numel() for weight in model.parameters())
+    return factor_of(model), weights
+
+
+def moments_or_none(
+    model: torch.nn.Module,
+    windows: torch.Tensor,
+    tta: bool,
+    with_square: bool,
+    precision: str,
+) -> torch.Tensor | None:
     """Return `window_moments`, or None where memory holds some of these windows perhaps, but not all."""
     try:
-        return window_moments(model, windows, tta, square, precision)
+        return window_moments(model, windows, tta, with_square, precision)
     except (RuntimeError, MemoryError) as error:
         if len(windows) == 1 or not is_out_of_memory(error):
             raise
@@ -171,19 +295,23 @@ def moments_or_none(model: torch.nn.Module, windows: torch.Tensor, tta: bool, sq
     return None
 
 
-def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.device, tta: bool = False,
-                   precision: str = "auto") -> np.ndarray:
-    """Foreground probability of equally sized square images.
+def probability_of(
+    model: torch.nn.Module,
+    batch: np.ndarray,
+    device: torch.device,
+    tta: bool = False,
+    precision: str = "auto",
+) -> np.ndarray:
+    """Return the foreground probability of equally sized square images.
 
     Parameters
     ----------
     model : module
         (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
     batch : (B, P, P) uint8 ndarray
-    tta : bool
-        Average over the eight flips and quarter turns of a square (test-time augmentation).
-    precision : str
-        Of convolutions: float32, bfloat16, or auto as in `utils.resolve_precision`.
+    device : torch.device
+    tta, precision
+        As in `SlidingWindow`.
 
     Returns
     -------
@@ -194,119 +322,41 @@ def probability_of(model: torch.nn.Module, batch: np.ndarray, device: torch.devi
     InputError
         When the model's output is not a number.
     """
-    some = torch.from_numpy(np.ascontiguousarray(batch)).split(windows_at_once(model, batch.shape[-1], device))
-    found = torch.cat([moments_that_fit(model, windows.to(device), tta, precision=precision) for windows in some])
-    return checked(found[:, 0].cpu().numpy())
+    count = windows_at_once(model, batch.shape[-1], device)
+    moments = []
+    for windows in torch.from_numpy(np.ascontiguousarray(batch)).split(count):
+        moments.append(moments_that_fit(model, windows.to(device), tta, precision=precision))
+    return checked(torch.cat(moments)[:, 0].cpu().numpy())
 
 
 def checked(probability: np.ndarray) -> np.ndarray:
-    """The same; `InputError` when it is not a number."""
+    """Return the same probability; `InputError` when it is not a number."""
     if np.isnan(probability).any():
         raise InputError("the model's output is not a number; train again with a lower --lr")
     return probability
 
 
-class Canvas:
-    """An image, mirrored at its edges where it is smaller than a window, and the sum of what its windows said."""
-
-    def __init__(self, image: np.ndarray, patch_size: int, overlap: float, device: torch.device, spread: bool = False):
-        self.shape, self.patch_size = image.shape, patch_size
-        missing = [max(0, patch_size - length) for length in image.shape]
-        self.corner = missing[0] // 2, missing[1] // 2
-        padded = np.pad(image, [(m // 2, m - m // 2) for m in missing], mode="reflect")
-        self.windows = place_windows(padded.shape, patch_size, overlap)
-        self.left = len(self.windows)
-        self.pixels = torch.from_numpy(padded).to(device)                    # (H, W) uint8
-        self.total = torch.zeros((1 + spread, *padded.shape), device=device)
-        self.weight = torch.zeros(padded.shape, device=device)
-
-    def add(self, window: tuple[slice, slice], moments: torch.Tensor) -> None:
-        """Blend the (1 or 2, P, P) moments of a window in; with the last one the result sets off to the CPU."""
-        weights = gaussian_window(self.patch_size, moments.device)
-        self.total[:, *window] += weights * moments
-        self.weight[window] += weights
-        self.left -= 1
-        if self.left == 0:
-            (top, left), (height, width) = self.corner, self.shape
-            found = (self.total / self.weight)[:, top:top + height, left:left + width]
-            if len(found) == 1:
-                self.result = to_host(found[0])
-            else:
-                self.result = to_host(torch.stack([found[0], (found[1] - found[0].square()).clamp_(0).sqrt_()]))
+# --- whole images ---------------------------------------------------------------------------------
 
 
-def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Start copying a tensor to the CPU; call what this returns to wait for the copy and get it."""
-    if tensor.device.type != "cuda":
-        return lambda: tensor.cpu().numpy()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(tensor.device))
+def predict_image(
+    model: torch.nn.Module,
+    image: np.ndarray,
+    device: torch.device,
+    sliding_window: SlidingWindow = SlidingWindow(),
+) -> np.ndarray:
+    """Return the foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
 
-    def arrive() -> np.ndarray:
-        arrived.synchronize()
-        return host.numpy().copy()
-    return arrive
-
-
-def predict_images(model: torch.nn.Module, images: Iterable[np.ndarray], device: torch.device, patch_size: int = 256,
-                   overlap: float = 0.5, tta: bool = False, spread: bool = False, precision: str = "auto",
-                   ) -> Iterator[np.ndarray]:
-    """Foreground probability of each of many images, in their order; see `predict_image`.
-
-    With `spread` (2, H, W): also the standard deviation over all that was averaged, which is models of a `ModuleList`,
-    overlapping windows and, with `tta`, symmetries.
-
-    Windows of consecutive images share forward passes, and while the CPU waits for one result the device works on the
-    next image. Memory does not grow with the number of images: two are open, or as many as share a forward pass. An
-    error of `images` comes after the results of the images before it.
-    """
-    batch, opened, waiting, failures = windows_at_once(model, patch_size, device), deque(), [], []
-
-    def until_failure() -> Iterator[np.ndarray]:
-        try:
-            yield from images
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised below
-            failures.append(error)
-
-    @torch.inference_mode()
-    def compute() -> None:
-        windows = torch.stack([canvas.pixels[window] for canvas, window in waiting])
-        found = moments_that_fit(model, windows, tta, spread, precision)
-        for (canvas, window), moments in zip(waiting, found, strict=True):
-            canvas.add(window, moments)
-        waiting.clear()
-
-    for image in until_failure():
-        opened.append(Canvas(image, patch_size, overlap, device, spread))
-        for window in opened[-1].windows:
-            waiting.append((opened[-1], window))
-            if len(waiting) == batch:
-                compute()
-        while len(opened) > 1 and opened[0].left == 0:
-            yield checked(opened.popleft().result())
-    if waiting:
-        compute()
-    for canvas in opened:
-        yield checked(canvas.result())
-    if failures:
-        raise failures[0]
-
-
-def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.device, patch_size: int = 256,
-                  overlap: float = 0.5, tta: bool = False, precision: str = "auto") -> np.ndarray:
-    """Foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
-
-    InstanceNorm makes a prediction depend on the whole window, so windows have the size used in training. The
-    last window of a row or column ends at the edge; an image smaller than a window is mirrored at its edges.
+    The last window of a row or column ends at the edge; an image smaller than a window is mirrored
+    at its edges.
 
     Parameters
     ----------
-    model, tta, precision
+    model : module
         As in `probability_of`.
     image : (H, W) uint8 ndarray
-    patch_size, overlap : int, float
-        Window side [px], shared fraction of neighbouring windows.
+    device : torch.device
+    sliding_window : SlidingWindow
 
     Returns
     -------
@@ -317,4 +367,171 @@ def predict_image(model: torch.nn.Module, image: np.ndarray, device: torch.devic
     InputError
         When the model's output is not a number.
     """
-    return next(predict_images(model, [image], device, patch_size, overlap, tta, precision=precision))
+    return next(predict_images(model, [image], device, sliding_window))
+
+
+def predict_images(
+    model: torch.nn.Module,
+    images: Iterable[np.ndarray],
+    device: torch.device,
+    sliding_window: SlidingWindow = SlidingWindow(),
+    with_spread: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield the foreground probability of each of many images, in their order; see `predict_image`.
+
+    Windows of consecutive images share forward passes, and while the CPU waits for one result the
+    device works on the next image. Memory does not grow with the number of images: two are open, or
+    as many as share a forward pass. An error of `images` comes after the results of the images
+    before it.
+
+    Parameters
+    ----------
+    model, device, sliding_window
+        As in `predict_image`.
+    images : iterable of (H, W) uint8 ndarrays
+    with_spread : bool
+        Whether (2, H, W) are yielded: also the standard deviation over all that was averaged, which
+        is models of a `ModuleList`, overlapping windows and, with `tta`, symmetries.
+    """
+    stitcher = _Stitcher(model, device, sliding_window, with_spread)
+    images = iter(images)
+    failure = None
+    while True:
+        try:
+            image = next(images)
+        except StopIteration:
+            break
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised below
+            failure = error
+            break
+        stitcher.add(image)
+        yield from stitcher.pop_finished(keep=1)
+
+    stitcher.predict_waiting()
+    yield from stitcher.pop_finished()
+    if failure is not None:
+        raise failure
+
+
+class _Stitcher:
+    """Predict windows of consecutive images together, and blend them image by image."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        device: torch.device,
+        sliding_window: SlidingWindow,
+        with_spread: bool,
+    ):
+        self.model = model
+        self.device = device
+        self.sliding_window = sliding_window
+        self.with_spread = with_spread
+        self.batch = windows_at_once(model, sliding_window.patch_size, device)
+        self.canvases: deque[_Canvas] = deque()
+        self.waiting: list[tuple[_Canvas, tuple[slice, slice]]] = []
+
+    def add(self, image: np.ndarray) -> None:
+        """Open an image, and predict its windows as soon as they fill a forward pass."""
+        canvas = _Canvas(image, self.device, self.sliding_window, self.with_spread)
+        self.canvases.append(canvas)
+        for window in canvas.windows:
+            self.waiting.append((canvas, window))
+            if len(self.waiting) == self.batch:
+                self.predict_waiting()
+
+    @torch.inference_mode()
+    def predict_waiting(self) -> None:
+        """Predict the windows that wait, and blend them into their images."""
+        if not self.waiting:
+            return
+        windows = torch.stack([canvas.pixels[window] for canvas, window in self.waiting])
+        moments = moments_that_fit(
+            self.model,
+            windows,
+            self.sliding_window.tta,
+            self.with_spread,
+            self.sliding_window.precision,
+        )
+        for (canvas, window), of_window in zip(self.waiting, moments, strict=True):
+            canvas.blend(window, of_window)
+        self.waiting.clear()
+
+    def pop_finished(self, keep: int = 0) -> Iterator[np.ndarray]:
+        """Yield the results of the first images that are finished, and close them.
+
+        `keep` so many open.
+
+        The last image is kept while others follow: the device works on it while the CPU waits for
+        the one before.
+        """
+        while len(self.canvases) > keep and self.canvases[0].left == 0:
+            yield checked(self.canvases.popleft().result.wait())
+
+
+class _Canvas:
+    """An image, mirrored at its edges where it is smaller than a window, and the weighted sum of its windows."""
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        device: torch.device,
+        sliding_window: SlidingWindow,
+        with_spread: bool,
+    ):
+        self.patch_size = sliding_window.patch_size
+        missing = [max(0, self.patch_size - length) for length in image.shape]
+        before = [pixels // 2 for pixels in missing]
+        around = [(first, pixels - first) for first, pixels in zip(before, missing, strict=True)]
+        padded = np.pad(image, around, mode="reflect")
+        (top, left), (height, width) = before, image.shape
+        self.inside = (slice(top, top + height), slice(left, left + width))
+
+        self.windows = place_windows(padded.shape, self.patch_size, sliding_window.overlap)
+        self.left = len(self.windows)
+        self.pixels = torch.from_numpy(padded).to(device)  # (H, W) uint8
+        self.total = torch.zeros((2 if with_spread else 1, *padded.shape), device=device)
+        self.weight = torch.zeros(padded.shape, device=device)
+
+    def blend(self, window: tuple[slice, slice], moments: torch.Tensor) -> None:
+        """Add the (1 or 2, P, P) moments of a window.
+
+        With the last one the result sets off to the CPU.
+        """
+        weights = gaussian_window(self.patch_size, moments.device)
+        self.total[:, *window] += weights * moments
+        self.weight[window] += weights
+        self.left -= 1
+        if self.left == 0:
+            self.result = _HostCopy(self._combine())
+
+    def _combine(self) -> torch.Tensor:
+        """Return the probability of the image, (H, W), or with its standard deviation, (2, H, W)."""
+        moments = (self.total / self.weight)[:, *self.inside]
+        if len(moments) == 1:
+            return moments[0]
+        mean, mean_square = moments
+        spread = (mean_square - mean.square()).clamp_(0).sqrt_()
+        return torch.stack([mean, spread])
+
+
+class _HostCopy:
+    """A copy of a tensor on its way to the CPU."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.arrived = None
+        if tensor.device.type != "cuda":
+            self.host = tensor.cpu()
+            return
+        self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self.host.copy_(tensor, non_blocking=True)
+        self.arrived = torch.cuda.Event()
+        self.arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> np.ndarray:
+        """Return the values as soon as they are here."""
+        if self.arrived is None:
+            return self.host.numpy()
+        self.arrived.synchronize()
+        # Pinned memory is scarce: it is given back with the tensor.
+        return self.host.numpy().copy()

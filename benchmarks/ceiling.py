@@ -23,11 +23,12 @@ sys.path.insert(0, str(ROOT))
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.files import read_json, write_atomically  # noqa: E402
 from runtime.messages import InputError  # noqa: E402
-from slices.data_folder import IMAGES, MASKS, Reading, load_labelled  # noqa: E402 - after the path
+from slices.data_folder import load_labelled  # noqa: E402 - after the path
+from slices.options import IMAGES, MASKS, Reading  # noqa: E402 - after the path
 from slices.pairing import last_number, pair_files  # noqa: E402
 from slices.reading import MASK_SUFFIXES, Slice, list_files  # noqa: E402
 from utils import overlap_metrics  # noqa: E402
-from utils_viz import read_npz  # noqa: E402
+from viz.run_files import read_npz  # noqa: E402
 from viz.slice_figures import lost_particles  # noqa: E402
 
 BAND = 3  # px on both sides of an outline: a brush stroke
@@ -44,8 +45,10 @@ def error_budget(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     prediction, truth : (H, W) bool ndarrays
     """
     wrong = prediction ^ truth
-    missed, invented = (wrong & (lost_particles(mine, other) > 0)
-                        for mine, other in ((truth, prediction), (prediction, truth)))
+    missed, invented = (
+        wrong & (lost_particles(mine, other) > 0)
+        for mine, other in ((truth, prediction), (prediction, truth))
+    )
     area = max(1, np.count_nonzero(truth))
     counts = {"missed": missed, "invented": invented, "outline": wrong & ~missed & ~invented}
     return {name: np.count_nonzero(pixels) / area for name, pixels in counts.items()}
@@ -53,7 +56,9 @@ def error_budget(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 def dice_without_band(prediction: np.ndarray, truth: np.ndarray, band: int = BAND) -> float:
     """Dice of the pixels farther than `band` pixels from the true outline; an error there is not one of outlines."""
-    distance = np.where(truth, ndimage.distance_transform_edt(truth), ndimage.distance_transform_edt(~truth))
+    distance = np.where(
+        truth, ndimage.distance_transform_edt(truth), ndimage.distance_transform_edt(~truth)
+    )
     far = distance > band
     return overlap_metrics(prediction & far, truth & far)["dice"]
 
@@ -66,9 +71,16 @@ def run_rows(run: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     for i, stem in enumerate(map(str, stored["stems"])):
         truth = stored[f"truth_{i}"].astype(bool)
         masks[stem] = stored[f"{method}_{i}"] / 255 >= threshold
-        rows.append({"run": run.name, "method": method, "stem": stem,
-                     "dice": overlap_metrics(masks[stem], truth)["dice"],
-                     "dice_without_band": dice_without_band(masks[stem], truth), **error_budget(masks[stem], truth)})
+        rows.append(
+            {
+                "run": run.name,
+                "method": method,
+                "stem": stem,
+                "dice": overlap_metrics(masks[stem], truth)["dice"],
+                "dice_without_band": dice_without_band(masks[stem], truth),
+                **error_budget(masks[stem], truth),
+            }
+        )
     if not rows:
         raise InputError(f"{run}: has no test slice")
     return pd.DataFrame(rows), masks
@@ -76,17 +88,30 @@ def run_rows(run: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
 
 def agreement(predicted: list[dict[str, np.ndarray]]) -> pd.Series:
     """Mean Dice between the masks of every two runs, by stem; empty where no slice was predicted twice."""
-    rows = [{"stem": stem, "dice": overlap_metrics(one[stem], other[stem])["dice"]}
-            for one, other in itertools.combinations(predicted, 2) for stem in one if stem in other]
+    rows = [
+        {"stem": stem, "dice": overlap_metrics(one[stem], other[stem])["dice"]}
+        for one, other in itertools.combinations(predicted, 2)
+        for stem in one
+        if stem in other
+    ]
     return pd.DataFrame(rows, columns=["stem", "dice"]).groupby("stem")["dice"].mean()
 
 
 def neighbours(slices: list[Slice]) -> pd.DataFrame:
     """Dice between the annotations of slices that follow each other and have one size; `distance`: of their numbers."""
-    return pd.DataFrame([{"one": a.stem, "other": b.stem,
-                          "distance": (last_number(b.stem) or 0) - (last_number(a.stem) or 0),
-                          "dice": overlap_metrics(a.mask, b.mask)["dice"]} for a, b in itertools.pairwise(slices)
-                         if a.mask.shape == b.mask.shape], columns=["one", "other", "distance", "dice"])
+    return pd.DataFrame(
+        [
+            {
+                "one": a.stem,
+                "other": b.stem,
+                "distance": (last_number(b.stem) or 0) - (last_number(a.stem) or 0),
+                "dice": overlap_metrics(a.mask, b.mask)["dice"],
+            }
+            for a, b in itertools.pairwise(slices)
+            if a.mask.shape == b.mask.shape
+        ],
+        columns=["one", "other", "distance", "dice"],
+    )
 
 
 def main() -> None:
@@ -97,7 +122,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in arguments.runs:
         if not (run / "predictions.npz").exists():
-            raise InputError(f"{run / 'predictions.npz'}: missing; it is written at the end of a run")
+            raise InputError(
+                f"{run / 'predictions.npz'}: missing; it is written at the end of a run"
+            )
     tables, predicted = zip(*map(run_rows, arguments.runs), strict=True)
     table = pd.concat(tables, ignore_index=True)
     print(table.groupby("run", sort=False).mean(numeric_only=True).round(4).to_string())
@@ -105,19 +132,27 @@ def main() -> None:
     both = agreement(list(predicted))
     table["agreement"] = table["stem"].map(both)  # of every two runs on this slice
     if len(both):
-        print(f"Dice of two runs with each other: {both.mean():.4f}, of one with the truth: "
-              f"{table[table['stem'].isin(both.index)]['dice'].mean():.4f} ({len(both)} slices)")
+        print(
+            f"Dice of two runs with each other: {both.mean():.4f}, of one with the truth: "
+            f"{table[table['stem'].isin(both.index)]['dice'].mean():.4f} ({len(both)} slices)"
+        )
     if arguments.output:
         write_atomically(arguments.output, lambda path: table.to_csv(path, index=False))
     config = read_json(arguments.runs[0] / "config.json")
-    pairing = pair_files(list_files(Path(config["data"]) / IMAGES),
-                         list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES))
-    reading = Reading(percentiles=tuple(config["percentiles"]), mask_foreground=config["mask_foreground"])
+    pairing = pair_files(
+        list_files(Path(config["data"]) / IMAGES),
+        list_files(Path(config["data"]) / MASKS, MASK_SUFFIXES),
+    )
+    reading = Reading(
+        percentiles=tuple(config["percentiles"]), mask_foreground=config["mask_foreground"]
+    )
     slices = list(load_labelled(pairing, reading).values())
     if len(near := neighbours(slices)):
         near = near[near["distance"] == near["distance"].min()]["dice"]
-        print(f"Dice of neighbouring annotations: {near.mean():.4f} ({near.min():.4f} to {near.max():.4f}, "
-              f"{len(near)} pairs)")
+        print(
+            f"Dice of neighbouring annotations: {near.mean():.4f} ({near.min():.4f} to {near.max():.4f}, "
+            f"{len(near)} pairs)"
+        )
 
 
 if __name__ == "__main__":

@@ -26,13 +26,19 @@ import utils  # noqa: E402
 from benchmarks import peers  # noqa: E402
 from benchmarks.peers import Repeat  # noqa: E402
 from config import Config  # noqa: E402
+from datasets import Views, view_options  # noqa: E402
 from model_unet import NormReLU, UNet  # noqa: E402
 from runtime import devices  # noqa: E402
-from runtime.loaders import PREFETCH, make_loader  # noqa: E402
-from slices.data_folder import Reading, load_data  # noqa: E402
+from runtime.loaders import PREFETCH, LoaderOptions, make_loader  # noqa: E402
+from slices.data_folder import load_data  # noqa: E402
+from slices.options import DataOptions, Reading  # noqa: E402
+from slices.splits import SplitOptions  # noqa: E402
 
 BATCHES = 8  # of one call, labelled and unlabelled, where no workers load
-STEPS = {"cuda": 20, "cpu": 1}  # of one call, likewise: a GPU takes milliseconds, which a single wait would drown
+STEPS = {
+    "cuda": 20,
+    "cpu": 1,
+}  # of one call, likewise: a GPU takes milliseconds, which a single wait would drown
 IMAGE = 768  # px, side of the predicted image
 NO_SCHEDULE = SimpleNamespace(step=lambda: None)  # the learning rate stays as it is
 
@@ -42,23 +48,34 @@ def per_call(count: int, config: Config) -> int:
     return max(count, 10 * PREFETCH * config.num_workers)
 
 
-def steps_per_call(config: Config, given: bool = False) -> int:
+def steps_per_call(config: Config, arguments: bool = False) -> int:
     """Steps of one call; with `given` batches, which no worker loads."""
     steps_at_least = STEPS.get(devices.choose_device(config.device).type, STEPS["cpu"])
-    return steps_at_least if given else per_call(steps_at_least, config)
+    return steps_at_least if arguments else per_call(steps_at_least, config)
 
 
 # --- this project ---------------------------------------------------------------------------------------------
 
-def our_batches(config: Config, part: str, workers: int, device: torch.device, weak: bool = True,
-                ) -> Iterator[dict[str, torch.Tensor]]:
+
+def our_batches(
+    config: Config,
+    part: str,
+    workers: int,
+    device: torch.device,
+    weak: bool = True,
+) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of all labelled or all unlabelled slices of the folder, read once; `weak`: with weak views."""
-    data = load_data(config.data, "blocks", 0.0, 0.0, reading=Reading(roi=config.roi))
-    views = train.make_dataset(config, data.train if part == "labelled" else data.unlabelled, weak=weak)
-    return make_loader(views, config.batch_size, [config.seed, *part.encode()], 0, workers, device)
+    split = SplitOptions("blocks", 0.0, 0.0)
+    data = load_data(Path(config.data), DataOptions(split, reading=Reading(roi=config.roi)))
+    slices = data.train if part == "labelled" else data.unlabelled
+    views = Views(slices, view_options(config, has_weak_view=weak))
+    seed = [config.seed, *part.encode()]
+    return make_loader(views, LoaderOptions(config.batch_size, seed, workers), 0, device)
 
 
-def batches_of_a_step(config: Config, part: str, workers: int, device: torch.device) -> Iterator[dict]:
+def batches_of_a_step(
+    config: Config, part: str, workers: int, device: torch.device
+) -> Iterator[dict]:
     """As `train.py` has them: training on labelled crops takes no weak view."""
     return our_batches(config, part, workers, device, weak=part == "unlabelled")
 
@@ -67,9 +84,13 @@ def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, co
     """`count` steps as `train.py` takes them; their mean losses."""
     utils.seed_everything(config.seed)
     is_semi_supervised = unlabelled is not None
-    student, average = train.build_models(config, devices.choose_device(config.device), None, is_semi_supervised)
+    student, average = train.build_models(
+        config, devices.choose_device(config.device), None, is_semi_supervised
+    )
     optimizer = mean_teacher.make_optimizer(config, student)
-    training = mean_teacher.Training(config, student, average, optimizer, NO_SCHEDULE, is_semi_supervised)
+    training = mean_teacher.Training(
+        config, student, average, optimizer, NO_SCHEDULE, is_semi_supervised
+    )
     batches = unlabelled or itertools.repeat(None)
     first = itertools.count(0, count)
 
@@ -79,37 +100,53 @@ def our_step(config: Config, labelled: Iterator, unlabelled: Iterator | None, co
         student.train()
         with mean_teacher.trying_algorithms():
             for number in range(start, start + count):
-                step = mean_teacher.train_step(training, number, next(labelled), next(batches),
-                                               config.consistency_weight)
+                step = mean_teacher.train_step(
+                    training, number, next(labelled), next(batches), config.consistency_weight
+                )
                 losses.append(step)
         means = mean_teacher.mean_losses(losses, start, config.nonfinite)
         return np.array([means["loss_sup"], means["loss_consistency"]])
+
     return some
 
 
 # --- the four kinds of work -----------------------------------------------------------------------------------
 
+
 def loader(batches: Callable, config: Config, count: int | None = None) -> Repeat:
     """Labelled and unlabelled batches, alternately; means and mean squares of the views."""
     count = count or per_call(BATCHES, config)
     device = devices.choose_device(config.device)
-    parts = [batches(config, part, max(0, config.num_workers), device) for part in ("labelled", "unlabelled")]
+    parts = [
+        batches(config, part, max(0, config.num_workers), device)
+        for part in ("labelled", "unlabelled")
+    ]
 
     def some() -> np.ndarray:
-        found = [torch.stack([view.mean(), view.square().mean()]) for _ in range(count) for part in parts
-                 for batch in [next(part)] for view in (batch["weak"], batch["strong"])]
-        return torch.stack(found).cpu().numpy()
+        result = [
+            torch.stack([view.mean(), view.square().mean()])
+            for _ in range(count)
+            for part in parts
+            for batch in [next(part)]
+            for view in (batch["weak"], batch["strong"])
+        ]
+        return torch.stack(result).cpu().numpy()
+
     return some
 
 
-def training(step: Callable, batches: Callable, config: Config, semi: bool, given: bool = False) -> Repeat:
+def training(
+    step: Callable, batches: Callable, config: Config, semi: bool, arguments: bool = False
+) -> Repeat:
     """Training steps, loading included; with `given` always on the first batch, so without loading."""
     device = devices.choose_device(config.device)
-    parts = [batches(config, part, max(0, config.num_workers), device)
-             for part in ("labelled", "unlabelled")[:1 + semi]]
-    if given:
+    parts = [
+        batches(config, part, max(0, config.num_workers), device)
+        for part in ("labelled", "unlabelled")[: 1 + semi]
+    ]
+    if arguments:
         parts = [itertools.repeat(next(part)) for part in parts]
-    return step(config, *(parts if semi else [*parts, None]), steps_per_call(config, given))
+    return step(config, *(parts if semi else [*parts, None]), steps_per_call(config, arguments))
 
 
 def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
@@ -129,9 +166,18 @@ def image(predict: Callable, config: Config, plain: bool = True, side: int | Non
     return lambda: predict(model, picture, device, config.patch_size, config.overlap)
 
 
+def our_image(
+    model: UNet, picture: np.ndarray, device: torch.device, patch_size: int, overlap: float
+) -> np.ndarray:
+    """The probability of an image, as this project predicts it."""
+    return utils.predict_image(model, picture, device, utils.SlidingWindow(patch_size, overlap))
+
+
 def smooth_image(side: int) -> np.ndarray:
     """(side, side) uint8: grey values as a slice has them."""
-    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(side, side)).astype(np.float32), (0, 0), 3)
+    noise = cv2.GaussianBlur(
+        np.random.default_rng(0).normal(size=(side, side)).astype(np.float32), (0, 0), 3
+    )
     return (110 + 40 * noise / noise.std()).clip(0, 255).astype(np.uint8)
 
 
@@ -140,28 +186,46 @@ def stream(config: Config, slices: int) -> Repeat:
     device = devices.choose_device(config.device)
     utils.seed_everything(config.seed)
     model, picture = UNet(config.base_channels).eval().to(device), smooth_image(IMAGE)
-    return lambda: np.array([p.mean() for p in utils.predict_images(
-        model, (picture.copy() for _ in range(slices)), device, config.patch_size, config.overlap)])
+    return lambda: np.array(
+        [
+            p.mean()
+            for p in utils.predict_images(
+                model,
+                (picture.copy() for _ in range(slices)),
+                device,
+                config.sliding_window,
+            )
+        ]
+    )
 
 
 OURS, PLAIN = "this project", "plain loop"
 RACES = {  # name → contender → how it is made from settings
-    "loader": {OURS: partial(loader, our_batches), "plain loader": partial(loader, peers.plain_batches)},
+    "loader": {
+        OURS: partial(loader, our_batches),
+        "plain loader": partial(loader, peers.plain_batches),
+    },
     "supervised step": {
         OURS: partial(training, our_step, batches_of_a_step, semi=False),
         PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=False),
-        "MONAI BasicUNet": lambda config: other_network(lambda: peers.monai_unet(config.base_channels), config),
-        "smp Unet, resnet34": lambda config: other_network(peers.smp_unet, config)},
+        "MONAI BasicUNet": lambda config: other_network(
+            lambda: peers.monai_unet(config.base_channels), config
+        ),
+        "smp Unet, resnet34": lambda config: other_network(peers.smp_unet, config),
+    },
     "Mean Teacher step": {
         OURS: partial(training, our_step, batches_of_a_step, semi=True),
-        PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=True)},
+        PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=True),
+    },
     "Mean Teacher step alone": {
         OURS: partial(training, our_step, batches_of_a_step, semi=True, given=True),
-        PLAIN: partial(training, peers.plain_step, our_batches, semi=True, given=True)},
+        PLAIN: partial(training, peers.plain_step, our_batches, semi=True, given=True),
+    },
     "image": {
-        OURS: partial(image, lambda *arguments: utils.predict_image(*arguments), plain=False),
+        OURS: partial(image, our_image, plain=False),
         "one window at a time": partial(image, peers.one_window_at_a_time),
-        "MONAI sliding windows": partial(image, peers.monai_windows)},
+        "MONAI sliding windows": partial(image, peers.monai_windows),
+    },
 }
 
 
@@ -175,6 +239,7 @@ def work_of(race: str, config: Config) -> tuple[int, str]:
 
 
 # --- this project without one of its ideas --------------------------------------------------------------------
+
 
 def without_kept_memory() -> None:
     """Freed memory goes back to the system."""
@@ -210,21 +275,27 @@ def with_compiled_prediction() -> None:
         if model._compiled_call_impl is None:
             model.compile(dynamic=False)
         return predict(model, *arguments)
+
     utils.predict_image = compiled
 
 
 def without_fused_optimizer() -> None:
     """One call for each of AdamW's operations on all weights."""
     mean_teacher.make_optimizer = train.make_optimizer = lambda config, model: torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=config.weight_decay)
+        [p for p in model.parameters() if p.requires_grad],
+        config.lr,
+        weight_decay=config.weight_decay,
+    )
 
 
 def without_joint_average() -> None:
     """Moving average of each weight by itself."""
+
     def update(teacher: UNet, student: UNet, alpha: float) -> None:
         with torch.no_grad():
             for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
                 t.lerp_(s, 1 - alpha)
+
     mean_teacher.ema_update = update
 
 
@@ -232,14 +303,23 @@ def without_joint_batch() -> None:
     """Labelled and unlabelled views pass the student one after the other."""
     joint = mean_teacher.step_losses
 
-    def losses(config: Config, student: UNet, labelled: dict, teacher: UNet | None, unlabelled: dict | None,
-               generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(
+        config: Config,
+        student: UNet,
+        labelled: dict,
+        teacher: UNet | None,
+        unlabelled: dict | None,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         supervised, nothing = joint(config, student, labelled)
         if teacher is None:
             return supervised, nothing
         with torch.no_grad():
             target = teacher(unlabelled["weak"], reduced=True).float().sigmoid()
-        return supervised, mean_teacher.consistency_loss(student(unlabelled["strong"], reduced=True), target)
+        return supervised, mean_teacher.consistency_loss(
+            student(unlabelled["strong"], reduced=True), target
+        )
+
     mean_teacher.step_losses = losses
 
 
@@ -251,8 +331,11 @@ def without_real_freezing() -> None:
         student, teacher = build(*arguments)
         frozen = {id(p) for p in student.parameters() if not p.requires_grad}
         make = mean_teacher.make_optimizer
-        mean_teacher.make_optimizer = train.make_optimizer = lambda config, model: _without(make(config, model), frozen)
+        mean_teacher.make_optimizer = train.make_optimizer = lambda config, model: _without(
+            make(config, model), frozen
+        )
         return student.requires_grad_(True), teacher
+
     train.build_models = models
 
 
@@ -265,7 +348,9 @@ def _without(optimizer: torch.optim.Optimizer, left_out: set[int]) -> torch.opti
 def with_channels_last() -> None:
     """The whole student in channels last, too."""
     build = train.build_models
-    train.build_models = lambda *a: tuple(m and m.to(memory_format=torch.channels_last) for m in build(*a))
+    train.build_models = lambda *a: tuple(
+        m and m.to(memory_format=torch.channels_last) for m in build(*a)
+    )
 
 
 def with_compilation() -> None:
@@ -277,23 +362,34 @@ def with_compilation() -> None:
         for model in (student, teacher):
             model.compile(dynamic=False)
         return student, teacher
+
     train.build_models = models
 
 
 ABLATIONS = {  # race → what is changed in this project
     "Mean Teacher step alone": {
-        "without kept memory": without_kept_memory, "without own normalisation": without_own_normalisation,
-        "without fused AdamW": without_fused_optimizer, "without joint averaging": without_joint_average,
-        "without joint batch": without_joint_batch, "without real freezing": without_real_freezing,
-        "without bfloat16": without_bfloat16, "with channels last": with_channels_last,
-        "with torch.compile": with_compilation},
+        "without kept memory": without_kept_memory,
+        "without own normalisation": without_own_normalisation,
+        "without fused AdamW": without_fused_optimizer,
+        "without joint averaging": without_joint_average,
+        "without joint batch": without_joint_batch,
+        "without real freezing": without_real_freezing,
+        "without bfloat16": without_bfloat16,
+        "with channels last": with_channels_last,
+        "with torch.compile": with_compilation,
+    },
     "image": {
-        "without kept memory": without_kept_memory, "without channels last": without_channels_last,
-        "without bfloat16": without_bfloat16, "with a pass per window": with_single_windows,
-        "with torch.compile": with_compiled_prediction},
+        "without kept memory": without_kept_memory,
+        "without channels last": without_channels_last,
+        "without bfloat16": without_bfloat16,
+        "with a pass per window": with_single_windows,
+        "with torch.compile": with_compiled_prediction,
+    },
 }
-ONLY_ON = {"cpu": ("without kept memory", "without own normalisation", "without channels last"),
-           "cuda": ("without bfloat16",)}  # elsewhere they change nothing
+ONLY_ON = {
+    "cpu": ("without kept memory", "without own normalisation", "without channels last"),
+    "cuda": ("without bfloat16",),
+}  # elsewhere they change nothing
 
 
 def ablations(race: str, device: torch.device) -> list[str]:
@@ -304,6 +400,7 @@ def ablations(race: str, device: torch.device) -> list[str]:
 
 # --- scaling --------------------------------------------------------------------------------------------------
 
+
 def changed(make: Callable[[Config], Repeat], field: str) -> Callable[[Config, int], Repeat]:
     """`make` with one setting replaced by a value."""
     return lambda config, value: make(dataclasses.replace(config, **{field: value}))
@@ -312,11 +409,22 @@ def changed(make: Callable[[Config], Repeat], field: str) -> Callable[[Config, i
 _step = partial(training, our_step, batches_of_a_step, semi=True, given=True)
 SCALES = {  # axis → values, what is done with each, and what one call is
     "batch size": ((1, 2, 4, 8, 16), changed(_step, "batch_size"), "Mean Teacher step"),
-    "base channels": ((4, 8, 16, 32, 64, 128), changed(_step, "base_channels"), "Mean Teacher step"),
-    "image side [px]": ((256, 512, 768, 1024, 1536), lambda config, side: image(
-        utils.predict_image, config, plain=False, side=side), "image"),
+    "base channels": (
+        (4, 8, 16, 32, 64, 128),
+        changed(_step, "base_channels"),
+        "Mean Teacher step",
+    ),
+    "image side [px]": (
+        (256, 512, 768, 1024, 1536),
+        lambda config, side: image(utils.predict_image, config, plain=False, side=side),
+        "image",
+    ),
     "slices": ((1, 4, 16), stream, "stream of images"),
-    "workers": ((0, 1, 2, 4), changed(partial(loader, our_batches, count=40), "num_workers"), "80 batches of views"),
+    "workers": (
+        (0, 1, 2, 4),
+        changed(partial(loader, our_batches, count=40), "num_workers"),
+        "80 batches of views",
+    ),
 }
 
 

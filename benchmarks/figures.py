@@ -28,16 +28,19 @@ def main() -> None:
     for settings in sorted(Path("runs").glob("reference_*/config.json")):
         print(f"{settings.parent / 'figures'}: {', '.join(draw_run(settings.parent))}")
     for study in sorted((ROOT / "benchmarks").glob("*.json")):
-        if not (Path("runs") / f"study_{study.stem}").exists():     # of which only a table is kept
+        if not (Path("runs") / f"study_{study.stem}").exists():  # of which only a table is kept
             continue
-        subprocess.run([sys.executable, ROOT / "benchmarks" / "study.py", study, "--summary"], check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, ROOT / "benchmarks" / "study.py", study, "--summary"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         print(f"{Path('runs') / f'study_{study.stem}' / 'figures'}: {study.name}")
     whole_volume.draw(f"{whole_volume.VOLUME.stem}_truth")
     print(whole_volume.RUN / "sizes.png")
     for stored in sorted(Path("benchmarks/results").glob("*_scaling.json")):
-        found = read_json(stored)
-        draw_scaling(pd.DataFrame(found["table"]), found["processor"], stored.with_suffix(".png"))
+        result = read_json(stored)
+        draw_scaling(pd.DataFrame(result["table"]), result["processor"], stored.with_suffix(".png"))
         print(stored.with_suffix(".png"))
 
 

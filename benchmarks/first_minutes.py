@@ -56,7 +56,10 @@ class Results:
     def add(self, name: str, /, **values: object) -> None:
         """One measurement."""
         self.found[name] = values
-        print(f"{name:58s} " + "  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
+        print(
+            f"{name:58s} " + "  ".join(f"{key} {value}" for key, value in values.items()),
+            flush=True,
+        )
         if self.path:
             write_json(self.path, self.found)
 
@@ -97,11 +100,19 @@ class Bench:
         """Settings of a method, of this size."""
         recipe = make_config(method=method)
         side = min(self.patch, recipe.patch_size // recipe.downsample)
-        return make_config(**{"method": method, "device": str(self.device), "base_channels": self.width,
-                              "patch_size": side * recipe.downsample, **settings})
+        return make_config(
+            **{
+                "method": method,
+                "device": str(self.device),
+                "base_channels": self.width,
+                "patch_size": side * recipe.downsample,
+                **settings,
+            }
+        )
 
 
 # --- batches and steps ----------------------------------------------------------------------------------------
+
 
 def make_batch(config: Config, device: torch.device) -> dict[str, torch.Tensor]:
     """Smooth noise in 8 bit: `weak`, `strong` views and the `mask` of what is bright, as a loader gives them."""
@@ -127,11 +138,14 @@ class Training:
 
     def __post_init__(self):
         torch.manual_seed(0)
-        self.student, self.average = mean_teacher.build_models(self.config, self.device, None, self.semi)
+        self.student, self.average = mean_teacher.build_models(
+            self.config, self.device, None, self.semi
+        )
         self.optimizer = mean_teacher.make_optimizer(self.config, self.student)
         no_schedule = types.SimpleNamespace(step=lambda: None)
-        self.step = mean_teacher.Training(self.config, self.student, self.average, self.optimizer, no_schedule,
-                                          self.semi)
+        self.step = mean_teacher.Training(
+            self.config, self.student, self.average, self.optimizer, no_schedule, self.semi
+        )
         batch = make_batch(self.config, self.device)
         labelled = {"strong": batch["strong"][:, :1].contiguous(), "mask": batch["mask"]}
         self.labelled = itertools.repeat(labelled)
@@ -163,27 +177,35 @@ class Training:
         return asked[0]
 
 
-def time_step(bench: Bench, config: Config, semi: bool, ceilings: Ceilings | None = None,
-              change: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-              prepare: Callable[[Training], None] = lambda training: None) -> dict:
+def time_step(
+    bench: Bench,
+    config: Config,
+    semi: bool,
+    ceilings: Ceilings | None = None,
+    change: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    prepare: Callable[[Training], None] = lambda training: None,
+) -> dict:
     """Milliseconds of a step, of the CPU's part in it, and what `change` or `prepare` makes of them."""
     with change():
         training = Training(config, bench.device, semi)
         prepare(training)
-        training.run(3)                                                 # algorithms are chosen, kernels are loaded
+        training.run(3)  # algorithms are chosen, kernels are loaded
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = statistics.median(training.run(bench.steps) for _ in range(bench.rounds)) / bench.steps
+        seconds = (
+            statistics.median(training.run(bench.steps) for _ in range(bench.rounds)) / bench.steps
+        )
         asked = statistics.median(training.ask() for _ in range(5))
-    found = {"ms": round(1e3 * seconds, 2), "ms of the CPU": round(1e3 * asked, 2)}
+    result = {"ms": round(1e3 * seconds, 2), "ms of the CPU": round(1e3 * asked, 2)}
     if ceilings:
-        found["× floor"] = round(seconds / ceilings.floor(step_work(config, semi)), 2)
+        result["× floor"] = round(seconds / ceilings.floor(step_work(config, semi)), 2)
     if bench.device.type == "cuda":
-        found["MB"] = torch.cuda.max_memory_allocated() >> 20
-    return found
+        result["MB"] = torch.cuda.max_memory_allocated() >> 20
+    return result
 
 
 # --- is it right? ---------------------------------------------------------------------------------------------
+
 
 def one_step(config: Config, device: torch.device, precision: str) -> dict[str, torch.Tensor]:
     """Losses, gradient, averaged weights and predicted probability of one step from fixed weights, as float64."""
@@ -191,7 +213,9 @@ def one_step(config: Config, device: torch.device, precision: str) -> dict[str, 
     labelled, unlabelled = next(training.labelled), next(training.unlabelled)
     generator = torch.Generator().manual_seed(3)
     with autocast(device, precision):
-        losses = mean_teacher.step_losses(config, training.student, labelled, training.average, unlabelled, generator)
+        losses = mean_teacher.step_losses(
+            config, training.student, labelled, training.average, unlabelled, generator
+        )
     sum(losses).backward()
     gradients = [p.grad.flatten() for p in training.student.parameters() if p.grad is not None]
     # A plain gradient step: AdamW's first step is the sign of the gradient, which a rounding error can turn.
@@ -203,22 +227,37 @@ def one_step(config: Config, device: torch.device, precision: str) -> dict[str, 
     weights = [p.flatten() for p in training.average.parameters()]
     grey = (unlabelled["weak"][:, 0] * 255).round().byte()
     probability = utils.window_moments(training.average, grey, precision=precision)
-    found = {"losses": torch.stack(losses).detach(), "gradient": torch.cat(gradients), "average": torch.cat(weights),
-             "probability": probability}
-    return {name: tensor.double().cpu() for name, tensor in found.items()}
+    result = {
+        "losses": torch.stack(losses).detach(),
+        "gradient": torch.cat(gradients),
+        "average": torch.cat(weights),
+        "probability": probability,
+    }
+    return {name: tensor.double().cpu() for name, tensor in result.items()}
 
 
 def parity(bench: Bench, precision: str) -> dict:
     """How far a step and a prediction on the device are from those of the CPU in float32."""
-    config = bench.config("unimatch", base_channels=min(16, bench.width), batch_size=2, confidence=0.0,
-                          hard_labels=False, consistency="bce_dice")
-    expected, found = one_step(config, CPU, "float32"), one_step(config, bench.device, precision)
+    config = bench.config(
+        "unimatch",
+        base_channels=min(16, bench.width),
+        batch_size=2,
+        confidence=0.0,
+        hard_labels=False,
+        consistency="bce_dice",
+    )
+    expected, result = one_step(config, CPU, "float32"), one_step(config, bench.device, precision)
 
     def relative(name: str) -> str:
-        return f"{float((found[name] - expected[name]).norm() / expected[name].norm()):.1e}"
-    largest = float((found["probability"] - expected["probability"]).abs().max())
-    return {"losses": relative("losses"), "gradient": relative("gradient"), "average": relative("average"),
-            "largest difference of a probability": f"{largest:.1e}"}
+        return f"{float((result[name] - expected[name]).norm() / expected[name].norm()):.1e}"
+
+    largest = float((result["probability"] - expected["probability"]).abs().max())
+    return {
+        "losses": relative("losses"),
+        "gradient": relative("gradient"),
+        "average": relative("average"),
+        "largest difference of a probability": f"{largest:.1e}",
+    }
 
 
 def waits(bench: Bench, method: str, semi: bool) -> dict:
@@ -226,7 +265,10 @@ def waits(bench: Bench, method: str, semi: bool) -> dict:
 
     The end of an epoch, where the losses are read, is left out.
     """
-    training, marks = Training(bench.config(method, base_channels=min(8, bench.width)), bench.device, semi), []
+    training, marks = (
+        Training(bench.config(method, base_channels=min(8, bench.width)), bench.device, semi),
+        [],
+    )
     training.run(3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -235,12 +277,16 @@ def waits(bench: Bench, method: str, semi: bool) -> dict:
             training.run(2, lambda: marks.append(len(caught)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    lines = {"/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in caught[:marks[-1]]
-             if "called a synchronizing" in str(w.message)}
+    lines = {
+        "/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}"
+        for w in caught[: marks[-1]]
+        if "called a synchronizing" in str(w.message)
+    }
     return {"at": sorted(lines) or "none"}
 
 
 # --- images ---------------------------------------------------------------------------------------------------
+
 
 def images_per_second(bench: Bench, factor: int, tta: bool, ceilings: Ceilings | None) -> dict:
     """A stream of images through windows of half overlap, files not counted."""
@@ -253,20 +299,23 @@ def images_per_second(bench: Bench, factor: int, tta: bool, ceilings: Ceilings |
     def predict(count: int) -> float:
         began = time.perf_counter()
         stream = itertools.islice(itertools.cycle(pictures), count)
-        for probability in utils.predict_images(model, stream, bench.device, patch, 0.5, tta):
+        window = utils.SlidingWindow(patch, 0.5, tta)
+        for probability in utils.predict_images(model, stream, bench.device, window):
             probability.mean()
         wait_for(bench.device)
         return (time.perf_counter() - began) / count
+
     predict(4)
     seconds = statistics.median(predict(bench.images) for _ in range(bench.rounds))
-    found = {"side": side, "images/s": round(1 / seconds, 1), "ms": round(1e3 * seconds, 2)}
+    result = {"side": side, "images/s": round(1 / seconds, 1), "ms": round(1e3 * seconds, 2)}
     if ceilings and not tta:
         floor = ceilings.floor(image_work(bench.width, side, patch, 0.5, factor))
-        found["× floor"] = round(seconds / floor, 2)
-    return found
+        result["× floor"] = round(seconds / floor, 2)
+    return result
 
 
 # --- candidates: what might make a step faster ----------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def replaced(where: object, name: str, value: object) -> Iterator[None]:
@@ -284,8 +333,19 @@ def time_without_trying(bench: Bench, batch: int) -> dict:
 
     In a process of its own: what was tried for a shape is kept for the rest of a process.
     """
-    done = subprocess.run([sys.executable, __file__, "--device", str(bench.device), "--untried", str(batch),
-                           *["--miniature"] * (bench.width < 64)], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            __file__,
+            "--device",
+            str(bench.device),
+            "--untried",
+            str(batch),
+            *["--miniature"] * (bench.width < 64),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-300:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -298,9 +358,11 @@ def with_first_convolution_in_half_precision() -> contextlib.AbstractContextMana
 
 def with_joins_in_float32() -> contextlib.AbstractContextManager:
     """Skip and interpolated features in the precision that autocast gives them."""
+
     def join(coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
         return torch.cat([skip, fine], dim=1)
+
     return replaced(model_unet, "_upsample_and_concatenate", join)
 
 
@@ -312,9 +374,11 @@ def in_channels_last(training: Training) -> None:
 
 def compiled(mode: str | None) -> Callable[[Training], None]:
     """Both networks through torch.compile."""
+
     def prepare(training: Training) -> None:
         for model in filter(None, (training.student, training.average)):
             model.compile(dynamic=False, mode=mode)
+
     return prepare
 
 
@@ -326,11 +390,15 @@ def time_graph(bench: Bench, config: Config) -> dict:
     training = Training(config, bench.device, semi=True)
     labelled, unlabelled = next(training.labelled), next(training.unlabelled)
     weights = [p for p in training.student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True, capturable=True)
+    optimizer = torch.optim.AdamW(
+        weights, config.lr, weight_decay=config.weight_decay, fused=True, capturable=True
+    )
 
     def step() -> torch.Tensor:
         with autocast(bench.device, config.precision):
-            losses = mean_teacher.step_losses(config, training.student, labelled, training.average, unlabelled)
+            losses = mean_teacher.step_losses(
+                config, training.student, labelled, training.average, unlabelled
+            )
         optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
         norm = mean_teacher.get_total_norm([p.grad for p in weights])
@@ -355,6 +423,7 @@ def time_graph(bench: Bench, config: Config) -> dict:
             graph.replay()
         wait_for(bench.device)
         return (time.perf_counter() - began) / bench.steps
+
     play()
     return {"ms": round(1e3 * statistics.median(play() for _ in range(bench.rounds)), 2)}
 
@@ -362,86 +431,139 @@ def time_graph(bench: Bench, config: Config) -> dict:
 def time_compiled(bench: Bench, mode: str | None) -> dict:
     """A Mean Teacher step of compiled networks, and the seconds that it took to compile and measure them."""
     began = time.perf_counter()
-    found = time_step(bench, bench.config("mean_teacher"), True, prepare=compiled(mode))
-    return {**found, "s in all": round(time.perf_counter() - began)}
+    result = time_step(bench, bench.config("mean_teacher"), True, prepare=compiled(mode))
+    return {**result, "s in all": round(time.perf_counter() - began)}
 
 
 # --- all of it ------------------------------------------------------------------------------------------------
 
+
 def describe_ceilings(device: torch.device, limits: list[Ceilings]) -> dict:
     """What the device does at best, which is also added to `limits`."""
     limits.append(measure_ceilings(device))
-    return {"TFLOP/s": round(limits[0].flop_per_s / 1e12, 1), "GB/s": round(limits[0].bytes_per_s / 1e9, 1)}
+    return {
+        "TFLOP/s": round(limits[0].flop_per_s / 1e12, 1),
+        "GB/s": round(limits[0].bytes_per_s / 1e9, 1),
+    }
 
 
 def measure_all(bench: Bench, results: Results) -> None:
     """Everything, most important first."""
     cuda = bench.device.type == "cuda"
-    results.add("device", name=torch.cuda.get_device_name(bench.device) if cuda else "CPU", torch=torch.__version__,
-                cudnn=torch.backends.cudnn.version(), precision=resolve_precision(bench.device))
+    results.add(
+        "device",
+        name=torch.cuda.get_device_name(bench.device) if cuda else "CPU",
+        torch=torch.__version__,
+        cudnn=torch.backends.cudnn.version(),
+        precision=resolve_precision(bench.device),
+    )
 
     for precision in ("float32", "bfloat16"):
-        results.attempt(f"beside the CPU in float32: {precision}", lambda p=precision: parity(bench, p))
+        results.attempt(
+            f"beside the CPU in float32: {precision}", lambda p=precision: parity(bench, p)
+        )
 
     limits: list[Ceilings] = []
     results.attempt("ceilings", lambda: describe_ceilings(bench.device, limits))
     ceilings = limits[0] if limits else None
-    kinds = {"supervised": ("mean_teacher", False), "Mean Teacher": ("mean_teacher", True), "best": ("best", True),
-             "UniMatch": ("unimatch", True)}
+    kinds = {
+        "supervised": ("mean_teacher", False),
+        "Mean Teacher": ("mean_teacher", True),
+        "best": ("best", True),
+        "UniMatch": ("unimatch", True),
+    }
     for (name, (method, semi)), batch in itertools.product(kinds.items(), bench.batches):
         config = bench.config(method, batch_size=batch)
-        results.attempt(f"step, {name}, batch {batch}" + f"+{batch}" * semi,
-                        lambda c=config, s=semi: time_step(bench, c, s, ceilings))
+        results.attempt(
+            f"step, {name}, batch {batch}" + f"+{batch}" * semi,
+            lambda c=config, s=semi: time_step(bench, c, s, ceilings),
+        )
     wide = bench.config("mean_teacher", base_channels=2 * bench.width)
-    results.attempt(f"step, Mean Teacher, batch {wide.batch_size}+{wide.batch_size}, width {wide.base_channels}",
-                    lambda: time_step(bench, wide, True, ceilings))
+    results.attempt(
+        f"step, Mean Teacher, batch {wide.batch_size}+{wide.batch_size}, width {wide.base_channels}",
+        lambda: time_step(bench, wide, True, ceilings),
+    )
 
     for factor, tta in ((1, False), (4, False), (4, True)):
-        results.attempt(f"images, downsample {factor}{', eight symmetries' if tta else ''}",
-                        lambda f=factor, t=tta: images_per_second(bench, f, t, ceilings))
+        results.attempt(
+            f"images, downsample {factor}{', eight symmetries' if tta else ''}",
+            lambda f=factor, t=tta: images_per_second(bench, f, t, ceilings),
+        )
     if cuda:
         for name, (method, semi) in kinds.items():
-            results.attempt(f"waits in two steps, {name}", lambda m=method, s=semi: waits(bench, m, s))
+            results.attempt(
+                f"waits in two steps, {name}", lambda m=method, s=semi: waits(bench, m, s)
+            )
 
     for batch in bench.batches:
-        results.attempt(f"candidate, Mean Teacher {batch}+{batch}: cudnn.benchmark off",
-                        lambda b=batch: time_without_trying(bench, b))
-    changes = {"first convolution in half precision": {"change": with_first_convolution_in_half_precision},
-               "joins in float32": {"change": with_joins_in_float32},
-               "channels last": {"prepare": in_channels_last}}
+        results.attempt(
+            f"candidate, Mean Teacher {batch}+{batch}: cudnn.benchmark off",
+            lambda b=batch: time_without_trying(bench, b),
+        )
+    changes = {
+        "first convolution in half precision": {"change": with_first_convolution_in_half_precision},
+        "joins in float32": {"change": with_joins_in_float32},
+        "channels last": {"prepare": in_channels_last},
+    }
     for (name, options), batch in itertools.product(changes.items(), bench.batches):
         config = bench.config("mean_teacher", batch_size=batch)
-        results.attempt(f"candidate, Mean Teacher {batch}+{batch}: {name}",
-                        lambda c=config, o=options: time_step(bench, c, True, None, **o))
+        results.attempt(
+            f"candidate, Mean Teacher {batch}+{batch}: {name}",
+            lambda c=config, o=options: time_step(bench, c, True, None, **o),
+        )
     if cuda:
-        results.attempt("candidate, Mean Teacher, all in float32", lambda: time_step(
-            bench, bench.config("mean_teacher", precision="float32"), True))
+        results.attempt(
+            "candidate, Mean Teacher, all in float32",
+            lambda: time_step(bench, bench.config("mean_teacher", precision="float32"), True),
+        )
         for batch in bench.batches:
             config = bench.config("mean_teacher", batch_size=batch)
-            results.attempt(f"candidate, Mean Teacher {batch}+{batch}: CUDA graph",
-                            lambda c=config: time_graph(bench, c))
-        for name, mode in (("torch.compile", None), ("torch.compile, reduce-overhead", "reduce-overhead")):
-            results.attempt(f"candidate, Mean Teacher 4+4: {name}", lambda m=mode: time_compiled(bench, m))
+            results.attempt(
+                f"candidate, Mean Teacher {batch}+{batch}: CUDA graph",
+                lambda c=config: time_graph(bench, c),
+            )
+        for name, mode in (
+            ("torch.compile", None),
+            ("torch.compile, reduce-overhead", "reduce-overhead"),
+        ):
+            results.attempt(
+                f"candidate, Mean Teacher 4+4: {name}", lambda m=mode: time_compiled(bench, m)
+            )
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
-    parser.add_argument("--output", type=Path, help="write the results to this .json file, each as it comes")
-    parser.add_argument("--miniature", action="store_true", help="all of it on a tiny network: does it run?")
-    parser.add_argument("--untried", type=int, metavar="BATCH", help="only time a Mean Teacher step of this batch "
-                        "size, with algorithms that were not tried; one line of JSON")
-    given = parser.parse_args()
-    device = choose_device(given.device)
+    parser.add_argument(
+        "--output", type=Path, help="write the results to this .json file, each as it comes"
+    )
+    parser.add_argument(
+        "--miniature", action="store_true", help="all of it on a tiny network: does it run?"
+    )
+    parser.add_argument(
+        "--untried",
+        type=int,
+        metavar="BATCH",
+        help="only time a Mean Teacher step of this batch "
+        "size, with algorithms that were not tried; one line of JSON",
+    )
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
     bench = Bench(device)
-    if given.miniature:
+    if arguments.miniature:
         bench = Bench(device, width=2, patch=32, batches=(2,), steps=2, rounds=1, images=4)
-    if given.untried:
+    if arguments.untried:
         with replaced(mean_teacher, "trying_algorithms", contextlib.nullcontext):
-            print(json.dumps(time_step(bench, bench.config("mean_teacher", batch_size=given.untried), True)))
+            print(
+                json.dumps(
+                    time_step(
+                        bench, bench.config("mean_teacher", batch_size=arguments.untried), True
+                    )
+                )
+            )
         return
-    measure_all(bench, Results(given.output))
+    measure_all(bench, Results(arguments.output))
 
 
 if __name__ == "__main__":

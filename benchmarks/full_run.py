@@ -25,20 +25,25 @@ from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 from runtime.files import write_json  # noqa: E402
 from runtime.run_folder import environment  # noqa: E402
+from training import batches  # noqa: E402
 
 PHASES = {
     "train_supervised": "supervised",
     "continue_supervised": "control",
     "train_semi_supervised": "semi-supervised",
 }
-REST = {"prepare": "reading the data", "evaluate_run": "tables", "rank_unlabelled": "what to annotate next"}
+REST = {
+    "prepare": "reading the data",
+    "evaluate_run": "tables",
+    "rank_unlabelled": "what to annotate next",
+}
 
 
 class Clock:
     """Seconds by phase and part. What is measured inside something else is not counted there again."""
 
-    def __init__(self, path: Path, about: dict):
-        self.path, self.about = path, about
+    def __init__(self, path: Path, details: dict):
+        self.path, self.details = path, details
         self.seconds: dict[str, dict[str, float]] = {}
         self.phase, self.inner = "", 0.0
 
@@ -60,13 +65,16 @@ class Clock:
 
     def timed(self, function: Callable, part: str) -> Callable:
         """`function`, with its time counted to `part`."""
+
         def call(*arguments, **options):
             with self.part(part):
                 return function(*arguments, **options)
+
         return call
 
     def timed_phase(self, function: Callable, phase: str, part: str) -> Callable:
         """`function`, which is a phase of its own: what its parts do not explain is `part`. Written when it ends."""
+
         def call(*arguments, **options):
             self.phase = phase
             with self.part(part):
@@ -74,10 +82,12 @@ class Clock:
             self.phase = "other"
             self.write()
             return result
+
         return call
 
     def timed_items(self, make: Callable, part: str) -> Callable:
         """`make`, which returns an iterator, with the time that each of its items is waited for counted to `part`."""
+
         def items(*arguments, **options):
             made = make(*arguments, **options)
             try:
@@ -89,15 +99,25 @@ class Clock:
                     yield item
             finally:
                 made.close()
+
         return items
 
     def write(self) -> None:
         """Write what is known so far."""
-        phases = {phase: {part: round(seconds, 2) for part, seconds in parts.items()}
-                  for phase, parts in self.seconds.items()}
+        phases = {
+            phase: {part: round(seconds, 2) for part, seconds in parts.items()}
+            for phase, parts in self.seconds.items()
+        }
         totals = {phase: round(sum(parts.values()), 2) for phase, parts in phases.items()}
-        write_json(self.path, {**self.about, "seconds": round(sum(totals.values()), 2), "phases": totals,
-                               "parts": phases})
+        write_json(
+            self.path,
+            {
+                **self.details,
+                "seconds": round(sum(totals.values()), 2),
+                "phases": totals,
+                "parts": phases,
+            },
+        )
 
 
 def watch(clock: Clock) -> None:
@@ -106,8 +126,10 @@ def watch(clock: Clock) -> None:
         setattr(train, name, clock.timed_phase(getattr(train, name), phase, "steps"))
     for name, phase in REST.items():
         setattr(train, name, clock.timed_phase(getattr(train, name), phase, phase))
-    report.write_report = clock.timed_phase(report.write_report, "page and figures", "page and figures")
-    train.make_loader = clock.timed_items(train.make_loader, "waiting for batches")
+    report.write_report = clock.timed_phase(
+        report.write_report, "page and figures", "page and figures"
+    )
+    batches.make_loader = clock.timed_items(batches.make_loader, "waiting for batches")
     train.validate = clock.timed(train.validate, "validation")
     progress.save_state = clock.timed(progress.save_state, "states")
     progress.save_checkpoint = clock.timed(progress.save_checkpoint, "weights")
@@ -116,15 +138,26 @@ def watch(clock: Clock) -> None:
 def main() -> None:
     """Train, time, and write where the time went."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="write the seconds to this .json file")
-    parser.add_argument("--profile", default="full", choices=["full", "cpu"], help="as of train.py (%(default)s)")
-    given, options = parser.parse_known_args()
+    parser.add_argument(
+        "--output", type=Path, required=True, help="write the seconds to this .json file"
+    )
+    parser.add_argument(
+        "--profile", default="full", choices=["full", "cpu"], help="as of train.py (%(default)s)"
+    )
+    arguments, options = parser.parse_known_args()
     settings = parse_settings(options)
-    given.output.parent.mkdir(parents=True, exist_ok=True)      # an error before the run, not after it
+    arguments.output.parent.mkdir(
+        parents=True, exist_ok=True
+    )  # an error before the run, not after it
     device = choose_device(settings.get("device", "auto"))
-    config = make_config(**{**profile(given.profile, device), **settings})
-    clock = Clock(given.output, {"environment": environment(device, config.precision),
-                                 "settings": dataclasses.asdict(config)})
+    config = make_config(**{**profile(arguments.profile, device), **settings})
+    clock = Clock(
+        arguments.output,
+        {
+            "environment": environment(device, config.precision),
+            "settings": dataclasses.asdict(config),
+        },
+    )
     watch(clock)
     train.run(config)
     clock.write()

@@ -40,8 +40,8 @@ class Work:
     """What has to be computed: floating-point operations, and elements and bytes that have to move."""
 
     flop: float
-    elements: float       # of convolutions, in the precision that they are computed in
-    weight_bytes: float   # of optimizer and moving average, always float32
+    elements: float  # of convolutions, in the precision that they are computed in
+    weight_bytes: float  # of optimizer and moving average, always float32
 
     def bytes(self, itemsize: int) -> float:
         """Bytes to move when convolutions work on numbers of `itemsize` bytes."""
@@ -54,7 +54,7 @@ class Ceilings:
 
     flop_per_s: float
     bytes_per_s: float
-    itemsize: int         # bytes of a number in the matrix product
+    itemsize: int  # bytes of a number in the matrix product
 
     def floor(self, work: Work) -> float:
         """Seconds that `work` takes at least."""
@@ -82,10 +82,13 @@ def count(compute: Callable[[], object], updated: int = 0, averaged: int = 0) ->
     flops, operands = FlopCounterMode(display=False), CountOperands()
     with flops, operands:
         compute()
-    return Work(flops.get_total_flops(), operands.elements, ADAMW_BYTES * updated + EMA_BYTES * averaged)
+    return Work(
+        flops.get_total_flops(), operands.elements, ADAMW_BYTES * updated + EMA_BYTES * averaged
+    )
 
 
 # --- the three things that take time ---------------------------------------------------------------------------
+
 
 def step_work(config: Config, semi: bool) -> Work:
     """Work of one training step: supervised, or (`semi`) with teacher, unlabelled batch and frozen blocks."""
@@ -94,22 +97,38 @@ def step_work(config: Config, semi: bool) -> Work:
         if semi:
             freeze(student, config.freeze)
         side = config.patch_size // config.downsample
-        batch = {name: torch.empty(config.batch_size, 1, side, side) for name in ("weak", "strong", "mask")}
-        unlabelled = {**batch, "strong": torch.empty(config.batch_size, config.strong_views, *batch["weak"].shape[2:])}
+        batch = {
+            name: torch.empty(config.batch_size, 1, side, side)
+            for name in ("weak", "strong", "mask")
+        }
+        unlabelled = {
+            **batch,
+            "strong": torch.empty(config.batch_size, config.strong_views, *batch["weak"].shape[2:]),
+        }
 
     def step() -> None:
-        losses = step_losses(config, student, batch, *((teacher, unlabelled) if semi else ()),
-                             generator=torch.Generator())
+        losses = step_losses(
+            config,
+            student,
+            batch,
+            *((teacher, unlabelled) if semi else ()),
+            generator=torch.Generator(),
+        )
         sum(losses).backward()
 
     weights = [p.numel() for p in student.parameters() if p.requires_grad]
     return count(step, sum(weights), sum(p.numel() for p in teacher.parameters()) if semi else 0)
 
 
-def image_work(base_channels: int, size: int, patch_size: int = 256, overlap: float = 0.5, downsample: int = 1) -> Work:
+def image_work(
+    base_channels: int, size: int, patch_size: int = 256, overlap: float = 0.5, downsample: int = 1
+) -> Work:
     """Work of predicting one square image of `size` pixels through overlapping windows."""
     with torch.device("meta"):
-        model, window = UNet(base_channels, downsample).eval(), torch.empty(1, 1, patch_size, patch_size)
+        model, window = (
+            UNet(base_channels, downsample).eval(),
+            torch.empty(1, 1, patch_size, patch_size),
+        )
     with torch.no_grad():
         one = count(lambda: model(window))
     windows = len(window_starts(max(size, patch_size), patch_size, overlap)) ** 2
@@ -117,6 +136,7 @@ def image_work(base_channels: int, size: int, patch_size: int = 256, overlap: fl
 
 
 # --- what the machine can do -----------------------------------------------------------------------------------
+
 
 def wait_for(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
@@ -150,7 +170,9 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     for megabytes in (256, 1024):
         source = torch.zeros(megabytes << 18, device=device)
         target = torch.zeros_like(source)
-        copies.append(2 * 4 * source.numel() / best_seconds(lambda s=source, t=target: t.copy_(s), device))
+        copies.append(
+            2 * 4 * source.numel() / best_seconds(lambda s=source, t=target: t.copy_(s), device)
+        )
     return Ceilings(max(rates), max(copies), torch.finfo(dtype).bits // 8)
 
 
@@ -158,18 +180,33 @@ def main() -> None:
     """Print work, ceilings and floors."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
-    parser.add_argument("--base-channels", type=int, default=64, help="width of the network (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=4, help="labelled and unlabelled patches each (%(default)s)")
-    parser.add_argument("--size", type=int, default=768, help="side of the image [px] (%(default)s)")
-    given = parser.parse_args()
-    ceilings = measure_ceilings(choose_device(given.device))
-    print(f"matrix product {ceilings.flop_per_s / 1e12:.3g} TFLOP/s, copy {ceilings.bytes_per_s / 1e9:.3g} GB/s")
-    config = Config(base_channels=given.base_channels, batch_size=given.batch_size)
-    for name, work in (("supervised step", step_work(config, semi=False)),
-                       ("Mean Teacher step", step_work(config, semi=True)),
-                       (f"image of {given.size}² px", image_work(given.base_channels, given.size))):
-        print(f"{name:20s} {work.flop / 1e12:8.3f} TFLOP  {work.bytes(ceilings.itemsize) / 1e9:8.3f} GB"
-              f"  floor {1e3 * ceilings.floor(work):10.1f} ms")
+    parser.add_argument(
+        "--base-channels", type=int, default=64, help="width of the network (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        help="labelled and unlabelled patches each (%(default)s)",
+    )
+    parser.add_argument(
+        "--size", type=int, default=768, help="side of the image [px] (%(default)s)"
+    )
+    arguments = parser.parse_args()
+    ceilings = measure_ceilings(choose_device(arguments.device))
+    print(
+        f"matrix product {ceilings.flop_per_s / 1e12:.3g} TFLOP/s, copy {ceilings.bytes_per_s / 1e9:.3g} GB/s"
+    )
+    config = Config(base_channels=arguments.base_channels, batch_size=arguments.batch_size)
+    for name, work in (
+        ("supervised step", step_work(config, semi=False)),
+        ("Mean Teacher step", step_work(config, semi=True)),
+        (f"image of {arguments.size}² px", image_work(arguments.base_channels, arguments.size)),
+    ):
+        print(
+            f"{name:20s} {work.flop / 1e12:8.3f} TFLOP  {work.bytes(ceilings.itemsize) / 1e9:8.3f} GB"
+            f"  floor {1e3 * ceilings.floor(work):10.1f} ms"
+        )
 
 
 if __name__ == "__main__":

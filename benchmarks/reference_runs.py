@@ -26,7 +26,9 @@ TEACHER = "best_ssl_teacher.safetensors"
 
 def call(module: str, *arguments: object) -> None:
     """Run one of the command lines; its failure ends this script with the same status."""
-    status = subprocess.run([sys.executable, ROOT / f"{module}.py", *map(str, arguments)]).returncode
+    status = subprocess.run(
+        [sys.executable, ROOT / f"{module}.py", *map(str, arguments)]
+    ).returncode
     if status:
         sys.exit(status)
 
@@ -41,19 +43,45 @@ def run_once(data: Path, run: str, method: str, options: list[str]) -> pd.DataFr
         test.mkdir()
         for stem in stems:
             (test / f"{stem}.tif").symlink_to((images / f"{stem}.tif").resolve())
-        call("predict", test, "--checkpoint", Path("checkpoints") / run / TEACHER, "--output", output,
-             *["--tta"] * json.loads((Path("runs") / run / "config.json").read_text())["tta"])
-        call("evaluate", "--pred", output, "--truth", masks, "--output", Path("runs") / run / "predicted_masks.csv")
+        call(
+            "predict",
+            test,
+            "--checkpoint",
+            Path("checkpoints") / run / TEACHER,
+            "--output",
+            output,
+            *["--tta"] * json.loads((Path("runs") / run / "config.json").read_text())["tta"],
+        )
+        call(
+            "evaluate",
+            "--pred",
+            output,
+            "--truth",
+            masks,
+            "--output",
+            Path("runs") / run / "predicted_masks.csv",
+        )
     return pd.read_csv(Path("runs") / run / "test_full.csv").assign(run=run)
 
 
 def main() -> None:
     """Run what was asked for and print mean scores by method."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--real", type=Path, help="data folder with real slices; each fold is one run")
-    parser.add_argument("--methods", default="mean_teacher,best", help="presets, by comma (%(default)s)")
-    parser.add_argument("--folds", type=int, default=3, help="contiguous blocks of the real slices (%(default)s)")
-    parser.add_argument("--labels", type=int, default=4, help="labelled training slices per fold, 0: all (%(default)s)")
+    parser.add_argument(
+        "--real", type=Path, help="data folder with real slices; each fold is one run"
+    )
+    parser.add_argument(
+        "--methods", default="mean_teacher,best", help="presets, by comma (%(default)s)"
+    )
+    parser.add_argument(
+        "--folds", type=int, default=3, help="contiguous blocks of the real slices (%(default)s)"
+    )
+    parser.add_argument(
+        "--labels",
+        type=int,
+        default=4,
+        help="labelled training slices per fold, 0: all (%(default)s)",
+    )
     parser.add_argument("--no-demo", action="store_true", help="leave the demo out")
     parser.add_argument("--profile", default="auto", choices=["auto", "full", "cpu"])
     arguments, options = parser.parse_known_args()
@@ -70,8 +98,18 @@ def main() -> None:
         if not arguments.no_demo:
             tables.append(run_once(Path("data/demo"), f"reference_demo{suffix}", method, options))
         for fold in range(arguments.folds if arguments.real else 0):
-            blocks = ["--split", "blocks", "--test-fraction", 1 / arguments.folds, "--val-fraction", 1 / 6,
-                      "--fold", fold, "--labels", arguments.labels]
+            blocks = [
+                "--split",
+                "blocks",
+                "--test-fraction",
+                1 / arguments.folds,
+                "--val-fraction",
+                1 / 6,
+                "--fold",
+                fold,
+                "--labels",
+                arguments.labels,
+            ]
             name = f"reference_real{suffix}_fold{fold}"
             tables.append(run_once(arguments.real, name, method, [*map(str, blocks), *options]))
     table = pd.concat(tables)

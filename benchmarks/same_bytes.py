@@ -38,9 +38,17 @@ PATIENCE = 600  # seconds until a run has to have written its first semi-supervi
 def start(folder: Path, method: str, *more: str) -> subprocess.Popen:
     """Start training in `folder`; runs and weights go there."""
     options = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    command = [sys.executable, str(ROOT / "train.py"), "--data=demo", f"--run={method}", f"--method={method}"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--data=demo",
+        f"--run={method}",
+        f"--method={method}",
+    ]
     with (folder / f"{method}.log").open("a") as log:
-        return subprocess.Popen([*command, *options, *more], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            [*command, *options, *more], cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def train_and_kill_once(folder: Path, method: str) -> None:
@@ -50,7 +58,9 @@ def train_and_kill_once(folder: Path, method: str) -> None:
     begun = time.monotonic()
     while not log.exists() or len(log.read_text().splitlines()) < 2:
         if process.poll() is not None or time.monotonic() - begun > PATIENCE:
-            raise SystemExit(f"{method}: ended before it could be killed; see {folder / method}.log")
+            raise SystemExit(
+                f"{method}: ended before it could be killed; see {folder / method}.log"
+            )
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -32,7 +32,7 @@ from runtime.devices import choose_device  # noqa: E402
 from runtime.files import write_json  # noqa: E402
 from runtime.messages import InputError  # noqa: E402
 from runtime.run_folder import environment  # noqa: E402
-from viz.slice_figures import new_figure  # noqa: E402
+from viz.panels import new_figure  # noqa: E402
 
 
 def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
@@ -41,6 +41,7 @@ def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
     A value that cannot be measured, for want of memory perhaps, is told and left out.
     """
     from benchmarks.contenders import SCALES, steps_per_call, values_of
+
     for axis in axes:
         unit = SCALES[axis][2]
         count = steps_per_call(config, given=True)
@@ -48,13 +49,20 @@ def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
             unit = f"{count} × {unit}"
         for value in values_of(axis, choose_device(config.device)):
             try:
-                found = run_race(axis, [str(value)], config, calls)
+                result = run_race(axis, [str(value)], config, calls)
             except InputError as error:
                 print(f"{axis} {error}", file=sys.stderr)
                 continue
-            timed = found[found["round"] > 0]["seconds"]
-            yield {"axis": axis, "value": value, "unit": unit, "seconds": timed.median(), "low": timed.min(),
-                   "high": timed.max(), "memory_mb": found["memory_mb"].max()}
+            timed = result[result["round"] > 0]["seconds"]
+            yield {
+                "axis": axis,
+                "value": value,
+                "unit": unit,
+                "seconds": timed.median(),
+                "low": timed.min(),
+                "high": timed.max(),
+                "memory_mb": result["memory_mb"].max(),
+            }
 
 
 def draw_scaling(table: pd.DataFrame, title: str, path: Path) -> None:
@@ -62,13 +70,20 @@ def draw_scaling(table: pd.DataFrame, title: str, path: Path) -> None:
     figure, axes = new_figure(2, table["axis"].nunique(), 5.0)
     for column, (name, some) in zip(axes.T, table.groupby("axis", sort=False), strict=True):
         upper, lower = column
-        upper.errorbar(some["value"], some["seconds"],
-                       [some["seconds"] - some["low"], some["high"] - some["seconds"]], marker="o", capsize=3)
+        upper.errorbar(
+            some["value"],
+            some["seconds"],
+            [some["seconds"] - some["low"], some["high"] - some["seconds"]],
+            marker="o",
+            capsize=3,
+        )
         lower.plot(some["value"], some["memory_mb"] / 1000, marker="o")
         for axis in column:
             if some["value"].min() > 0:
                 axis.set_xscale("log", base=2)
-            axis.set_xticks(some["value"], some["value"], rotation=90 if some["value"].max() > 99 else 0)
+            axis.set_xticks(
+                some["value"], some["value"], rotation=90 if some["value"].max() > 99 else 0
+            )
             axis.set_xticks([], minor=True)
             axis.grid(alpha=0.3)
         if some["value"].min() > 0:
@@ -88,22 +103,34 @@ def draw_scaling(table: pd.DataFrame, title: str, path: Path) -> None:
 def main() -> None:
     """Measure every point, write the table and the figure."""
     from benchmarks.contenders import SCALES
+
     parser = Parser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--calls", type=int, default=3, help="timed calls of each point (%(default)s)")
-    parser.add_argument("--axes", default=",".join(SCALES), help="which ones, by comma (%(default)s)")
-    given = parser.parse_args()
-    axes, device, rows = chosen(given.axes, SCALES, "axis"), choose_device(given.device), []
-    if given.calls < 1:
+    parser.add_argument(
+        "--calls", type=int, default=3, help="timed calls of each point (%(default)s)"
+    )
+    parser.add_argument(
+        "--axes", default=",".join(SCALES), help="which ones, by comma (%(default)s)"
+    )
+    arguments = parser.parse_args()
+    axes, device, rows = chosen(arguments.axes, SCALES, "axis"), choose_device(arguments.device), []
+    if arguments.calls < 1:
         raise InputError("--calls: expected 1 or more")
-    path, about = output_of(parser, given, device, "_scaling"), environment(device)
+    path, details = output_of(parser, arguments, device, "_scaling"), environment(device)
     partial = path.with_suffix(".partial.json")
     with tempfile.TemporaryDirectory() as folder:
-        config = demo_settings(given, Path(folder))
-        for row in measure(axes, config, given.calls):
+        config = demo_settings(arguments, Path(folder))
+        for row in measure(axes, config, arguments.calls):
             rows.append(row)
-            write_json(partial, {"processor": processor(device), "environment": about, "settings": shown(config),
-                                 "table": records(pd.DataFrame(rows))})
+            write_json(
+                partial,
+                {
+                    "processor": processor(device),
+                    "environment": details,
+                    "settings": shown(config),
+                    "table": records(pd.DataFrame(rows)),
+                },
+            )
     if not rows:
         raise InputError("nothing could be measured; the reasons stand above")
     partial.replace(path)

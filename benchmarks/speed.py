@@ -54,9 +54,13 @@ SLICES = 8  # labelled, and as many unlabelled
 
 # --- a contender in its own process ---------------------------------------------------------------------------
 
-def contend(pipe: multiprocessing.connection.Connection, race: str, name: str, config: Config) -> None:
+
+def contend(
+    pipe: multiprocessing.connection.Connection, race: str, name: str, config: Config
+) -> None:
     """Make a contender, do its unit once, then once more for whatever comes; sends (seconds, MB, result)."""
     from benchmarks.contenders import make_contender
+
     repeat = make_contender(race, name, config)
     device, asked = choose_device(config.device), True
     while asked:
@@ -67,16 +71,18 @@ def contend(pipe: multiprocessing.connection.Connection, race: str, name: str, c
         pipe.send((time.perf_counter() - began, memory / 2**20, result))
         try:
             pipe.recv()
-        except EOFError:                                        # closed: the race is over
+        except EOFError:  # closed: the race is over
             asked = False
 
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far [bytes]."""
     status = Path("/proc/self/status")
-    if status.exists():                                         # what `getrusage` says includes the parent's
+    if status.exists():  # what `getrusage` says includes the parent's
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def process_context() -> multiprocessing.context.BaseContext:
@@ -85,7 +91,9 @@ def process_context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.contenders"])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    )
     return context
 
 
@@ -143,10 +151,20 @@ def run_race(race: str, names: list[str], config: Config, rounds: int) -> pd.Dat
     try:
         for number in range(rounds + 1):
             order = rng.permutation(list(contenders)) if number else names
-            found = {name: run(name) for name in order}         # one after the other: they share the cores
-            for name, (seconds, memory, result) in found.items():
-                rows.append({"race": race, "contender": name, "round": number, "seconds": seconds, "memory_mb": memory,
-                             "difference": float(np.abs(result - found[names[0]][2]).max())})
+            outcome = {
+                name: run(name) for name in order
+            }  # one after the other: they share the cores
+            for name, (seconds, memory, result) in outcome.items():
+                rows.append(
+                    {
+                        "race": race,
+                        "contender": name,
+                        "round": number,
+                        "seconds": seconds,
+                        "memory_mb": memory,
+                        "difference": float(np.abs(result - outcome[names[0]][2]).max()),
+                    }
+                )
     finally:
         for contender in contenders.values():
             contender.end()
@@ -155,104 +173,174 @@ def run_race(race: str, names: list[str], config: Config, rounds: int) -> pd.Dat
 
 # --- the table ------------------------------------------------------------------------------------------------
 
+
 def summarise_races(rows: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
     """Per race and contender: median `seconds`, `ratio` to the first contender (median, `low`, `high` over the
     `rounds`), `floor` (multiple of it), `memory_mb` and the largest `difference`; round 0 counts for memory alone.
     """
-    table, times = [], rows.pivot(index=["race", "contender"], columns="round", values="seconds").drop(columns=0)
+    table, times = (
+        [],
+        rows.pivot(index=["race", "contender"], columns="round", values="seconds").drop(columns=0),
+    )
     first = rows.groupby("race")["contender"].first()
     for (race, name), some in rows.groupby(["race", "contender"], sort=False):
         timed = times.loc[race, name]
         ratio = timed / times.loc[race, first[race]]
-        table.append({"race": race, "contender": name, "seconds": timed.median(), "ratio": ratio.median(),
-                      "low": ratio.min(), "high": ratio.max(), "rounds": int(timed.notna().sum()),
-                      "floor": timed.median() / floors[race] if race in floors else None,
-                      "memory_mb": some["memory_mb"].max(),
-                      "difference": some.dropna(subset="seconds")["difference"].max(skipna=False)})
+        table.append(
+            {
+                "race": race,
+                "contender": name,
+                "seconds": timed.median(),
+                "ratio": ratio.median(),
+                "low": ratio.min(),
+                "high": ratio.max(),
+                "rounds": int(timed.notna().sum()),
+                "floor": timed.median() / floors[race] if race in floors else None,
+                "memory_mb": some["memory_mb"].max(),
+                "difference": some.dropna(subset="seconds")["difference"].max(skipna=False),
+            }
+        )
     return pd.DataFrame(table)
 
 
 def floors_of(config: Config, ceilings: Ceilings) -> dict[str, float]:
     """Race → seconds of one call at the limit of the machine."""
     from benchmarks.contenders import IMAGE, work_of
+
     supervised, semi = (ceilings.floor(step_work(config, semi)) for semi in (False, True))
-    once = {"supervised step": supervised, "Mean Teacher step": semi, "Mean Teacher step alone": semi}
+    once = {
+        "supervised step": supervised,
+        "Mean Teacher step": semi,
+        "Mean Teacher step alone": semi,
+    }
     return {race: seconds * work_of(race, config)[0] for race, seconds in once.items()} | {
-            "image": ceilings.floor(image_work(config.base_channels, IMAGE, config.patch_size, config.overlap))}
+        "image": ceilings.floor(
+            image_work(config.base_channels, IMAGE, config.patch_size, config.overlap)
+        )
+    }
 
 
 def describe(table: pd.DataFrame) -> str:
     """The table as text."""
-    shown = table.assign(ratio=[f"{r:.2f} ({low:.2f}–{high:.2f})" for r, low, high in
-                                zip(table["ratio"], table["low"], table["high"], strict=True)])
-    formats = {"seconds": "{:.4g}".format, "floor": "{:.3g}".format, "memory_mb": "{:.0f}".format,
-               "difference": "{:.1e}".format}
+    shown = table.assign(
+        ratio=[
+            f"{r:.2f} ({low:.2f}–{high:.2f})"
+            for r, low, high in zip(table["ratio"], table["low"], table["high"], strict=True)
+        ]
+    )
+    formats = {
+        "seconds": "{:.4g}".format,
+        "floor": "{:.3g}".format,
+        "memory_mb": "{:.0f}".format,
+        "difference": "{:.1e}".format,
+    }
     return shown.drop(columns=["low", "high"]).to_string(index=False, formatters=formats, na_rep="")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of everything that measures."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
-    parser.add_argument("--base-channels", type=int, default=0, help="width; 0: 64 on CUDA, else 16 (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=4, help="labelled and unlabelled each (%(default)s)")
-    parser.add_argument("--workers", type=int, default=-1, help="of a loader; -1: 4 on CUDA, else none (%(default)s)")
-    parser.add_argument("--output", type=Path, help="file (default: benchmarks/results/DEVICE….json)")
+    parser.add_argument(
+        "--base-channels", type=int, default=0, help="width; 0: 64 on CUDA, else 16 (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="labelled and unlabelled each (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        help="of a loader; -1: 4 on CUDA, else none (%(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="file (default: benchmarks/results/DEVICE….json)"
+    )
 
 
-def output_of(parser: argparse.ArgumentParser, given: argparse.Namespace, device: torch.device, kind: str) -> Path:
+def output_of(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, device: torch.device, kind: str
+) -> Path:
     """Where results go: with the default options alone to the file named after the device."""
-    if given.output is not None:
-        return given.output
-    changed = [name for name, value in vars(given).items() if name != "device" and value != parser.get_default(name)]
+    if arguments.output is not None:
+        return arguments.output
+    changed = [
+        name
+        for name, value in vars(arguments).items()
+        if name != "device" and value != parser.get_default(name)
+    ]
     if changed:
         raise InputError(f"--{changed[0].replace('_', '-')}: needs an --output of its own")
     return RESULTS / f"{file_name(device)}{kind}.json"
 
 
-def demo_settings(given: argparse.Namespace, folder: Path) -> Config:
+def demo_settings(arguments: argparse.Namespace, folder: Path) -> Config:
     """The classic recipe on a small demo that is written to `folder`."""
-    cuda = choose_device(given.device).type == "cuda"
+    cuda = choose_device(arguments.device).type == "cuda"
     write_demo(folder / "demo", scans=SLICES, labelled=SLICES)
-    return Config(data=str(folder / "demo"), device=given.device, batch_size=given.batch_size,
-                  base_channels=given.base_channels or (64 if cuda else 16),
-                  num_workers=given.workers if given.workers >= 0 else 4 if cuda else 0)
+    return Config(
+        data=str(folder / "demo"),
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        base_channels=arguments.base_channels or (64 if cuda else 16),
+        num_workers=arguments.workers if arguments.workers >= 0 else 4 if cuda else 0,
+    )
 
 
 def main() -> None:
     """Run the races and print the table."""
     from benchmarks.contenders import RACES, ablations, work_of
+
     parser = Parser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each race (%(default)s)")
-    parser.add_argument("--races", default=",".join(RACES), help="which ones, by comma (%(default)s)")
-    parser.add_argument("--no-ablation", action="store_true", help="leave out this project without one of its ideas")
-    given = parser.parse_args()
-    races, device, began = chosen(given.races, RACES, "race"), choose_device(given.device), time.perf_counter()
-    if given.rounds < 1:
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="repetitions of each race (%(default)s)"
+    )
+    parser.add_argument(
+        "--races", default=",".join(RACES), help="which ones, by comma (%(default)s)"
+    )
+    parser.add_argument(
+        "--no-ablation", action="store_true", help="leave out this project without one of its ideas"
+    )
+    arguments = parser.parse_args()
+    races, device, began = (
+        chosen(arguments.races, RACES, "race"),
+        choose_device(arguments.device),
+        time.perf_counter(),
+    )
+    if arguments.rounds < 1:
         raise InputError("--rounds: expected 1 or more")
-    path, about = output_of(parser, given, device, ""), environment(device)
+    path, details = output_of(parser, arguments, device, ""), environment(device)
     ceilings = measure_ceilings(device)
     with tempfile.TemporaryDirectory() as folder:
-        config, rows = demo_settings(given, Path(folder)), pd.DataFrame()
+        config, rows = demo_settings(arguments, Path(folder)), pd.DataFrame()
         floors = floors_of(config, ceilings)
         for number, race in enumerate(races, 1):
-            names = [*RACES[race], *(() if given.no_ablation else ablations(race, device))]
-            rows = pd.concat([rows, run_race(race, names, config, given.rounds)])
+            names = [*RACES[race], *(() if arguments.no_ablation else ablations(race, device))]
+            rows = pd.concat([rows, run_race(race, names, config, arguments.rounds)])
             table = summarise_races(rows, floors)
             partial = path.with_suffix(".partial.json")
-            write_json(partial, {"processor": processor(device), "environment": about,
-                                 "seconds": round(time.perf_counter() - began, 1), "settings": shown(config),
-                                 "call": {name: work_of(name, config) for name in races[:number]},
-                                 "ceilings": dataclasses.asdict(ceilings), "floors": floors,
-                                 "table": records(table), "rounds": records(rows)})
+            write_json(
+                partial,
+                {
+                    "processor": processor(device),
+                    "environment": details,
+                    "seconds": round(time.perf_counter() - began, 1),
+                    "settings": shown(config),
+                    "call": {name: work_of(name, config) for name in races[:number]},
+                    "ceilings": dataclasses.asdict(ceilings),
+                    "floors": floors,
+                    "table": records(table),
+                    "rounds": records(rows),
+                },
+            )
     partial.replace(path)
     print(describe(table))
     print(f"{processor(device)}; {time.perf_counter() - began:.0f} s; {path}")
 
 
-def chosen(given: str, known: Iterable[str], kind: str) -> list[str]:
+def chosen(arguments: str, known: Iterable[str], kind: str) -> list[str]:
     """The races or axes of an option, in their own order; `InputError` for others."""
-    asked = given.split(",")
+    asked = arguments.split(",")
     unknown = sorted(set(asked) - set(known))
     if unknown:
         raise InputError(f"no such {kind}: {', '.join(unknown)}")
@@ -274,8 +362,8 @@ def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     listed = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
-    return f"{found[1] if found else 'CPU'}, {torch.get_num_threads()} cores"
+    result = re.search(r"model name\s*: (.*)", listed.read_text()) if listed.exists() else None
+    return f"{result[1] if result else 'CPU'}, {torch.get_num_threads()} cores"
 
 
 def file_name(device: torch.device) -> str:

@@ -4,10 +4,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from train import CONTROL
-from utils_viz import FOREST
+from training.phases import CONTROL
+from viz.panels import FOREST
 
-SHARED = ("Otsu", "supervised", CONTROL)  # rows that runs with equal supervised phases have in common
+SHARED = (
+    "Otsu",
+    "supervised",
+    CONTROL,
+)  # rows that runs with equal supervised phases have in common
 
 
 def mean_of_folds(table: pd.DataFrame, column: str) -> float:
@@ -26,8 +30,12 @@ def bootstrap(table: pd.DataFrame, column: str, draws: int = 10_000) -> tuple[fl
     if len(table) < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(0)
-    folds = [part.pivot_table(index="seed", columns="stem", values=column).to_numpy()       # (seeds, slices) each
-             for _, part in table.groupby("fold")]
+    folds = [
+        part.pivot_table(
+            index="seed", columns="stem", values=column
+        ).to_numpy()  # (seeds, slices) each
+        for _, part in table.groupby("fold")
+    ]
     total = np.zeros(draws)
     for chosen in rng.integers(0, len(folds), (len(folds), draws)):
         for number, scores in enumerate(folds):
@@ -62,19 +70,37 @@ def summarise_study(table: pd.DataFrame, first: str, metric: str = "dice") -> pd
     each with its interval and the p of `paired`.
     """
     rows = []
-    control = table[table["role"] == CONTROL].set_index(["variant", "settings", "stem"])[metric].rename("control")
+    control = (
+        table[table["role"] == CONTROL]
+        .set_index(["variant", "settings", "stem"])[metric]
+        .rename("control")
+    )
     same = ["labels", "fold", "seed", "stem", "role"]
     base = table[table["variant"] == first].set_index(same)[metric].rename("control")
-    twins = table["role"].isin(SHARED) & table.duplicated(["group", "role", "stem"])  # shown with the first variant
-    for (labels, variant, role), part in table[~twins].groupby(["labels", "variant", "role"], sort=False):
+    twins = table["role"].isin(SHARED) & table.duplicated(
+        ["group", "role", "stem"]
+    )  # shown with the first variant
+    for (labels, variant, role), part in table[~twins].groupby(
+        ["labels", "variant", "role"], sort=False
+    ):
         low, high = bootstrap(part, metric)
-        row = {"labels": labels, "variant": variant, "role": role, metric: mean_of_folds(part, metric),
-               "low": low, "high": high, "slices": part["stem"].nunique(),
-               "trainings": len(part.groupby(["fold", "seed"]))}
+        row = {
+            "labels": labels,
+            "variant": variant,
+            "role": role,
+            metric: mean_of_folds(part, metric),
+            "low": low,
+            "high": high,
+            "slices": part["stem"].nunique(),
+            "trainings": len(part.groupby(["fold", "seed"])),
+        }
         if role not in (CONTROL, "Otsu", FOREST):
             row |= paired(part.join(control, on=["variant", "settings", "stem"]), metric)
         both = part.join(base, on=same, how="inner")
         if variant != first and len(both):
-            row |= {"change_p" if k == "p" else k.replace("gain", "change"): v for k, v in paired(both, metric).items()}
+            row |= {
+                "change_p" if k == "p" else k.replace("gain", "change"): v
+                for k, v in paired(both, metric).items()
+            }
         rows.append(row)
     return pd.DataFrame(rows)

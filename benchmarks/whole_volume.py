@@ -21,12 +21,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from particles.measuring import SMALLEST  # noqa: E402
+from evaluation.uncertainty import SMALLEST  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 from runtime.files import read_json, write_atomically, write_json  # noqa: E402
 from runtime.run_folder import environment  # noqa: E402
-from viz.slice_figures import draw_sizes  # noqa: E402
+from viz.size_figures import draw_sizes  # noqa: E402
 from volumes.blocks import BLOCK  # noqa: E402 - after the path
 
 RUN, VOLUME = Path("runs/reference_volume"), Path("data/volume.tif")
@@ -40,8 +40,11 @@ class Step:
         self.log, self.begun = log, time.monotonic()
         print("python", f"{module}.py", *arguments)
         with log.open("w") as file:
-            self.process = subprocess.Popen([sys.executable, ROOT / f"{module}.py", *map(str, arguments)],
-                                            stdout=file, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                [sys.executable, ROOT / f"{module}.py", *map(str, arguments)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def finish(self) -> dict[str, float]:
         """Wait for it: `seconds` and `peak_mb`; ends this script with the status of a process that failed."""
@@ -50,7 +53,10 @@ class Step:
         if code:
             print(self.log.read_text()[-2000:], file=sys.stderr)
             sys.exit(code)
-        return {"seconds": round(time.monotonic() - self.begun, 1), "peak_mb": round(usage.ru_maxrss / 1024)}
+        return {
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "peak_mb": round(usage.ru_maxrss / 1024),
+        }
 
     def kill_when(self, folder: Path, blocks: int) -> int:
         """Kill it once `folder` holds so many blocks; how many it holds then.
@@ -78,7 +84,11 @@ def digest(path: Path) -> str:
 def sizes_of(table: pd.DataFrame, unit: float = 1.0) -> dict[str, float]:
     """Number of particles, of those that touch no border, and the median diameter of these."""
     whole = table[~table["touches_border"].astype(bool)]
-    return {"particles": len(table), "whole": len(whole), "D50": float(whole["diameter"].median() * unit)}
+    return {
+        "particles": len(table),
+        "whole": len(whole),
+        "D50": float(whole["diameter"].median() * unit),
+    }
 
 
 def compare_with_truth(volume: Path, pixel: float) -> dict[str, dict]:
@@ -87,19 +97,27 @@ def compare_with_truth(volume: Path, pixel: float) -> dict[str, dict]:
     Of the known particles those of at least `SMALLEST` voxels, as of the measured ones.
     """
     known = pd.read_csv(volume.with_name(f"{volume.stem}_particles.csv"))
-    found = {"known": sizes_of(known[known["volume"] >= SMALLEST], pixel)}
+    result = {"known": sizes_of(known[known["volume"] >= SMALLEST], pixel)}
     for name in (f"{volume.stem}_truth", "slices", "three_axes", "three_axes_sure"):
-        found[name] = sizes_of(pd.read_csv(RUN / f"{name}.csv"))
-        found[name] |= {f"{key}_difference": found[name][key] / of - 1 if of else None
-                        for key, of in found["known"].items()}
-    return found
+        result[name] = sizes_of(pd.read_csv(RUN / f"{name}.csv"))
+        result[name] |= {
+            f"{key}_difference": result[name][key] / of - 1 if of else None
+            for key, of in result["known"].items()
+        }
+    return result
 
 
 def draw(truth: str) -> None:
     """`sizes.png` with the sure particles beside the others; `truth` names the table of the true mask."""
-    names = {"true mask": truth, "slice by slice": "slices", "three axes": "three_axes",
-             "three axes, sure particles": "three_axes_sure"}
-    figure = draw_sizes({name: pd.read_csv(RUN / f"{file}.csv") for name, file in names.items()}, "µm")
+    names = {
+        "true mask": truth,
+        "slice by slice": "slices",
+        "three axes": "three_axes",
+        "three axes, sure particles": "three_axes_sure",
+    }
+    figure = draw_sizes(
+        {name: pd.read_csv(RUN / f"{file}.csv") for name, file in names.items()}, "µm"
+    )
     write_atomically(RUN / "sizes.png", lambda path: figure.savefig(path, dpi=110, format="png"))
 
 
@@ -114,9 +132,15 @@ def main() -> None:
     """Do all of it, and print what came out."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="as for predict.py")
-    parser.add_argument("--volume", type=Path, default=VOLUME, help="made where missing (%(default)s)")
-    parser.add_argument("--slices", type=int, default=1000, help="of the volume that is made (%(default)s)")
-    parser.add_argument("--size", type=int, default=512, help="rows and columns of it [px] (%(default)s)")
+    parser.add_argument(
+        "--volume", type=Path, default=VOLUME, help="made where missing (%(default)s)"
+    )
+    parser.add_argument(
+        "--slices", type=int, default=1000, help="of the volume that is made (%(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=512, help="rows and columns of it [px] (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of it (%(default)s)")
     given = parser.parse_args()
     volume, scratch = given.volume, given.volume.with_name(f"{given.volume.stem}_predicted")
@@ -131,45 +155,123 @@ def main() -> None:
         return step.log
 
     if not volume.exists():
-        run("write", "demo_data", "--volume", volume, "--slices", given.slices, "--size", given.size,
-            "--seed", given.seed)
+        run(
+            "write",
+            "demo_data",
+            "--volume",
+            volume,
+            "--slices",
+            given.slices,
+            "--size",
+            given.size,
+            "--seed",
+            given.seed,
+        )
     options = volume, "--checkpoint", given.checkpoint
     run("predict", "predict", *options, "--output", scratch / "slices.tif")
-    step, part = Step(scratch / "killed.log", "predict", *options, "--output", scratch / "again.tif"), "again.tif.part"
+    step, part = (
+        Step(scratch / "killed.log", "predict", *options, "--output", scratch / "again.tif"),
+        "again.tif.part",
+    )
     slices = len(read_json(scratch / "slices.tif.json")["limits"])
-    steps["killed"] = {"blocks": step.kill_when(scratch / part, -(-slices // BLOCK) // 2), "of": -(-slices // BLOCK)}
+    steps["killed"] = {
+        "blocks": step.kill_when(scratch / part, -(-slices // BLOCK) // 2),
+        "of": -(-slices // BLOCK),
+    }
     left = (scratch / "again.tif").exists()
     run("continued", "predict", *options, "--output", scratch / "again.tif")
     same = digest(scratch / "again.tif") == digest(scratch / "slices.tif")
     doubts = {kind: scratch / f"{kind}_uncertainty.tif" for kind in ("total", "spread")}
     for kind in doubts:
-        run(f"three axes, {kind}", "predict", *options, "--output", scratch / f"{kind}.tif", "--three-axes",
-            "--uncertainty", kind)
-    scores = {"slices": scores_of(run("score slices", "evaluate", "--pred", scratch / "slices.tif", "--truth", truth))}
-    scores |= {f"three axes, {kind}": scores_of(run(
-        f"score {kind}", "evaluate", "--pred", scratch / f"{kind}.tif", "--truth", truth, "--uncertainty", doubt))
-        for kind, doubt in doubts.items()}
+        run(
+            f"three axes, {kind}",
+            "predict",
+            *options,
+            "--output",
+            scratch / f"{kind}.tif",
+            "--three-axes",
+            "--uncertainty",
+            kind,
+        )
+    scores = {
+        "slices": scores_of(
+            run("score slices", "evaluate", "--pred", scratch / "slices.tif", "--truth", truth)
+        )
+    }
+    scores |= {
+        f"three axes, {kind}": scores_of(
+            run(
+                f"score {kind}",
+                "evaluate",
+                "--pred",
+                scratch / f"{kind}.tif",
+                "--truth",
+                truth,
+                "--uncertainty",
+                doubt,
+            )
+        )
+        for kind, doubt in doubts.items()
+    }
     three = (scratch / "total.tif").rename(scratch / "three_axes.tif")
-    run("measure", "evaluate", "particles", truth, scratch / "slices.tif", three, "--split", "--output", RUN)
+    run(
+        "measure",
+        "evaluate",
+        "particles",
+        truth,
+        scratch / "slices.tif",
+        three,
+        "--split",
+        "--output",
+        RUN,
+    )
     invented = {}
-    for name, more in {**{kind: (doubt,) for kind, doubt in doubts.items()},
-                       "sure": (doubts["total"], "--max-uncertainty", SURE)}.items():
-        run(f"measure {name}", "evaluate", "particles", three, "--split", "--truth", truth, "--output", scratch / name,
-            "--uncertainty", *more)
-        about = read_json(scratch / name / "summary.json")["masks"]["three_axes"]
-        invented[name] = {key: about[key] for key in ("particles", "invented", "auc")}
+    for name, more in {
+        **{kind: (doubt,) for kind, doubt in doubts.items()},
+        "sure": (doubts["total"], "--max-uncertainty", SURE),
+    }.items():
+        run(
+            f"measure {name}",
+            "evaluate",
+            "particles",
+            three,
+            "--split",
+            "--truth",
+            truth,
+            "--output",
+            scratch / name,
+            "--uncertainty",
+            *more,
+        )
+        details = read_json(scratch / name / "summary.json")["masks"]["three_axes"]
+        invented[name] = {key: details[key] for key in ("particles", "invented", "auc")}
     shutil.copy(scratch / "sure" / "three_axes.csv", RUN / "three_axes_sure.csv")
-    sizes = compare_with_truth(volume, read_json(RUN / "summary.json")["masks"][truth.stem]["voxel"][-1])
+    sizes = compare_with_truth(
+        volume, read_json(RUN / "summary.json")["masks"][truth.stem]["voxel"][-1]
+    )
     draw(truth.stem)
-    write_json(RUN / "reference.json", {
-        "checkpoint": given.checkpoint.name, "sha256": digest(given.checkpoint), "slices": slices,
-        "same bytes after SIGKILL": same, "output before it was continued": left, "steps": steps, "scores": scores,
-        "sizes": sizes, "invented": invented, "sure": SURE,
-        "environment": environment(choose_device("auto"))})
-    for found in (steps, scores, sizes, invented):
-        print(pd.DataFrame(found).T.to_string(), end="\n\n")
-    print(f"killed with {steps['killed']['blocks']} of {steps['killed']['of']} blocks, continued: "
-          f"{'the same bytes' if same else 'OTHER BYTES'}\n{RUN}")
+    write_json(
+        RUN / "reference.json",
+        {
+            "checkpoint": given.checkpoint.name,
+            "sha256": digest(given.checkpoint),
+            "slices": slices,
+            "same bytes after SIGKILL": same,
+            "output before it was continued": left,
+            "steps": steps,
+            "scores": scores,
+            "sizes": sizes,
+            "invented": invented,
+            "sure": SURE,
+            "environment": environment(choose_device("auto")),
+        },
+    )
+    for result in (steps, scores, sizes, invented):
+        print(pd.DataFrame(result).T.to_string(), end="\n\n")
+    print(
+        f"killed with {steps['killed']['blocks']} of {steps['killed']['of']} blocks, continued: "
+        f"{'the same bytes' if same else 'OTHER BYTES'}\n{RUN}"
+    )
     sys.exit(0 if same and not left else 1)
 
 

@@ -1,167 +1,238 @@
 """Where models are unsure, and whether they err there."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
-import torch
 from scipy import ndimage, stats
 
-from utils import predict_images
-
 SMALLEST = 20  # pixels: what is smaller is mostly noise
+CODES = 2**15  # numbers from 0 on that float16 knows
 
 
 def binary_entropy(probability: np.ndarray) -> np.ndarray:
-    """−p log₂ p − (1 − p) log₂(1 − p) [bit] of each probability of foreground; 0 where it is 0 or 1."""
+    """Return −p log₂ p − (1 − p) log₂(1 − p) [bit] of each probability of foreground.
+
+    0 where it is 0 or 1.
+    """
     p = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
 
-def slice_uncertainty(student: np.ndarray, teacher: np.ndarray, threshold: float = 0.5) -> dict[str, float]:
-    """How unsure two models are about one slice.
+def slice_uncertainty(
+    student: np.ndarray, teacher: np.ndarray, threshold: float = 0.5
+) -> dict[str, float]:
+    """Return how unsure two models are about one slice.
 
-    `entropy` of their mean probability [bit per pixel] and `disagreement` (mean absolute difference) of all pixels;
-    `fraction_predicted`. Entropy of an averaged prediction: Lakshminarayanan et al., 2017, arXiv:1612.01474; over
-    test-time views: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103. It is not divided by the predicted foreground:
-    that would rank slices by how little of it they have.
+    Entropy of an averaged prediction: Lakshminarayanan et al., 2017, arXiv:1612.01474; over
+    test-time views: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103. It is not divided by the
+    predicted foreground: that would rank slices by how little of it they have.
 
     Parameters
     ----------
     student, teacher : (H, W) ndarrays in [0, 1]
         Foreground probabilities.
+    threshold : float
+
+    Returns
+    -------
+    dict
+        `entropy` of their mean probability [bit per pixel] and `disagreement` (mean absolute
+        difference) of all pixels; `fraction_predicted`.
     """
     mean = (student + teacher) / 2
-    return {"entropy": float(binary_entropy(mean).mean()), "disagreement": float(np.abs(student - teacher).mean()),
-            "fraction_predicted": float(np.mean(mean >= threshold))}
+    return {
+        "entropy": float(binary_entropy(mean).mean()),
+        "disagreement": float(np.abs(student - teacher).mean()),
+        "fraction_predicted": float(np.mean(mean >= threshold)),
+    }
 
 
-# --- can the probability be believed? -------------------------------------------------------------------------
+# --- can the probability be believed? -------------------------------------------------------------
 
-def reliability(probabilities: list[np.ndarray], truths: list[np.ndarray], bins: int = 10) -> pd.DataFrame:
-    """Reliability diagram: a row per bin of the probability with `low`, `high`, mean `predicted`, share `observed`
-    and number of `pixels`; all pixels of all slices together. Empty bins have NaN.
 
-    The expected calibration error is the mean of |observed − predicted| weighted with the pixels: Guo et al., 2017,
-    arXiv:1706.04599, here for the probability of foreground.
+def reliability(
+    probabilities: list[np.ndarray], truths: list[np.ndarray], bins: int = 10
+) -> pd.DataFrame:
+    """Return a reliability diagram: how often a pixel of a certain probability is foreground.
+
+    The expected calibration error is the mean of |observed − predicted| weighted with the pixels:
+    Guo et al., 2017, arXiv:1706.04599, here for the probability of foreground.
 
     Parameters
     ----------
-    probabilities, truths : lists of (H, W) ndarrays
-        In [0, 1], and bool or 0/1.
+    probabilities, truths : lists of ndarrays
+        In [0, 1], and bool or 0/1. All pixels of all slices count together.
+    bins : int
+
+    Returns
+    -------
+    DataFrame
+        A row per bin of the probability: `low`, `high`, mean `predicted`, share `observed` and
+        number of `pixels`. Empty bins have NaN.
     """
-    p, t = (np.concatenate([a.ravel() for a in arrays]) for arrays in (probabilities, truths))
+    p = np.concatenate([array.ravel() for array in probabilities])
+    truth = np.concatenate([array.ravel() for array in truths])
     index = np.minimum((p * bins).astype(int), bins - 1)
-    count, total, true = (np.bincount(index, w, bins) for w in (None, p.astype(float), t.astype(float)))
-    some = np.where(count > 0, count, np.nan)
-    return pd.DataFrame({"low": np.arange(bins) / bins, "high": np.arange(1, bins + 1) / bins,
-                         "predicted": total / some, "observed": true / some, "pixels": count})
+    pixels = np.bincount(index, minlength=bins)
+    predicted = np.bincount(index, p.astype(float), bins)
+    observed = np.bincount(index, truth.astype(float), bins)
+
+    divisor = np.where(pixels > 0, pixels, np.nan)
+    return pd.DataFrame(
+        {
+            "low": np.arange(bins) / bins,
+            "high": np.arange(1, bins + 1) / bins,
+            "predicted": predicted / divisor,
+            "observed": observed / divisor,
+            "pixels": pixels,
+        }
+    )
 
 
 def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error of a table of `reliability`, 0 to 1."""
+    """Return the expected calibration error of a table of `reliability`, 0 to 1."""
     filled = table[table["pixels"] > 0]
-    return float(np.average((filled["observed"] - filled["predicted"]).abs(), weights=filled["pixels"]))
+    deviation = (filled["observed"] - filled["predicted"]).abs()
+    return float(np.average(deviation, weights=filled["pixels"]))
 
 
-# --- are the uncertain ones wrong? ----------------------------------------------------------------------------
+# --- are the uncertain pixels wrong? --------------------------------------------------------------
+
 
 def count_errors(uncertainty: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """(2, 2¹⁵) int: how many pixels have each uncertainty that `float16` knows, and how many of these are wrong.
+    """Return how many pixels have each uncertainty that float16 knows, and how many of these are wrong.
 
     Counts of several slices can be added, so that volumes of any size can be judged.
 
     Parameters
     ----------
     uncertainty : ndarray
-        Not negative; rounded to `float16`, as it is stored.
+        Not negative; rounded to float16, as it is stored.
     wrong : bool ndarray of the same shape
+
+    Returns
+    -------
+    (2, 2¹⁵) int ndarray
     """
-    code = np.abs(uncertainty.astype(np.float16)).view(np.uint16)       # rises with the number it stands for
-    return np.stack([np.bincount(some.ravel(), minlength=2**15) for some in (code, code[wrong])])
+    # The bits of a float16 that is not negative, read as a whole number, rise with it.
+    code = np.abs(uncertainty.astype(np.float16)).view(np.uint16)
+    pixels = np.bincount(code.ravel(), minlength=CODES)
+    errors = np.bincount(code[wrong].ravel(), minlength=CODES)
+    return np.stack([pixels, errors])
 
 
 def error_rates(counts: np.ndarray, groups: int = 10) -> pd.DataFrame:
-    """`pixels`, `errors` and `error_rate` of equal groups of pixels, the least uncertain ones first.
+    """Return `pixels`, `errors` and `error_rate` of equal groups of pixels, the least uncertain ones first.
 
     Pixels of the same uncertainty are spread over groups in proportion. See `count_errors`.
     """
-    pixels, errors = (np.concatenate([[0], np.cumsum(row)]) for row in counts)
+    pixels = np.concatenate([[0], np.cumsum(counts[0])])
+    errors = np.concatenate([[0], np.cumsum(counts[1])])
     borders = np.linspace(0, pixels[-1], groups + 1)
-    once = np.concatenate([[True], np.diff(pixels) > 0])                # uncertainties that occur
-    found = np.diff(np.interp(borders, pixels[once], errors[once]))
-    return pd.DataFrame({"pixels": np.diff(borders), "errors": found, "error_rate": found / np.diff(borders)},
-                        index=pd.RangeIndex(1, groups + 1, name="group"))
+    occurs = np.concatenate([[True], np.diff(pixels) > 0])
+    errors_at_borders = np.interp(borders, pixels[occurs], errors[occurs])
+
+    size = np.diff(borders)
+    errors_in_group = np.diff(errors_at_borders)
+    return pd.DataFrame(
+        {"pixels": size, "errors": errors_in_group, "error_rate": errors_in_group / size},
+        index=pd.RangeIndex(1, groups + 1, name="group"),
+    )
 
 
 def describe_error_rates(table: pd.DataFrame) -> str:
-    """The most uncertain group against the others, in words; for ten groups."""
-    last, rest = table.iloc[-1], table.iloc[:-1].sum()
-    if not last["errors"] + rest["errors"]:
+    """Return the most uncertain of ten groups against the others, in words."""
+    most_uncertain = table.iloc[-1]
+    rest = table.iloc[:-1].sum()
+    errors = most_uncertain["errors"] + rest["errors"]
+    if errors == 0:
         return "no pixel is wrong"
-    share, low = last["errors"] / (last["errors"] + rest["errors"]), rest["errors"] / rest["pixels"]
-    return f"error rate {100 * last['error_rate']:.1f} % in the most uncertain tenth, {100 * low:.3g} % in the rest; " \
-           f"that tenth holds {100 * share:.0f} % of all errors"
+    share = most_uncertain["errors"] / errors
+    rate_of_rest = rest["errors"] / rest["pixels"]
+    return (
+        f"error rate {100 * most_uncertain['error_rate']:.1f} % in the most uncertain tenth, "
+        f"{100 * rate_of_rest:.3g} % in the rest; that tenth holds {100 * share:.0f} % of all errors"
+    )
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that one of the `positive` has a higher score than one of the others (ROC AUC); NaN where a kind lacks.
+    """Return the chance that one of the `positive` has a higher score than one of the others (ROC AUC).
 
-    By ranks: Hanley & McNeil, 1982, doi:10.1148/radiology.143.1.7063747.
+    NaN where a kind lacks. By ranks: Hanley & McNeil, 1982, doi:10.1148/radiology.143.1.7063747.
     """
     if positive.all() or not positive.any():
         return float("nan")
-    return float(stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
-                 / (np.count_nonzero(positive) * np.count_nonzero(~positive)))
+    pairs = np.count_nonzero(positive) * np.count_nonzero(~positive)
+    statistic = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+    return float(statistic / pairs)
 
 
-def uncertainty_maps(student: torch.nn.Module, teacher: torch.nn.Module, images: list[np.ndarray], device: torch.device,
-                     patch_size: int, overlap: float, precision: str = "auto",
-                     ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
-    """Mean probability of both models over eight symmetries, and four maps of each image that say how unsure it is.
+@dataclass(frozen=True)
+class PredictedParticles:
+    """Particles of some predictions.
 
-    `total`, the deviation √(p (1 − p)) of a decision at the mean probability p; `spread`, the deviation of p over
-    models, symmetries and overlapping windows (models: Lakshminarayanan et al., 2017, arXiv:1612.01474; symmetries:
-    Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103); that of the teacher alone; and student − teacher.
-
-    Parameters
+    Attributes
     ----------
-    images : list of (H, W) uint8 ndarrays
+    scores : (N,) ndarray
+        Mean uncertainty of each.
+    is_invented : (N,) bool ndarray
+        Whether less than half of it is true.
     """
-    found = [list(predict_images(torch.nn.ModuleList(some), images, device, patch_size, overlap, True, True, precision))
-             for some in ((student,), (teacher,), (student, teacher))]
-    means = [mean for mean, _ in found[2]]
-    return means, {"total": [np.sqrt(mean * (1 - mean)) for mean in means],
-                   "spread": [spread for _, spread in found[2]],
-                   "spread, teacher alone": [spread for _, spread in found[1]],
-                   "student − teacher": [abs(one - other) for (one, _), (other, _) in zip(*found[:2], strict=True)]}
+
+    scores: np.ndarray
+    is_invented: np.ndarray
 
 
-def judge(maps: dict[str, list[np.ndarray]], predictions: list[np.ndarray], truths: list[np.ndarray],
-          ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """A row per kind of uncertainty, and its `error_rates`: are the most uncertain pixels wrong, and is a particle that
-    does not exist more uncertain than one that does?
+def judge(
+    maps: dict[str, list[np.ndarray]], predictions: list[np.ndarray], truths: list[np.ndarray]
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return how well each kind of uncertainty tells errors, and its `error_rates`.
 
-    Particles are 8-connected parts of a prediction of `SMALLEST` pixels or more; of one that is `invented` less than
-    half is true, and `AUC` is the chance that its mean uncertainty is higher than that of another.
+    Are the most uncertain pixels wrong, and is a particle that does not exist more uncertain than
+    one that does? `AUC` is the chance that the mean uncertainty of an invented particle is higher
+    than that of another.
 
     Parameters
     ----------
     maps : dict of name to list of (H, W) ndarrays
     predictions, truths : lists of (H, W) bool ndarrays, at least one
     """
-    rates, rows = {}, {}
-    for name, some in maps.items():
-        table = rates[name] = error_rates(sum(count_errors(doubt, p != t) for doubt, p, t in
-                                              zip(some, predictions, truths, strict=True)))
-        scores, invented = [], []
-        for doubt, prediction, truth in zip(some, predictions, truths, strict=True):
-            labels, _ = ndimage.label(prediction, np.ones((3, 3)))
-            kept = np.flatnonzero(np.bincount(labels.ravel())[1:] >= SMALLEST) + 1
-            scores.append(ndimage.mean(doubt, labels, kept))
-            invented.append(np.asarray(ndimage.mean(truth, labels, kept)) < 0.5)
-        invented = np.concatenate(invented)
-        rows[name] = {"wrong in the most uncertain tenth": table["error_rate"].iloc[-1],
-                      "wrong in the rest": table["errors"][:-1].sum() / table["pixels"][:-1].sum(),
-                      "share of all errors": table["errors"].iloc[-1] / max(table["errors"].sum(), 1),
-                      "particles": len(invented), "invented": int(invented.sum()),
-                      "AUC": area_under_curve(np.concatenate(scores), invented)}
+    rates = {}
+    rows = {}
+    for name, doubts in maps.items():
+        counts = np.zeros((2, CODES), int)
+        for doubt, prediction, truth in zip(doubts, predictions, truths, strict=True):
+            counts += count_errors(doubt, prediction != truth)
+        table = error_rates(counts)
+        particles = judge_particles(doubts, predictions, truths)
+
+        rates[name] = table
+        errors = table["errors"]
+        rows[name] = {
+            "wrong in the most uncertain tenth": table["error_rate"].iloc[-1],
+            "wrong in the rest": errors[:-1].sum() / table["pixels"][:-1].sum(),
+            "share of all errors": errors.iloc[-1] / max(errors.sum(), 1),
+            "particles": len(particles.scores),
+            "invented": int(particles.is_invented.sum()),
+            "AUC": area_under_curve(particles.scores, particles.is_invented),
+        }
+
     return pd.DataFrame(rows).T, rates
+
+
+def judge_particles(
+    doubts: list[np.ndarray], predictions: list[np.ndarray], truths: list[np.ndarray]
+) -> PredictedParticles:
+    """Return the particles of some predictions: 8-connected parts of `SMALLEST` pixels or more."""
+    scores = []
+    is_invented = []
+    for doubt, prediction, truth in zip(doubts, predictions, truths, strict=True):
+        labels, _ = ndimage.label(prediction, np.ones((3, 3)))
+        sizes = np.bincount(labels.ravel())[1:]
+        large = np.flatnonzero(sizes >= SMALLEST) + 1
+        scores.append(ndimage.mean(doubt, labels, large))
+        share_true = np.asarray(ndimage.mean(truth, labels, large))
+        is_invented.append(share_true < 0.5)
+
+    return PredictedParticles(np.concatenate(scores), np.concatenate(is_invented))

@@ -12,13 +12,13 @@ from runtime.files import write_atomically
 from runtime.messages import InputError
 
 
-def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], about: dict) -> None:
+def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], details: dict) -> None:
     """Write a state dict as safetensors, with `about` (JSON-serialisable) and a checksum in the header, atomically.
 
     The same content gives the same bytes; two entries in the header would be in any order.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    header = json.dumps({**about, "sha256": checksum(tensors)})
+    header = json.dumps({**details, "sha256": checksum(tensors)})
     write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": header})))
 
 
@@ -37,22 +37,37 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     Raises
     ------
     InputError
-        When the file is missing, not of `save_checkpoint`, changed since, or its weights are not numbers.
+        When the file is missing, not of `save_checkpoint`, changed since, or its weights are not
+        numbers.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint; train first, or give the path of a .safetensors file")
+        raise InputError(
+            f"{path}: no such checkpoint; train first, or give the path of a .safetensors file"
+        )
+
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
+            details = json.loads((file.metadata() or {})["about"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
     except (SafetensorError, KeyError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a checkpoint of this project ({error}); give a .safetensors file "
-                         "from checkpoints/") from None
-    if not isinstance(about, dict):
-        raise InputError(f"{path}: not a checkpoint of this project (its settings are no object); give a .safetensors "
-                         "file from checkpoints/")
-    if (stated := about.pop("sha256", None)) and stated != checksum(weights):   # files of earlier versions have none
-        raise InputError(f"{path}: was damaged since it was written (wrong checksum); copy it again, or train again")
+        raise InputError(
+            f"{path}: not a checkpoint of this project ({error}); give a .safetensors file "
+            "from checkpoints/"
+        ) from None
+
+    if not isinstance(details, dict):
+        raise InputError(
+            f"{path}: not a checkpoint of this project (its settings are no object); give a .safetensors "
+            "file from checkpoints/"
+        )
+
+    if (stated := details.pop("sha256", None)) and stated != checksum(
+        weights
+    ):  # files of earlier versions have none
+        raise InputError(
+            f"{path}: was damaged since it was written (wrong checksum); copy it again, or train again"
+        )
+
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise InputError(f"{path}: its weights are not numbers; train again with a lower --lr")
-    return weights, about
+    return weights, details

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
 from runtime.messages import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 try:
     import fcntl
@@ -62,15 +65,21 @@ def folder_to_disk(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of `write_atomically` left; not while another process may be at work."""
+    """Remove what killed processes of `write_atomically` left.
+
+    Not while another process may be at work.
+    """
     for path in folder.glob(".*.*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def lock(file: IO | int) -> bool:
-    """Lock an open file for this process until it is closed; return False where another process holds it.
+    """Lock an open file for this process until it is closed.
 
-    The system frees the lock, whatever ends the process, but only when forked children have closed the file, too.
+    Return False where another process holds it.
+
+    The system frees the lock, whatever ends the process, but only when forked children have closed
+    the file, too.
     """
     try:
         if fcntl:
@@ -80,6 +89,7 @@ def lock(file: IO | int) -> bool:
     except OSError:
         # A file system without locks: whether another process is at work cannot be known there.
         return True
+
     return True
 
 
@@ -105,12 +115,31 @@ def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as it is, atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+    write_atomically(path, write)
+
+
 def read_json(path: Path) -> dict:
-    """Return the object in a JSON file; `InputError` when it is missing, not JSON, or not an object."""
+    """Return the object in a JSON file.
+
+    `InputError` when it is missing, not JSON, or not an object.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Some editors put a mark in front.
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: also for numbers of too many digits.
+        content = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # Some editors put a mark in front.
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also for numbers of too many digits.
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected an object {{…}}")
     return content
@@ -121,6 +150,7 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
     They are compressed weakly, which is four times as fast as what NumPy does, and hardly larger.
     """
+
     def write(temporary: Path) -> None:
         with ZipFile(temporary, "w", ZIP_DEFLATED, compresslevel=1) as file:
             for name, array in arrays.items():
@@ -133,9 +163,20 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 def append_row(path: Path, row: dict) -> None:
     """Append a row to a CSV file, with a header first where the file is new. It is flushed when this returns."""
     is_new = not path.exists()
-    as_text = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+    as_text = {
+        name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()
+    }
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow(as_text)
+
+
+def write_csv(path: Path, table: "pd.DataFrame", **options: object) -> None:
+    """Write a table without its index, atomically; `options` are those of `DataFrame.to_csv`."""
+
+    def write(temporary: Path) -> None:
+        table.to_csv(temporary, index=False, **options)
+
+    write_atomically(path, write)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Protocol
@@ -23,26 +24,37 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from runtime.messages import InputError, WorkerDied, say_once
 from runtime.run_folder import leave_to_parent
 
-PREFETCH = 2        # batches that each process has ready
-MOST_WORKERS = 4    # processes of one loader, unless more are asked for
+PREFETCH = 2  # batches that each process has ready
+MOST_WORKERS = 4  # processes of one loader, unless more are asked for
+USED_SHARE = 0.8  # of shared memory: the rest stays free
+DEATH_SECONDS = 5.0  # in which a process that has died is noticed
+
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and of the clock
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps memory that processes share
-SHM_IS_FULL = (f"{SHM}: the shared memory in which loader processes hand over their batches is full; take "
-               "--num-workers 0, or give a container more (docker run --shm-size=1g)")
+SHM_IS_FULL = (
+    f"{SHM}: the shared memory in which loader processes hand over their batches is full; take "
+    "--num-workers 0, or give a container more (docker run --shm-size=1g)"
+)
+SIGNS_OF_DEATH = (
+    "DataLoader worker",
+    "Pin memory thread exited",
+)  # with which torch's errors begin
 
 
 def to_float(tensor: torch.Tensor) -> torch.Tensor:
-    """uint8 views and masks → float32 in [0, 1], as `A.Normalize(mean=0, std=1)` gives them."""
+    """Return uint8 views and masks as float32 in [0, 1], as `A.Normalize(mean=0, std=1)` gives them."""
     return tensor.float() / 255
 
 
-# --- how many processes ---------------------------------------------------------------------------------------
+# --- how many processes ---------------------------------------------------------------------------
+
 
 def choose_workers(asked: int, device: torch.device) -> int:
     """Return how many processes shall make the views of one loader: as many as were `asked` for, if that is not −1.
 
-    Else none for the CPU, which has better things to do, and for a GPU up to `MOST_WORKERS`, so that two loaders (of
-    labelled and of unlabelled slices) in each process of a job share the cores that this job may use.
+    Else none for the CPU, which has better things to do, and for a GPU up to `MOST_WORKERS`, so
+    that two loaders (of labelled and of unlabelled slices) in each process of a job share the cores
+    that this job may use.
     """
     if asked >= 0:
         return asked
@@ -54,79 +66,135 @@ def choose_workers(asked: int, device: torch.device) -> int:
 def loaders_here() -> int:
     """Return how many loaders this job has on this machine: two in each of its processes."""
     stated = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return 2 * max(1, int(stated) if stated.isdecimal() else 1)
+    processes = int(stated) if stated.isdecimal() else 1
+    return 2 * max(1, processes)
 
 
 def usable_cores() -> int:
     """Return how many cores this process may use: a batch system or a container often allows fewer than there are.
 
-    A batch system binds a process to some cores (affinity), a container gets a share of the time of all (quota).
+    A batch system binds a process to some cores (affinity), a container gets a share of the time of
+    all (quota).
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+
     try:
         quota, period = QUOTA.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control groups, or "max": no limit
+        allowed = int(quota) // int(period)
+    except (OSError, ValueError):
+        # There are no control groups, or they say "max": no limit.
         return cores
+
+    return max(1, min(cores, allowed))
 
 
 def fit_workers(workers: int, batch_bytes: int, free: float) -> tuple[int, int]:
     """Return how many processes, and batches prefetched by each, fit into `free` bytes of shared memory.
 
-    Batches travel in shared memory: those that are prefetched, one that was handed over, and one that is in use. Fewer
-    prefetched come before fewer processes. (0, 0) where not even one process fits.
+    Batches travel in shared memory: those that are prefetched, one that was handed over, and one
+    that is in use. Fewer prefetched come before fewer processes. (0, 0) where not even one process
+    fits.
     """
     for count in range(workers, 0, -1):
         for prefetch in range(PREFETCH, 0, -1):
             if (count * prefetch + 2) * batch_bytes <= free:
                 return count, prefetch
+
     return 0, 0
 
 
 def shared_memory() -> float:
-    """Return the bytes of shared memory that one loader may take; infinite where nothing limits it but the memory.
+    """Return the bytes of shared memory that one loader may take.
 
-    A container has 64 MB unless it was started with more. Two loaders in each process of a job get a part each, and a
-    fifth stays free.
+    Infinite where nothing limits it but the memory.
+
+    A container has 64 MB unless it was started with more. Two loaders in each process of a job get
+    a part each, and a fifth stays free.
     """
     if sys.platform != "linux":
         return math.inf
     if not os.access(SHM, os.W_OK):
         return 0.0
-    return 0.8 * shutil.disk_usage(SHM).free / loaders_here()
+    return USED_SHARE * shutil.disk_usage(SHM).free / loaders_here()
 
 
-# --- which slices, and what is said when a process dies -------------------------------------------------------
+# --- which slices ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Which batches a loader gives, and by how many processes they are made.
+
+    Attributes
+    ----------
+    batch_size : int
+        Of the whole team.
+    seed : list of int
+        On which the order and the views depend.
+    workers : int
+        Processes that make views.
+    rank, size : int
+        Of this process in its team, which gets every `size`-th part of a batch.
+    """
+
+    batch_size: int
+    seed: list[int]
+    workers: int = 0
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def part(self) -> int:
+        """Samples of a batch that are this process's."""
+        return self.batch_size // self.size
+
 
 class Draws(Sampler):
     """Endless (index, seed) pairs: one shuffled pass over `count` slices after another, from draw `start` on.
 
-    A draw depends on `seed` and its number alone, never on workers or what was drawn before. Of every `batch` draws,
-    process `rank` of `size` gets its part.
+    A draw depends on the seed and its number alone, never on workers or what was drawn before. Of
+    every batch of draws, each process of a team gets its part.
     """
 
-    def __init__(self, count: int, seed: list[int], start: int = 0, batch: int = 1, rank: int = 0, size: int = 1):
-        self.count, self.seed, self.start, self.batch, self.rank, self.size = count, seed, start, batch, rank, size
+    def __init__(self, count: int, options: LoaderOptions, start: int = 0):
+        self.count = count
+        self.options = options
+        self.start = start
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        known = None
+        seed = self.options.seed
+        known_pass = None
         for number in itertools.count(self.start):
-            if number % self.batch * self.size // self.batch != self.rank:
+            if self.rank_of_draw(number) != self.options.rank:
                 continue
-            turn, position = divmod(number, self.count)
-            if turn != known:
-                order, known = np.random.default_rng([*self.seed, 0, turn]).permutation(self.count), turn
-            yield int(order[position]), int(np.random.SeedSequence([*self.seed, 1, number]).generate_state(1)[0])
+            pass_number, position = divmod(number, self.count)
+            if pass_number != known_pass:
+                order = np.random.default_rng([*seed, 0, pass_number]).permutation(self.count)
+                known_pass = pass_number
+            seed_of_views = np.random.SeedSequence([*seed, 1, number]).generate_state(1)[0]
+            yield int(order[position]), int(seed_of_views)
+
+    def rank_of_draw(self, number: int) -> int:
+        """Return the process of a team that gets a draw: the first part of a batch is that of process 0."""
+        place = number % self.options.batch_size
+        return place // self.options.part
 
 
 def seed_of(seed: int, name: str) -> list[int]:
-    """What the order and the views of the batches called `name` depend on."""
+    """Return what the order and the views of the batches called `name` depend on."""
     return [seed, *name.encode()]
 
 
 def drawn(count: int, batch_size: int, seed: list[int], number: int) -> list[int]:
-    """The slices in batch `number`."""
-    return [index for index, _ in itertools.islice(Draws(count, seed, number * batch_size), batch_size)]
+    """Return the slices in batch `number`."""
+    draws = Draws(count, LoaderOptions(batch_size, seed), number * batch_size)
+    return [index for index, _ in itertools.islice(draws, batch_size)]
+
+
+# --- what is said when a process dies -------------------------------------------------------------
 
 
 class Views(Protocol):
@@ -140,9 +208,9 @@ class Views(Protocol):
 
 
 class Watched(Dataset):
-    """`Views` that say what they are at, so that a process that dies over a slice tells which; errors name the file.
+    """`Views` that say what they are at, so that a process that dies over a slice tells which.
 
-    `at` holds, for each worker, its process number and the slice.
+    `at` holds, for each worker, its process number and the slice. Errors name the file.
     """
 
     def __init__(self, views: Views, workers: int):
@@ -151,50 +219,70 @@ class Watched(Dataset):
         self.processes: dict[int, multiprocessing.Process] = {}
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        if worker := get_worker_info():
-            self.at[2 * worker.id:2 * worker.id + 2] = os.getpid(), key[0]
+        index, _ = key
+        worker = get_worker_info()
+        if worker is not None:
+            self.at[2 * worker.id : 2 * worker.id + 2] = os.getpid(), index
         try:
             return self.views[key]
         except Exception as error:
-            raise InputError(f"{self.views.slices[key[0]].path}: no views can be made of it "
-                             f"({type(error).__name__}: {' '.join(str(error).split())})") from error
+            why = " ".join(str(error).split())
+            raise InputError(
+                f"{self.views.slices[index].path}: no views can be made of it "
+                f"({type(error).__name__}: {why})"
+            ) from error
 
     def remember_processes(self) -> None:
         """Keep the worker processes, which have just been started, so that it is known how they ended."""
         self.processes = {process.pid: process for process in multiprocessing.active_children()}
 
     def death(self, error: Exception) -> InputError | None:
-        """Return what to say where `error` comes of dead workers; None where it does not.
+        """Return what to say where an error comes of dead workers; None where it does not.
 
-        torch saw one die, or the thread that copies batches to pinned memory ended because one had, or a pipe to it
-        broke, which is seen first.
+        torch saw one die, or the thread that copies batches to pinned memory ended because one had,
+        or a pipe to it broke, which is seen first.
         """
-        signs = ("DataLoader worker", "Pin memory thread exited")
-        if not (isinstance(error, OSError | EOFError) or str(error).startswith(signs)):
+        is_of_pipe = isinstance(error, OSError | EOFError)
+        if not is_of_pipe and not str(error).startswith(SIGNS_OF_DEATH):
             return None
-        number, index = self.wait_for_a_death(5.0)
+        number, index = self.wait_for_a_death(DEATH_SECONDS)
         if number is None:
             return None
-
-        # Memory that was promised and is not there: shared memory was full when the worker touched it.
-        process = self.processes.get(number)
-        if process is not None and hasattr(signal, "SIGBUS") and process.exitcode == -signal.SIGBUS:
+        if self.died_of_full_memory(number):
             return InputError(SHM_IS_FULL)
 
         why = " ".join(str(error).split())[:150]
-        return WorkerDied(f"{self.views.slices[index].path}: a process died while it made views of this slice ({why}); "
-                          "look at the slice, free memory, or take --num-workers 0")
+        return WorkerDied(
+            f"{self.views.slices[index].path}: a process died while it made views of this slice "
+            f"({why}); look at the slice, free memory, or take --num-workers 0"
+        )
+
+    def died_of_full_memory(self, number: int) -> bool:
+        """Return whether a worker ended because memory that was promised was not there when it was touched."""
+        process = self.processes.get(number)
+        if process is None or not hasattr(signal, "SIGBUS"):
+            return False
+        return process.exitcode == -signal.SIGBUS
 
     def wait_for_a_death(self, seconds: float) -> tuple[int, int] | tuple[None, None]:
-        """Return process number and slice of a worker that is dead, or dies within so many seconds; None for none."""
-        at = {self.at[i]: self.at[i + 1] for i in range(0, len(self.at), 2) if self.at[i]}
+        """Return process number and slice of a worker that is dead, or dies within so many seconds.
+
+        None for none.
+        """
+        slice_of = {}
+        for i in range(0, len(self.at), 2):
+            number, index = self.at[i : i + 2]
+            if number:
+                slice_of[number] = index
+
         end = time.monotonic() + seconds
-        while at and time.monotonic() < end:
+        while slice_of and time.monotonic() < end:
             alive = {process.pid for process in multiprocessing.active_children()}
-            for number, index in at.items():
+            for number, index in slice_of.items():
                 if number not in alive:
                     return number, index
             time.sleep(0.1)
+
         return None, None
 
 
@@ -203,12 +291,27 @@ def is_out_of_shared_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "shared memory" in str(error)
 
 
-def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, num_workers: int = 0,
-                device: torch.device | str = "cpu", rank: int = 0, size: int = 1) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of `views` on `device`, the first of them batch number `start`; of each the part of process
-    `rank` of `size`.
+# --- batches --------------------------------------------------------------------------------------
 
-    `num_workers` processes make them, or fewer where shared memory does not hold what they prefetch.
+
+def make_loader(
+    views: Views,
+    options: LoaderOptions,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield endless batches of views on a device, of each the part of this process.
+
+    As many processes make them as are asked for, or fewer where shared memory does not hold what
+    they prefetch.
+
+    Parameters
+    ----------
+    views : Views
+    options : LoaderOptions
+    start : int
+        Number of the first batch.
+    device : torch.device or str
 
     Raises
     ------
@@ -217,22 +320,40 @@ def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, 
     InputError
         Where no views can be made of a slice.
     """
-    draws = Draws(len(views.slices), seed, start * batch_size, batch_size, rank, size)
-    workers, prefetch = fit_workers(num_workers, batch_size // size * views.item_bytes, shared_memory())
-    if workers < num_workers:
-        say_once(f"{SHM} is too small for the batches of {num_workers} loader processes: {workers} of them are started "
-                 "(more room: docker run --shm-size=1g)")
-    context = "fork" if workers and sys.platform == "linux" else None  # forked workers share the slices
-    pin, watched = torch.device(device).type == "cuda", Watched(views, workers)
+    workers, prefetch = fit_workers(
+        options.workers, options.part * views.item_bytes, shared_memory()
+    )
+    if workers < options.workers:
+        say_once(
+            f"{SHM} is too small for the batches of {options.workers} loader processes: {workers} of "
+            "them are started (more room: docker run --shm-size=1g)"
+        )
+
+    watched = Watched(views, workers)
+    is_pinned = torch.device(device).type == "cuda"
+    # Forked workers share the slices.
+    context = "fork" if workers and sys.platform == "linux" else None
     try:
         with no_new_handler():
-            loaded = iter(DataLoader(watched, batch_size // size, sampler=draws, num_workers=workers,
-                                     prefetch_factor=prefetch if workers else None, pin_memory=pin,
-                                     multiprocessing_context=context, worker_init_fn=_start_worker))
+            loader = DataLoader(
+                watched,
+                options.part,
+                sampler=Draws(len(views.slices), options, start * options.batch_size),
+                num_workers=workers,
+                prefetch_factor=prefetch if workers else None,
+                pin_memory=is_pinned,
+                multiprocessing_context=context,
+                worker_init_fn=start_worker,
+            )
+            loaded = iter(loader)
         watched.remember_processes()
         for batch in loaded:
-            yield {name: to_float(tensor.to(device, non_blocking=pin)) for name, tensor in batch.items()}
-    except InputError as error:  # of a worker: it comes with the worker's traceback
+            yield {
+                name: to_float(tensor.to(device, non_blocking=is_pinned))
+                for name, tensor in batch.items()
+            }
+    except InputError as error:
+        # Of a worker: it comes with the worker's traceback.
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
     except (RuntimeError, OSError, EOFError) as error:
         if workers and is_out_of_shared_memory(error):
@@ -242,16 +363,25 @@ def make_loader(views: Views, batch_size: int, seed: list[int], start: int = 0, 
 
 @contextmanager
 def no_new_handler() -> Iterator[None]:
-    """Keep torch from raising the death of a worker wherever the program just is, such as inside a lock, which then
-    stays locked for good; it also looks for the dead, every five seconds, when it waits for a batch.
+    """Keep torch from raising the death of a worker wherever the program just is.
+
+    That may be inside a lock, which then stays locked for good. torch also looks for the dead,
+    every five seconds, when it waits for a batch.
     """
-    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    if not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
     yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if handler is not None and is_main_thread:
+        signal.signal(signal.SIGCHLD, handler)
 
 
-def _start_worker(_worker: int) -> None:
-    cv2.setNumThreads(0)  # else every worker starts as many threads as there are cores
+def start_worker(_worker: int) -> None:
+    """Prepare a process that makes views."""
+    # Else every worker starts as many threads as there are cores.
+    cv2.setNumThreads(0)
     leave_to_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the first one decides when to stop
+    # Ctrl-C reaches every process: the first one decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

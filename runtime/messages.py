@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 QUIET_SECONDS = 5.0  # What takes longer shows how far it is.
-PROGRESS_SECONDS = 0.5 if sys.stderr.isatty() else 10.0  # Between two updates of a bar: a log file keeps every one.
+PROGRESS_SECONDS = (
+    0.5 if sys.stderr.isatty() else 10.0
+)  # Between two updates of a bar: a log file keeps every one.
 
 _said: set[str] = set()
 
@@ -40,7 +42,10 @@ def breaks_lines(text: str) -> bool:
 
 
 def say_once(line: str) -> None:
-    """Print a line on standard error, above a progress bar; once, and in the first process of a job only."""
+    """Print a line on standard error, above a progress bar.
+
+    Once, and in the first process of a job only.
+    """
     is_first_process = os.environ.get("RANK", "0") == "0"
     if line in _said or not is_first_process:
         return
@@ -49,6 +54,19 @@ def say_once(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def quiet_bar(items: Iterable, title: str, unit: str = "slice", total: int | None = None) -> Iterable:
-    """Return the items, with a progress bar where they take longer than `QUIET_SECONDS`; it goes when they are done."""
-    return tqdm(items, title, total, leave=False, unit=unit, mininterval=PROGRESS_SECONDS, delay=QUIET_SECONDS)
+def quiet_bar(
+    items: Iterable, title: str, unit: str = "slice", total: int | None = None
+) -> Iterable:
+    """Return the items, with a progress bar where they take longer than `QUIET_SECONDS`.
+
+    It goes when they are done.
+    """
+    return tqdm(
+        items,
+        title,
+        total,
+        leave=False,
+        unit=unit,
+        mininterval=PROGRESS_SECONDS,
+        delay=QUIET_SECONDS,
+    )

@@ -1,29 +1,69 @@
 """How far a phase of training has come: its steps, its log, its best weights, and the state that it can go on from."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from runtime.checkpoints import load_checkpoint, save_checkpoint
-from runtime.files import append_row, write_atomically, write_json
-from runtime.run_folder import environment, forget_state, hashes, read_phases, restore_state, save_state
+from runtime.files import append_row, write_json, write_text
+from runtime.run_folder import (
+    environment,
+    forget_state,
+    hashes,
+    read_phases,
+    restore_state,
+    save_state,
+)
 
-SAVE_SHARE = 0.02    # of the time that states may take: else not every epoch has its own
+SAVE_SHARE = 0.02  # of the time that states may take: else not every epoch has its own
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is killed
-FIRST_SECONDS = 15.0  # before the first state: that of the full recipe is 500 MB, and an epoch may take 0.1 s
+
+# Before the first state: that of the full recipe is 500 MB, and an epoch may take 0.1 s.
+FIRST_SECONDS = 15.0
 
 
 class Run(Protocol):
     """What has to be known of a run: its folder, its checkpoints, and in what precision it computes."""
 
-    run_folder: Path
-    precision: str
+    @property
+    def run_folder(self) -> Path:
+        """Where tables and figures go."""
+
+    @property
+    def precision(self) -> str:
+        """Of the computation, as it was asked for."""
 
     def checkpoint(self, name: str) -> Path:
         """Return the file of the weights called `name`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a phase keeps.
+
+    Attributes
+    ----------
+    phase : str
+        Its name.
+    log : Path
+        Its table, a row per epoch.
+    stateful : dict
+        What a state holds: models, optimizer, schedule, by name.
+    settings : dict
+        Of the run, which go with the weights.
+    window : dict or None
+        Of grey values, which goes with the weights.
+    """
+
+    phase: str
+    log: Path
+    stateful: dict
+    settings: dict
+    window: dict | None = None
 
 
 class Progress:
@@ -32,30 +72,40 @@ class Progress:
     Attributes
     ----------
     step : int
-        Optimiser steps done.
+        Optimizer steps done.
     losses : list of (3,) tensors
         Of the steps of the epoch in hand, as `mean_teacher.train_step` returns them.
     rate : float
         Learning rate with which that epoch began.
     best : dict
-        Of each model: validation Dice and epoch of its best weights; None and the last epoch without validation.
+        Of each model: validation Dice and epoch of its best weights; None and the last epoch
+        without validation.
     shown : str
         What a progress bar says.
     """
 
-    def __init__(self, run: Run, phase: str, log: Path, stateful: dict, settings: dict | None = None,
-                 window: dict | None = None):
-        self.run, self.phase, self.log, self.stateful = run, phase, log, stateful
-        self.settings = settings or {}          # of the run, which go with the weights
-        self.window = window                    # of grey values, which goes with the weights
-        self.state = state_path(run, phase)
-        self.step, self.losses, self.rate, self.best, self.shown = 0, [], 0.0, {}, ""
-        self._kept: dict[str, dict] = {}        # best weights that are not on disk yet
-        self._began = self._saved = time.perf_counter()
-        self._took: float | None = None         # seconds that the last state took; None before the first
+    def __init__(self, run: Run, kept: Kept):
+        self.run = run
+        self.kept = kept
+        self.state = state_path(run, kept.phase)
+        self.step = 0
+        self.losses: list[torch.Tensor] = []
+        self.rate = 0.0
+        self.best: dict[str, dict] = {}
+        self.shown = ""
+
+        # Best weights that are not on disk yet.
+        self._unwritten: dict[str, dict] = {}
+        self._began = time.perf_counter()
+        self._saved = self._began
+        # Seconds that the last state took; None before the first.
+        self._took: float | None = None
 
     def epoch(self, steps: int) -> int:
-        """The epoch in hand, of so many `steps` each; all of its steps may be done, and its row not written."""
+        """Return the epoch in hand, of so many `steps` each.
+
+        All of its steps may be done, and its row not written.
+        """
         return (self.step - len(self.losses)) // steps
 
     @property
@@ -64,89 +114,143 @@ class Progress:
         return time.perf_counter() - self._began
 
     def restore(self, device: torch.device, leads: bool, wait: Callable[[], None]) -> None:
-        """Go back to the last state that is whole, with the log as it was then; to the beginning where there is none.
+        """Go back to the last state that is whole, with the log as it was then.
 
-        Every process of a team reads it; when all have, after `wait`, the one that `leads` may write.
+        To the beginning where there is none.
+
+        Every process of a team reads it; when all have, after `wait`, the one that `leads` may
+        write.
         """
-        saved = restore_state(self.state, self.stateful)
-        text = ""
-        if saved:
-            self.step, self.rate, text = saved["step"], saved["rate"], saved["log"]
+        saved = restore_state(self.state, self.kept.stateful)
+        log = ""
+        if saved is not None:
+            log = saved["log"]
+            self.step = saved["step"]
+            self.rate = saved["rate"]
             self.losses = list(saved["losses"].to(device))
-            # of the weights on disk, which are written before the state that knows of them
-            about = {name: load_checkpoint(self.run.checkpoint(name))[1] for name in saved["best"]}
-            self.best = {name: {key: about[name][key] for key in ("val_dice", "epoch")} for name in about}
             self._began -= saved["seconds"]
+            self.best = {name: self._known_best(name) for name in saved["best"]}
+
         wait()
-        if leads and text:
-            write_atomically(self.log, lambda path: path.write_text(text, encoding="utf-8", newline=""))
+        if leads and log:
+            write_text(self.kept.log, log)
         elif leads:
-            self.log.unlink(missing_ok=True)
+            self.kept.log.unlink(missing_ok=True)
+
+    def _known_best(self, name: str) -> dict:
+        """Return what is known about the weights on disk, which are written before the state that knows of them."""
+        _, details = load_checkpoint(self.run.checkpoint(name))
+        return {"val_dice": details["val_dice"], "epoch": details["epoch"]}
+
+    def add(self, losses: torch.Tensor) -> None:
+        """Count a step, of which these are the losses.
+
+        They stay on the device until the end of the epoch.
+        """
+        self.losses.append(losses)
+        self.step += 1
 
     def end_epoch(self, row: dict) -> None:
         """Add the row of a finished epoch to the log."""
-        append_row(self.log, row)
-        self.shown = f"loss {row['loss_sup']:.3f}" + (
-            f", Dice {row['val_dice']:.3f}" if row.get("val_dice") is not None else "")
+        append_row(self.kept.log, row)
+        self.shown = f"loss {row['loss_sup']:.3f}"
+        if row.get("val_dice") is not None:
+            self.shown += f", Dice {row['val_dice']:.3f}"
 
-    def keep_best(self, models: dict[str, torch.nn.Module], scores: dict, epoch: int, chosen: bool) -> None:
+    def keep_best(
+        self, models: Mapping[str, torch.nn.Module], scores: dict, epoch: int, chosen: bool
+    ) -> None:
         """Keep the weights of each model that has its best validation Dice so far (or just the last one).
 
-        Of two that are equal the later ones: 0 stands for weights that find nothing, or nothing right, yet.
+        Of two that are equal the later ones: 0 stands for weights that find nothing, or nothing
+        right, yet.
+
+        Parameters
+        ----------
+        models : dict of str to module
+        scores : dict of str to dict
+            Validation scores of each.
+        epoch : int
+            From 1.
+        chosen : bool
+            Whether scores choose; else the last weights are kept.
         """
         for name, model in models.items():
             score = scores[name]["dice"] if chosen else None
-            if name not in self.best or not chosen or score >= self.best[name]["val_dice"]:
+            is_better = name not in self.best or score is None
+            if is_better or score >= self.best[name]["val_dice"]:
                 self.best[name] = {"val_dice": score, "epoch": epoch}
-                self._kept[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+                weights = model.state_dict()
+                self._unwritten[name] = {key: tensor.clone() for key, tensor in weights.items()}
+
+    # --- states -----------------------------------------------------------------------------------
 
     def save_if_due(self) -> None:
-        """After an epoch: save, unless that would cost more than its share of the time since the last state."""
+        """Save after an epoch, unless that would cost more than its share of the time since the last state."""
         interval = FIRST_SECONDS if self._took is None else self._took / SAVE_SHARE
-        if time.perf_counter() - self._saved > min(SAVE_SECONDS, interval):
+        if self._seconds_since_save() > min(SAVE_SECONDS, interval):
             self.save()
-
-    def add(self, losses: torch.Tensor) -> None:
-        """Count a step, of which these are the losses; they stay on the device until the end of the epoch."""
-        self.losses.append(losses)
-        self.step += 1
 
     def save_if_a_minute_passed(self) -> None:
         """Save within an epoch, once a minute, if all is still a number."""
         interval = FIRST_SECONDS if self._took is None else SAVE_SECONDS
-        if time.perf_counter() - self._saved <= min(SAVE_SECONDS, interval):
+        if self._seconds_since_save() <= min(SAVE_SECONDS, interval):
             return
         if torch.stack(self.losses).isfinite().all():
             self.save()
+
+    def _seconds_since_save(self) -> float:
+        """Return the seconds since the last state, or since the phase was opened."""
+        return time.perf_counter() - self._saved
 
     def save(self) -> None:
         """Write the best weights, then the state."""
         began = time.perf_counter()
         self._write_best()
         losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0, 3)
-        log = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
-        save_state(self.state, self.stateful, {
-            "step": self.step, "losses": losses, "rate": self.rate, "best": self.best, "seconds": self.seconds,
-            "log": log})
+        log = self.kept.log
+        details = {
+            "step": self.step,
+            "losses": losses,
+            "rate": self.rate,
+            "best": self.best,
+            "seconds": self.seconds,
+            "log": log.read_text(encoding="utf-8") if log.exists() else "",
+        }
+        save_state(self.state, self.kept.stateful, details)
         self._saved = time.perf_counter()
         self._took = self._saved - began
 
-    def finish(self, device: torch.device, about: dict) -> None:
-        """Write the best weights and, to `phases.json`, what is known `about` the finished phase; forget its states."""
+    def finish(self, device: torch.device, details: dict) -> None:
+        """Write the best weights and, to `phases.json`, what is known about the finished phase.
+
+        Forget its states.
+        """
         self._write_best()
-        path = self.run.run_folder / "phases.json"
+        folder = self.run.run_folder
         weights = {f"best_{name}.safetensors": self.run.checkpoint(name) for name in self.best}
-        write_json(path, {**read_phases(self.run.run_folder), self.phase: {
-            **about, "seconds": round(self.seconds, 1), "best": self.best, "weights": hashes(weights),
-            "environment": environment(device, self.run.precision)}})
+        phase = {
+            **details,
+            "seconds": round(self.seconds, 1),
+            "best": self.best,
+            "weights": hashes(weights),
+            "environment": environment(device, self.run.precision),
+        }
+        write_json(folder / "phases.json", {**read_phases(folder), self.kept.phase: phase})
         forget_state(self.state)
 
     def _write_best(self) -> None:
-        while self._kept:
-            name, weights = next(iter(self._kept.items()))
-            save_checkpoint(self.run.checkpoint(name), weights,
-                            {"name": name, **self.best[name], "config": self.settings, "window": self.window})
-            del self._kept[name]
+        """Write the best weights that are not on disk yet."""
+        while self._unwritten:
+            name, weights = next(iter(self._unwritten.items()))
+            details = {
+                "name": name,
+                **self.best[name],
+                "config": self.kept.settings,
+                "window": self.kept.window,
+            }
+            save_checkpoint(self.run.checkpoint(name), weights, details)
+            del self._unwritten[name]
 
 
 def state_path(run: Run, phase: str) -> Path:

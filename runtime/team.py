@@ -12,10 +12,13 @@ import torch
 
 from runtime.messages import InputError
 
+# Collective timeout: the first process may write a volume for hours, while the others wait.
+PATIENCE = timedelta(days=7)
+
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that share a job.
+    """One process among those that share a job.
 
     Attributes
     ----------
@@ -35,55 +38,74 @@ class Team:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
-        if self.engine:
+        """Wait until all processes are here."""
+        if self.engine is not None:
             self.engine.wait_for_everyone()
 
     def share(self, things: list) -> list:
-        """Those of `things` that are this process's part: every `size`-th."""
-        return things[self.rank::self.size]
+        """Return those of some things that are this process's part: every `size`-th."""
+        return things[self.rank :: self.size]
 
     def tell(self, value: Any) -> Any:
-        """What the first process holds, for all."""
-        if self.engine:
-            from accelerate.utils import broadcast_object_list
-            (value,) = broadcast_object_list([value])
+        """Return what the first process holds, in all of them."""
+        if self.engine is None:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        (value,) = broadcast_object_list([value])
         return value
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes."""
-        if not self.engine:
+        """Return means over the processes."""
+        if self.engine is None:
             return values
-        local = torch.tensor(list(values.values()), dtype=torch.float64, device=self.engine.device)
-        return dict(zip(values, self.engine.reduce(local, "mean").tolist(), strict=True))
+        mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.engine.device)
+        means = self.engine.reduce(mine, "mean").tolist()
+        return dict(zip(values, means, strict=True))
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model, with gradients averaged over the processes in each backward pass."""
-        return self.engine.prepare_model(model) if self.engine else model
+        """Return the model, with gradients averaged over the processes in each backward pass."""
+        if self.engine is None:
+            return model
+        return self.engine.prepare_model(model)
 
     def part_of_batch(self, batch_size: int) -> int:
-        """Samples of a batch that are this process's; `InputError` where they cannot be shared evenly."""
+        """Return the samples of a batch that are this process's.
+
+        Raises
+        ------
+        InputError
+            Where they cannot be shared evenly.
+        """
         if batch_size % self.size:
-            raise InputError(f"--batch-size {batch_size}: cannot be shared by {self.size} processes; "
-                             "choose a multiple of that")
+            raise InputError(
+                f"--batch-size {batch_size}: cannot be shared by {self.size} processes; choose a "
+                "multiple of that"
+            )
+
         return batch_size // self.size
 
 
 ALONE = Team()
-PATIENCE = timedelta(days=7)  # with which all wait for what the first one does alone, such as writing a volume
 
 
 def join_team(device: torch.device) -> Team:
-    """The team that a launcher has started this process in, or one of its own."""
+    """Return the team that a launcher has started this process in, or one of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    from accelerate import Accelerator, InitProcessGroupKwargs  # takes a second, which a process alone need not wait
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    engine = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[patience])
+
+    # Accelerate takes a second to import, for which a process alone need not wait.
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    engine = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
     return Team(engine.process_index, engine.num_processes, engine)
 
 
 def leave_team(team: Team) -> None:
     """Say good-bye, so that the launcher sees no process go unexpectedly."""
-    if team.engine:
+    if team.engine is not None:
         team.engine.end_training()

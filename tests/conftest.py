@@ -3,12 +3,9 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
 import sys
 from pathlib import Path
-
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import cv2
 import hypothesis
@@ -22,14 +19,17 @@ from scipy import ndimage
 import mean_teacher
 import train
 import utils
-from config import Config
-from datasets import Views
+from config import Config, Geometry, Intensity
+from datasets import ViewOptions, Views
 from model_unet import NormReLU, UNet
 from runtime import command_line, devices
 from runtime.checkpoints import load_checkpoint, save_checkpoint
 from runtime.loaders import to_float
+from slices.options import DataOptions
 from slices.reading import Slice
+from slices.splits import SplitOptions
 from slices.windows import percentile_window
+from training import preparation
 
 hypothesis.settings.register_profile("stress", max_examples=20_000)  # of `make stress`
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,17 +50,46 @@ def disc_slice(index: int, size: tuple[int, int] = (64, 64)) -> tuple[np.ndarray
 def labelled(count: int = 4, size: tuple[int, int] = (96, 80)) -> list[Slice]:
     """Preprocessed noisy slices with three discs each."""
     made = [disc_slice(i, size) for i in range(count)]
-    return [Slice(Path(f"s{i}.tif"), percentile_window(image), truth) for i, (image, truth) in enumerate(made)]
+    return [
+        Slice(Path(f"s{i}.tif"), percentile_window(image), truth)
+        for i, (image, truth) in enumerate(made)
+    ]
 
 
-class FloatViews(Views):
+def view_options(
+    patch_size: int = 256, geometry: dict | None = None, intensity: dict | None = None, **options
+) -> ViewOptions:
+    """How views are made, with the recipe's values where nothing else is said."""
+    return ViewOptions(
+        patch_size,
+        geometry=Geometry(**(geometry or {})),
+        intensity=Intensity(**(intensity or {})),
+        **options,
+    )
+
+
+def data_options(split: str = "auto", part: float = 0.18, **options) -> DataOptions:
+    """Which slices are read, with equal shares for validation and test."""
+    return DataOptions(SplitOptions(split, part, part), **options)
+
+
+class EasyViews(Views):
+    """Views with the options of `view_options`."""
+
+    def __init__(self, slices, patch_size=256, guides=None, **options):
+        super().__init__(slices, view_options(patch_size, **options), guides)
+
+
+class FloatViews(EasyViews):
     """Views as batches have them: float32, in [0, 1]."""
 
     def __getitem__(self, key):
         return {name: to_float(tensor) for name, tensor in super().__getitem__(key).items()}
 
 
-def write_data(root: Path, count: int = 8, scans: int = 3, size: tuple[int, int] = (64, 64)) -> Path:
+def write_data(
+    root: Path, count: int = 8, scans: int = 3, size: tuple[int, int] = (64, 64)
+) -> Path:
     """A data folder with painted masks, and unlabelled scans 16 pixels larger than the slices."""
     for folder in ("labeled/Original_images", "labeled/Original_masks", "unlabeled"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -90,6 +119,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Call `python MODULE.py ARGUMENTS…` in this process: (exit status, standard output, standard error)."""
+
     def call(module: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{module}.py", *map(str, arguments)])
         code = command_line.run_command_line
@@ -97,19 +127,70 @@ def command(monkeypatch, capsys):
             code(importlib.import_module(module).main)
         captured = capsys.readouterr()
         return stop.value.code, captured.out, captured.err
+
     return call
 
 
-TINY = {"base_channels": 2, "patch_size": 32, "sup_epochs": 3, "ssl_epochs": 3, "steps_per_epoch": 2, "batch_size": 2,
-        "plateau_patience": 0, "ramp_epochs": 2, "blur_p": 1.0, "roi": (8, 72, 8, 72), "split": "blocks",
-        "val_fraction": 0.25, "test_fraction": 0.25, "device": "cpu", "num_workers": 0}
+TINY = {
+    "base_channels": 2,
+    "patch_size": 32,
+    "sup_epochs": 3,
+    "ssl_epochs": 3,
+    "steps_per_epoch": 2,
+    "batch_size": 2,
+    "plateau_patience": 0,
+    "ramp_epochs": 2,
+    "blur_p": 1.0,
+    "roi": (8, 72, 8, 72),
+    "split": "blocks",
+    "val_fraction": 0.25,
+    "test_fraction": 0.25,
+    "device": "cpu",
+    "num_workers": 0,
+}
+
+
+def prediction(source: Path, checkpoint: Path, output: Path, *options: object) -> list:
+    """Return the command line that predicts a source on the CPU."""
+    return [
+        "predict",
+        source,
+        *("--checkpoint", checkpoint),
+        *("--output", output),
+        *("--device", "cpu"),
+        *options,
+    ]
+
+
+def write_stack(folder: Path, depth: int, shape: tuple[int, int], spacing: float = 0.022) -> Path:
+    """Write `stack.tif`, an ImageJ stack of noisy slices with discs, of which the fourth is blank.
+
+    Its pixels have 0.022 µm; `spacing` is the distance of slices [µm].
+    """
+    grey = np.stack([disc_slice(i, shape)[0] for i in range(depth)])
+    grey[3] = 0
+    path = folder / "stack.tif"
+    tifffile.imwrite(
+        path,
+        grey,
+        imagej=True,
+        resolution=(1 / 0.022, 1 / 0.022),
+        metadata={"axes": "ZYX", "spacing": spacing, "unit": "um"},
+    )
+    return path
 
 
 def as_options(settings: dict) -> list[str]:
     """Config fields as command-line options."""
     options = []
     for name, value in settings.items():
-        text = "none" if value in (None, ()) else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = (
+            "none"
+            if value in (None, ())
+            else ",".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value)
+        )
         options.append(f"--{name.replace('_', '-')}={text}")
     return options
 
@@ -133,13 +214,15 @@ def run(config: Config, resume: bool = False) -> None:
 
 def fingerprint(config: Config) -> dict[str, str]:
     """Everything a run produced that does not depend on the clock."""
-    found = {}
+    result = {}
     for path in sorted(config.run_folder.glob("*.csv")):
-        found[path.name] = pd.read_csv(path).drop(columns=["lam"], errors="ignore").to_csv()
+        result[path.name] = pd.read_csv(path).drop(columns=["lam"], errors="ignore").to_csv()
     for path in sorted((Path("checkpoints") / config.run).glob("*")):
         weights, _ = load_checkpoint(path)
-        found[path.name] = str({name: tensor.double().sum().item() for name, tensor in weights.items()})
-    return found
+        result[path.name] = str(
+            {name: tensor.double().sum().item() for name, tensor in weights.items()}
+        )
+    return result
 
 
 @pytest.fixture
@@ -150,24 +233,49 @@ def tiny(workplace, data_folder) -> Config:
 @pytest.fixture
 def restored(monkeypatch):
     """Whatever an ablation of the benchmarks replaces is put back."""
-    for where, name in ((mean_teacher, "make_optimizer"), (train, "make_optimizer"), (mean_teacher, "ema_update"),
-                        (mean_teacher, "step_losses"), (train, "build_models"), (devices, "keep_freed_memory"),
-                        (utils, "predict_image"), (utils, "windows_at_once"), (NormReLU, "forward"),
-                        (mean_teacher, "autocast"), (utils, "autocast")):
+    for where, name in (
+        (mean_teacher, "make_optimizer"),
+        (train, "make_optimizer"),
+        (mean_teacher, "ema_update"),
+        (mean_teacher, "step_losses"),
+        (train, "build_models"),
+        (devices, "keep_freed_memory"),
+        (utils, "predict_image"),
+        (utils, "windows_at_once"),
+        (NormReLU, "forward"),
+        (mean_teacher, "autocast"),
+        (utils, "autocast"),
+    ):
         monkeypatch.setattr(where, name, getattr(where, name))
 
 
-STUDY_SETTINGS = {**{k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()},
-                  "sup_epochs": 2, "ssl_epochs": 2}
+STUDY_SETTINGS = {
+    **{k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()},
+    "sup_epochs": 2,
+    "ssl_epochs": 2,
+}
 
 
 @pytest.fixture
 def plan_file(workplace, data_folder) -> Path:
     path = workplace / "study.json"
-    path.write_text(json.dumps({
-        "name": "s", "data": str(data_folder), "labels": [2], "folds": [0, 1], "seeds": [0],
-        "settings": STUDY_SETTINGS, "variants": {"mt": {"method": "mean_teacher"}, "cm": {"method": "cutmix_mt"},
-                                           "lr": {"method": "mean_teacher", "lr": 0.01}}}))
+    path.write_text(
+        json.dumps(
+            {
+                "name": "s",
+                "data": str(data_folder),
+                "labels": [2],
+                "folds": [0, 1],
+                "seeds": [0],
+                "settings": STUDY_SETTINGS,
+                "variants": {
+                    "mt": {"method": "mean_teacher"},
+                    "cm": {"method": "cutmix_mt"},
+                    "lr": {"method": "mean_teacher", "lr": 0.01},
+                },
+            }
+        )
+    )
     return path
 
 
@@ -189,30 +297,38 @@ def checkpoint(tmp_path) -> Path:
 
 # --- wrong input ---------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def refused(command, workplace, monkeypatch):
     """A command line must end with one line that says `what`, and leave nothing behind."""
-    def check(what: str, module: str, *arguments: object, about: str = "") -> None:
+
+    def check(what: str, module: str, *arguments: object, details: str = "") -> None:
         before = {p for p in workplace.rglob("*") if not p.is_dir()}
         code, _, err = command(module, *arguments)
-        lines = [line for line in re.split(r"[\r\n]+", err) if line.strip() and not re.search(r"\d%\|", line)]
+        lines = [
+            line
+            for line in re.split(r"[\r\n]+", err)
+            if line.strip() and not re.search(r"\d%\|", line)
+        ]
         assert code == 2, err
         assert len(lines) == 1, err
-        assert lines[0].strip().startswith(f"error: {about}"), err
+        assert lines[0].strip().startswith(f"error: {details}"), err
         assert re.search(what, lines[0]), err
         left = {p for p in workplace.rglob("*") if not p.is_dir()} - before
         assert not [p for p in left if p.name != ".lock"]
         assert not (workplace / "attacked").exists()
+
     return check
 
 
 @pytest.fixture
 def fine(command, monkeypatch):
     """A command line must succeed; training itself is left out."""
-    monkeypatch.setattr(train, "run", lambda config, *_: train.read_slices(config) and None)
+    monkeypatch.setattr(train, "run", lambda config, *_: preparation.read_slices(config) and None)
 
     def check(module: str, *arguments: object) -> str:
         code, out, err = command(module, *arguments)
         assert code == 0, err
         return out
+
     return check

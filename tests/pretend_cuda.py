@@ -31,20 +31,76 @@ GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parent.parent
 
 # Functions that make a tensor from nothing, or from a Python value.
-FROM_NOTHING = {"empty", "zeros", "ones", "full", "tensor", "as_tensor", "arange", "linspace", "eye", "rand", "randn",
-                "randint", "randperm", "empty_strided"}
+FROM_NOTHING = {
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "tensor",
+    "as_tensor",
+    "arange",
+    "linspace",
+    "eye",
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "empty_strided",
+}
 # Methods and functions that take their device from a tensor, if it is not stated.
-LIKE_ANOTHER = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "empty_like", "zeros_like", "ones_like",
-                "full_like", "rand_like", "randn_like"}
+LIKE_ANOTHER = {
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_tensor",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+}
 FROM_PYTHON_VALUE = {"tensor", "as_tensor", "new_tensor"}
 
 # What a Python program learns about the content of a tensor, it has to wait for.
-READS = {"item", "tolist", "__repr__", "__format__", "__bool__", "__float__", "__int__", "__index__", "__contains__",
-         "nonzero", "is_nonzero", "masked_select", "equal", "allclose", "unique", "argwhere"}
+READS = {
+    "item",
+    "tolist",
+    "__repr__",
+    "__format__",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "__contains__",
+    "nonzero",
+    "is_nonzero",
+    "masked_select",
+    "equal",
+    "allclose",
+    "unique",
+    "argwhere",
+}
 # What looks at a tensor without its content, or may have operands on both sides.
-HARMLESS = {"__hash__", "__len__", "size", "dim", "numel", "stride", "data_ptr", "type",
-            "is_set_to", "load_state_dict", "_has_compatible_shallow_copy_type", "is_floating_point", "is_contiguous",
-            "register_hook", "untyped_storage", "element_size"}
+HARMLESS = {
+    "__hash__",
+    "__len__",
+    "size",
+    "dim",
+    "numel",
+    "stride",
+    "data_ptr",
+    "type",
+    "is_set_to",
+    "load_state_dict",
+    "_has_compatible_shallow_copy_type",
+    "is_floating_point",
+    "is_contiguous",
+    "register_hook",
+    "untyped_storage",
+    "element_size",
+}
 
 
 class PretendedGPU(TorchFunctionMode):
@@ -53,7 +109,7 @@ class PretendedGPU(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.on_gpu, self.pinned = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        self.in_flight = WeakTensorKeyDictionary()      # on the CPU, but the copy was only queued
+        self.in_flight = WeakTensorKeyDictionary()  # on the CPU, but the copy was only queued
         self.waits: collections.Counter[str] = collections.Counter()
         self.operations = 0
 
@@ -95,13 +151,19 @@ class PretendedGPU(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         mine = [tensor for tensor in tensors if self.holds(tensor)]
 
-        if name not in HARMLESS | {"__get__", "copy_", "pin_memory"} and any(t in self.in_flight for t in tensors):
-            raise RuntimeError(f"{name} reads what is still on its way from the device: wait for an event first")
+        if name not in HARMLESS | {"__get__", "copy_", "pin_memory"} and any(
+            t in self.in_flight for t in tensors
+        ):
+            raise RuntimeError(
+                f"{name} reads what is still on its way from the device: wait for an event first"
+            )
         if name == "__get__":
             return self.get_attribute(func, args, bool(mine))
         if name == "__set__":
             return self.set_attribute(func, args)
-        if name in FROM_NOTHING | LIKE_ANOTHER or (name != "to" and kwargs.get("device") is not None):
+        if name in FROM_NOTHING | LIKE_ANOTHER or (
+            name != "to" and kwargs.get("device") is not None
+        ):
             return self.make(func, name, args, kwargs, bool(mine))
         if name in ("to", "cpu", "cuda"):
             return self.move(name, args, kwargs)
@@ -111,21 +173,28 @@ class PretendedGPU(TorchFunctionMode):
         if not mine or name in HARMLESS:
             return func(*args, **kwargs)
         if name in ("numpy", "__array__"):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
-                            "host memory first.")
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
+                "host memory first."
+            )
         counts = (name in ("where", "repeat_interleave") and len(args) == 1) or (
-            name == "repeat_interleave" and len(mine) > 1)
-        if name in READS or counts:                     # how many elements the result has, has to be known
+            name == "repeat_interleave" and len(mine) > 1
+        )
+        if name in READS or counts:  # how many elements the result has, has to be known
             self.note_wait(f".{name}()")
             result = func(*args, **kwargs)
             return self.put(result) if counts else result
-        if name in ("__getitem__", "__setitem__", "index_put_") and any(t.dtype == torch.bool for t in tensors[1:]):
-            self.note_wait("a mask as index")           # how many elements it selects has to be known
+        if name in ("__getitem__", "__setitem__", "index_put_") and any(
+            t.dtype == torch.bool for t in tensors[1:]
+        ):
+            self.note_wait("a mask as index")  # how many elements it selects has to be known
 
         strangers = [tensor for tensor in tensors if tensor.dim() > 0 and not self.holds(tensor)]
         if strangers:
-            raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
-                               f"and cpu! ({name})")
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
+                f"and cpu! ({name})"
+            )
         self.operations += 1
         return self.put(func(*args, **kwargs))
 
@@ -152,7 +221,11 @@ class PretendedGPU(TorchFunctionMode):
     def make(self, func, name: str, args: tuple, kwargs: dict, mine: bool):
         """A new tensor, on the device that is stated, else on that of the tensor that it is made like."""
         stated = kwargs.get("device")
-        there = torch.device(stated).type == "cuda" if stated is not None else mine and name in LIKE_ANOTHER
+        there = (
+            torch.device(stated).type == "cuda"
+            if stated is not None
+            else mine and name in LIKE_ANOTHER
+        )
         generator = kwargs.get("generator")
         if there and isinstance(generator, torch.Generator) and generator.device.type == "cpu":
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
@@ -183,7 +256,11 @@ class PretendedGPU(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             result = tensor.to(dtype)
             if here != there and result is tensor:
-                result = tensor.data.clone() if isinstance(tensor, torch.nn.Parameter) else tensor.clone()
+                result = (
+                    tensor.data.clone()
+                    if isinstance(tensor, torch.nn.Parameter)
+                    else tensor.clone()
+                )
         if here != there:
             queued = kwargs.get("non_blocking", False) and (here or tensor in self.pinned)
             if not queued:
@@ -231,26 +308,39 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
 
     nothing = contextlib.nullcontext()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        for name, answer in {"is_available": True, "is_bf16_supported": False, "get_device_name": "pretended GPU",
-                             "current_stream": None, "empty_cache": None, "device": nothing,
-                             "max_memory_allocated": 0}.items():
+        for name, answer in {
+            "is_available": True,
+            "is_bf16_supported": False,
+            "get_device_name": "pretended GPU",
+            "current_stream": None,
+            "empty_cache": None,
+            "device": nothing,
+            "max_memory_allocated": 0,
+        }.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
-        for name, answer in {"is_available": True, "set_device_index": None, "current_device_index": 0,
-                             "current_accelerator": GPU}.items():
+        for name, answer in {
+            "is_available": True,
+            "set_device_index": None,
+            "current_device_index": 0,
+            "current_accelerator": GPU,
+        }.items():
             patch.setattr(torch.accelerator, name, lambda *_, answer=answer, **__: answer)
         patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "synchronize", gpu.synchronize)
-        patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None)
+        patch.setattr(
+            torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None
+        )
         patch.setattr(torch.Tensor, "pin_memory", pin_memory)
         patch.setattr(torch.nn.Parameter, "__deepcopy__", deepcopy)
-        patch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)   # put back at the end
+        patch.setattr(
+            torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32
+        )  # put back at the end
         patch.setattr(utils, "_fitting", {})
         patch.setattr(devices, "keep_freed_memory", lambda: None)
         warnings.filterwarnings("ignore", ".*pin_memory.*")
-        utils.gaussian_window.cache_clear()     # what it holds was made on another device of the same name
+        utils.gaussian_window.cache_clear()  # what it holds was made on another device of the same name
         try:
             with gpu:
                 yield gpu
         finally:
             utils.gaussian_window.cache_clear()
-

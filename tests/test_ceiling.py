@@ -21,15 +21,15 @@ def boxes(*places: tuple[int, int, int, int]) -> np.ndarray:
 
 def test_wrong_pixels_are_counted_once_by_kind():
     truth = boxes((5, 15, 5, 15), (30, 40, 5, 15), (30, 34, 40, 44))
-    found = boxes((5, 15, 6, 16), (30, 40, 5, 9), (50, 55, 50, 55))
-    budget = ceiling.error_budget(found, truth)
+    result = boxes((5, 15, 6, 16), (30, 40, 5, 9), (50, 55, 50, 55))
+    budget = ceiling.error_budget(result, truth)
     area = truth.sum()
     assert budget == {"missed": (60 + 16) / area, "invented": 25 / area, "outline": 20 / area}
-    assert sum(budget.values()) == pytest.approx((found ^ truth).sum() / area)
+    assert sum(budget.values()) == pytest.approx((result ^ truth).sum() / area)
     assert ceiling.error_budget(truth, truth) == {"missed": 0, "invented": 0, "outline": 0}
     empty = ceiling.error_budget(boxes(), truth)
     assert (empty["missed"], empty["outline"]) == (1, 0)
-    assert ceiling.error_budget(found, boxes())["invented"] == found.sum()
+    assert ceiling.error_budget(result, boxes())["invented"] == result.sum()
 
 
 def test_half_found_particles_count_as_found():
@@ -49,8 +49,8 @@ def test_a_shifted_outline_costs_nothing_beyond_the_band():
 
 def test_agreement_is_of_runs_with_the_same_slices():
     a, b = boxes((0, 10, 0, 10)), boxes((0, 10, 5, 15))
-    found = ceiling.agreement([{"x": a, "y": a}, {"x": b}, {"x": a, "z": b}])
-    assert found.to_dict() == {"x": pytest.approx((0.5 + 1 + 0.5) / 3)}
+    result = ceiling.agreement([{"x": a, "y": a}, {"x": b}, {"x": a, "z": b}])
+    assert result.to_dict() == {"x": pytest.approx((0.5 + 1 + 0.5) / 3)}
     assert ceiling.agreement([{"x": a}, {"y": a}]).empty
 
 
@@ -73,6 +73,6 @@ def test_command_line(tiny, command):
     for row in rows[rows["run"] == "s1"].itertuples():
         assert row.dice == pytest.approx(scores[row.method, row.stem])
     assert rows["agreement"].between(0, 1).all()
-    assert (rows.groupby("stem")["agreement"].nunique() == 1).all()   # one number for the pair
+    assert (rows.groupby("stem")["agreement"].nunique() == 1).all()  # one number for the pair
     Path("runs/s0/predictions.npz").unlink()
     assert "predictions.npz: missing" in command("benchmarks.ceiling", "runs/s0")[2]

@@ -14,24 +14,48 @@ from runtime import command_line
 from runtime.messages import InputError
 
 
-@pytest.mark.parametrize(("result", "status", "text"), [
-    (None, 0, ""), (1, 1, ""),
-    (torch.OutOfMemoryError(), 2, "error: the device is out of memory; free it of other work, or take --device cpu\n"),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2,
-     "error: the device is out of memory; free it of other work, or take --device cpu\n"),
-    (torch.AcceleratorError("CUDA error: out of memory"), 2,
-     "error: the device is out of memory; free it of other work, or take --device cpu\n"),
-    (MemoryError("5 GB"), 2, "error: out of memory (5 GB); smaller slices or windows, or a larger machine\n"),
-    (PermissionError(13, "Not permitted", "/out"), 2, "error: /out: Not permitted; check path, rights, space\n"),
-    (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
-    (InputError("a\nb.tif: is bad"), 2, "error: a\\nb.tif: is bad\n"),
-    (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n"),
-    (command_line.Terminated(), 143, "stopped; what was finished is kept\n")])
+@pytest.mark.parametrize(
+    ("result", "status", "text"),
+    [
+        (None, 0, ""),
+        (1, 1, ""),
+        (
+            torch.OutOfMemoryError(),
+            2,
+            "error: the device is out of memory; free it of other work, or take --device cpu\n",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            2,
+            "error: the device is out of memory; free it of other work, or take --device cpu\n",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: out of memory"),
+            2,
+            "error: the device is out of memory; free it of other work, or take --device cpu\n",
+        ),
+        (
+            MemoryError("5 GB"),
+            2,
+            "error: out of memory (5 GB); smaller slices or windows, or a larger machine\n",
+        ),
+        (
+            PermissionError(13, "Not permitted", "/out"),
+            2,
+            "error: /out: Not permitted; check path, rights, space\n",
+        ),
+        (InputError("a.tif: is bad"), 2, "error: a.tif: is bad\n"),
+        (InputError("a\nb.tif: is bad"), 2, "error: a\\nb.tif: is bad\n"),
+        (KeyboardInterrupt(), 130, "stopped; what was finished is kept\n"),
+        (command_line.Terminated(), 143, "stopped; what was finished is kept\n"),
+    ],
+)
 def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, text):
     def main():
         if isinstance(result, BaseException):
             raise result
         return result
+
     with pytest.raises(SystemExit) as stop:
         command_line.run_command_line(main)
     assert stop.value.code == status
@@ -40,8 +64,13 @@ def test_command_lines_end_with_one_line_and_a_status(capsys, result, status, te
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_wait_for_the_work_in_hand(number):
-    seen, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)        # in the background of a shell it is ignored
+    seen, before = (
+        [],
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+    )
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background of a shell it is ignored
     signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
     try:
         end = pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext()
@@ -60,6 +89,7 @@ def test_an_interruption_that_a_library_makes_an_error_of_is_one_still(capsys):
             signal.raise_signal(signal.SIGTERM)
         except BaseException:  # noqa: BLE001
             raise InputError("a.tif: cannot be read") from None
+
     with pytest.raises(SystemExit) as stop:
         command_line.run_command_line(main)
     assert stop.value.code == 143
@@ -72,6 +102,7 @@ def test_an_interruption_that_a_library_swallowed_stops_at_the_next_occasion(cap
             signal.raise_signal(signal.SIGINT)
         with command_line.held_back() as came:
             assert came == [signal.SIGINT]
+
     with pytest.raises(SystemExit) as stop:
         command_line.run_command_line(main)
     assert stop.value.code == 130
@@ -83,6 +114,7 @@ def test_a_second_ctrl_c_does_not_wait():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("went on")
+
     with pytest.raises(KeyboardInterrupt):
         twice()
 
@@ -92,10 +124,13 @@ def test_wrong_options_are_one_line(capsys):
         parser = command_line.Parser(prog="train.py")
         parser.add_argument("--lr", type=float)
         parser.parse_args(["--lr", "fast"])
+
     with pytest.raises(SystemExit) as stop:
         command_line.run_command_line(main)
     assert (stop.value.code, capsys.readouterr().err) == (
-        2, "error: argument --lr: invalid float value: 'fast'; python train.py --help lists the options\n")
+        2,
+        "error: argument --lr: invalid float value: 'fast'; python train.py --help lists the options\n",
+    )
 
 
 def test_what_only_a_traceback_explains_gets_one():
@@ -108,22 +143,36 @@ def test_a_signal_counts_though_the_work_failed(capsys):
         with command_line.held_back():
             signal.raise_signal(signal.SIGTERM)
             raise InputError("a.tif: is bad")
+
     with pytest.raises(SystemExit) as stop:
         command_line.run_command_line(main)
-    assert (stop.value.code, capsys.readouterr().err) == (143, "stopped; what was finished is kept\n")
+    assert (stop.value.code, capsys.readouterr().err) == (
+        143,
+        "stopped; what was finished is kept\n",
+    )
 
 
-@pytest.mark.parametrize(("shell", "status", "err"), [
-    ("| true", "0", ""), (">&-", "0", ""), ("> /dev/full", "2", "check path, rights, space")])
+@pytest.mark.parametrize(
+    ("shell", "status", "err"),
+    [
+        ("| true", "0", ""),
+        pytest.param(">&-", "0", "", marks=pytest.mark.slow),
+        pytest.param("> /dev/full", "2", "check path, rights, space", marks=pytest.mark.slow),
+    ],
+)
 def test_where_the_output_goes(tmp_path, shell, status, err):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runtime import command_line; "
     code += "command_line.run_command_line("
     code += "lambda: [print('line', flush=True) for _ in range(9999)] and None)"
-    found = subprocess.run(["bash", "-c", f'"$0" -W ignore -c "$1" {shell}; echo $? >&2', sys.executable, code],
-                           capture_output=True, text=True, cwd=tmp_path)
-    lines = found.stderr.splitlines()
-    assert "Traceback" not in found.stderr
-    assert (lines[-1], err in found.stderr, len(lines)) == (status, True, 1 + bool(err))
+    result = subprocess.run(
+        ["bash", "-c", f'"$0" -W ignore -c "$1" {shell}; echo $? >&2', sys.executable, code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    lines = result.stderr.splitlines()
+    assert "Traceback" not in result.stderr
+    assert (lines[-1], err in result.stderr, len(lines)) == (status, True, 1 + bool(err))
 
 
 def test_handlers_are_as_before():

@@ -10,16 +10,18 @@ from particles import components
 @pytest.mark.parametrize("depth", [1, 2, 7, 100])
 def test_components_of_slabs_are_those_of_the_volume(blobs, depth, monkeypatch):
     monkeypatch.setattr(components, "SLAB_VOXELS", depth * 50 * 60)
-    found = components.find_components(iter(blobs), blobs.shape)
+    result = components.find_components(iter(blobs), blobs.shape)
     labels, count = ndimage.label(blobs, np.ones((3, 3, 3)))
-    assert len(found.voxels) == count
+    assert len(result.voxels) == count
     boxes = ndimage.find_objects(labels)
     for i in range(count):
-        label = labels[tuple(found.inside[i])]
+        label = labels[tuple(result.inside[i])]
         assert label > 0
-        assert found.voxels[i] == np.count_nonzero(labels == label)
-        assert [(s.start, s.stop) for s in boxes[label - 1]] == list(zip(found.low[i], found.high[i], strict=True))
-    assert len({labels[tuple(place)] for place in found.inside}) == count
+        assert result.voxels[i] == np.count_nonzero(labels == label)
+        assert [(s.start, s.stop) for s in boxes[label - 1]] == list(
+            zip(result.low[i], result.high[i], strict=True)
+        )
+    assert len({labels[tuple(place)] for place in result.inside}) == count
 
 
 def test_neighbours_that_touch_by_a_corner_are_joined(monkeypatch):

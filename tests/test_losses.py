@@ -13,9 +13,14 @@ from utils import overlap_metrics
 def test_soft_dice_of_certain_logits_is_the_metric():
     rng = np.random.default_rng(0)
     truth, prediction = rng.random((2, 1, 16, 16)) < 0.3
-    loss = losses.soft_dice_loss(torch.where(torch.tensor(prediction)[None], 50.0, -50.0),
-                                 torch.tensor(truth)[None].float(), smooth=0.0)
-    assert 1 - loss.item() == pytest.approx(overlap_metrics(prediction[0], truth[0])["dice"], abs=1e-6)
+    loss = losses.soft_dice_loss(
+        torch.where(torch.tensor(prediction)[None], 50.0, -50.0),
+        torch.tensor(truth)[None].float(),
+        smooth=0.0,
+    )
+    assert 1 - loss.item() == pytest.approx(
+        overlap_metrics(prediction[0], truth[0])["dice"], abs=1e-6
+    )
 
 
 def test_empty_prediction_of_an_empty_mask_is_perfect_in_loss_and_metric():
@@ -40,9 +45,14 @@ def test_parts_of_the_loss():
     target = (torch.rand(3, 1, 8, 8, generator=generator) < 0.3).float()
     p = logits.sigmoid()
     bce = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
-    per_image = [1 - (2 * (p[i] * target[i]).sum() + 1) / (p[i].sum() + target[i].sum() + 1) for i in range(3)]
+    per_image = [
+        1 - (2 * (p[i] * target[i]).sum() + 1) / (p[i].sum() + target[i].sum() + 1)
+        for i in range(3)
+    ]
     dice = sum(per_image) / 3
-    assert losses.bce_dice_loss(logits, target).item() == pytest.approx((0.5 * bce + 0.5 * dice).item(), rel=1e-5)
+    assert losses.bce_dice_loss(logits, target).item() == pytest.approx(
+        (0.5 * bce + 0.5 * dice).item(), rel=1e-5
+    )
     assert losses.bce_dice_loss(logits, target, 1.0).item() == pytest.approx(bce.item(), rel=1e-5)
     assert losses.bce_dice_loss(logits, target, 0.0).item() == pytest.approx(dice.item(), rel=1e-5)
 
@@ -71,13 +81,24 @@ def test_consistency_counts_confident_pixels_and_divides_by_all():
     logits, target = torch.randn(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
     sure = torch.maximum(target, 1 - target) >= 0.8
     square = (logits.sigmoid() - target).square()
-    assert losses.consistency_loss(logits, target, "mse", 0.8).item() == pytest.approx((square * sure).mean().item())
+    assert losses.consistency_loss(logits, target, "mse", 0.8).item() == pytest.approx(
+        (square * sure).mean().item()
+    )
     decision = (target >= 0.5).float()
     bce = torch.nn.functional.binary_cross_entropy(logits.sigmoid(), decision, reduction="none")
     expected = (bce * sure).mean().item()
-    assert losses.consistency_loss(logits, target, "bce", 0.8, hard=True).item() == pytest.approx(expected, rel=1e-5)
-    dice = sum(losses.soft_dice_loss(logits[i][sure[i]][None, None, None], decision[i][sure[i]][None, None, None])
-               for i in range(2)).item() / 2
+    assert losses.consistency_loss(logits, target, "bce", 0.8, hard=True).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    dice = (
+        sum(
+            losses.soft_dice_loss(
+                logits[i][sure[i]][None, None, None], decision[i][sure[i]][None, None, None]
+            )
+            for i in range(2)
+        ).item()
+        / 2
+    )
     both = losses.consistency_loss(logits, target, "bce_dice", 0.8, hard=True)
     assert both.item() == pytest.approx(0.5 * expected + 0.5 * dice, rel=1e-5)
     assert losses.consistency_loss(logits, torch.full_like(target, 0.6), "bce", 0.9).item() == 0
@@ -86,7 +107,7 @@ def test_consistency_counts_confident_pixels_and_divides_by_all():
 def test_where_a_consistency_loss_is_smallest():
     """Squared difference and cross-entropy at the teacher's probability; with Dice beside it at surer ones."""
     target = torch.tensor([0.02, 0.1, 0.6, 0.95]).repeat(16).reshape(1, 1, 8, 8)
-    found = {}
+    result = {}
     for kind in ("mse", "bce", "bce_dice"):
         logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=0.05)
@@ -94,10 +115,10 @@ def test_where_a_consistency_loss_is_smallest():
             optimizer.zero_grad()
             losses.consistency_loss(logits, target, kind).backward()
             optimizer.step()
-        found[kind] = logits.sigmoid().detach()
-    assert torch.allclose(found["mse"], target, atol=0.01)
-    assert torch.allclose(found["bce"], target, atol=0.01)
-    assert ((found["bce_dice"] - target) * (target - 0.5) > 0).all()
+        result[kind] = logits.sigmoid().detach()
+    assert torch.allclose(result["mse"], target, atol=0.01)
+    assert torch.allclose(result["bce"], target, atol=0.01)
+    assert ((result["bce_dice"] - target) * (target - 0.5) > 0).all()
 
 
 def test_weighted_dice_ignores_what_does_not_count():
@@ -117,7 +138,7 @@ def test_cutmix_boxes_and_mixing():
     assert 0.09 < used.min() < used.max() < 0.52
     for box in boxes[shares > 0][:20, 0]:
         rows, columns = box.any(1).sum(), box.any(0).sum()
-        assert box.sum() == rows * columns                     # one full rectangle
+        assert box.sum() == rows * columns  # one full rectangle
         assert 0.2 < rows / columns < 4.5
     assert not losses.draw_boxes(50, 64, 0.0, generator).any()
     image, probability = torch.rand(3, 1, 64, 64), torch.rand(3, 1, 64, 64)
@@ -125,7 +146,9 @@ def test_cutmix_boxes_and_mixing():
     mixed = losses.mix(image, box)
     assert torch.equal(mixed[~box], image[~box])
     assert torch.equal(mixed[box], image[[1, 2, 0]][box])
-    confidence = torch.maximum(probability, 1 - probability)   # mixing it is the same as taking it after mixing
+    confidence = torch.maximum(
+        probability, 1 - probability
+    )  # mixing it is the same as taking it after mixing
     mixed = losses.mix(probability, box)
     assert torch.equal(losses.mix(confidence, box), torch.maximum(mixed, 1 - mixed))
 
@@ -142,17 +165,24 @@ def test_dropped_channels_are_zero_and_the_mean_stays():
 def test_what_lies_outside_the_sample_counts_for_nothing():
     """A loss over the inside is that of images in which there is nothing else."""
     generator = torch.Generator().manual_seed(0)
-    logits, target = torch.randn(3, 1, 8, 8, generator=generator), torch.rand(3, 1, 8, 8, generator=generator)
+    logits, target = (
+        torch.randn(3, 1, 8, 8, generator=generator),
+        torch.rand(3, 1, 8, 8, generator=generator),
+    )
     inside = torch.zeros(3, 1, 8, 8)
     inside[..., :5] = 1
     left = (slice(None), slice(None), slice(None), slice(0, 5))
     truth = (target > 0.5).float()
     spoilt = torch.where(inside.bool(), logits, torch.full_like(logits, 50.0))
     assert losses.bce_dice_loss(spoilt, truth, 0.5, inside).item() == pytest.approx(
-        losses.bce_dice_loss(logits[left], truth[left], 0.5).item(), rel=1e-5)
+        losses.bce_dice_loss(logits[left], truth[left], 0.5).item(), rel=1e-5
+    )
     for kind in ("mse", "bce", "bce_dice"):
-        assert losses.consistency_loss(spoilt, target, kind, 0.7, inside=inside).item() == pytest.approx(
-            losses.consistency_loss(logits[left], target[left], kind, 0.7).item(), rel=1e-5)
+        assert losses.consistency_loss(
+            spoilt, target, kind, 0.7, inside=inside
+        ).item() == pytest.approx(
+            losses.consistency_loss(logits[left], target[left], kind, 0.7).item(), rel=1e-5
+        )
     nothing = torch.zeros_like(inside)
     assert losses.bce_dice_loss(spoilt, truth, 0.5, nothing).isfinite()
     assert losses.consistency_loss(spoilt, target, inside=nothing).item() == 0

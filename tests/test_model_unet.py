@@ -40,14 +40,18 @@ def test_downsampling_works_on_block_means_and_gives_logits_of_the_input_size():
     torch.manual_seed(0)
     model = UNet(4, 2).eval()
     x = torch.rand(1, 1, 96, 64)
-    shuffled = x.unfold(2, 2, 2).unfold(3, 2, 2).flip(-1, -2).permute(0, 1, 2, 4, 3, 5).reshape(x.shape)
+    shuffled = (
+        x.unfold(2, 2, 2).unfold(3, 2, 2).flip(-1, -2).permute(0, 1, 2, 4, 3, 5).reshape(x.shape)
+    )
     assert not torch.equal(x, shuffled)
-    torch.testing.assert_close(model(shuffled), model(x))                # only the means of 2×2 blocks count
+    torch.testing.assert_close(model(shuffled), model(x))  # only the means of 2×2 blocks count
     plain = UNet(4).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "downsample"})
     small = plain(torch.nn.functional.avg_pool2d(x, 2))
-    torch.testing.assert_close(model(x), torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear"))
-    again = UNet.from_weights(model.state_dict())                        # the factor travels with the weights
+    torch.testing.assert_close(
+        model(x), torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
+    )
+    again = UNet.from_weights(model.state_dict())  # the factor travels with the weights
     assert again.factor == 2
     torch.testing.assert_close(again(x), model(x))
     with pytest.raises(ValueError, match="multiples of 32"):
@@ -65,7 +69,9 @@ def test_reduced_images_pass_the_network_as_they_are():
     model, x = UNet(2, 3).eval(), torch.rand(2, 1, 96, 144)
     small = model(torch.nn.functional.avg_pool2d(x, 3), reduced=True)
     assert small.shape == (2, 1, 32, 48)
-    torch.testing.assert_close(model(x), torch.nn.functional.interpolate(small, scale_factor=3, mode="bilinear"))
+    torch.testing.assert_close(
+        model(x), torch.nn.functional.interpolate(small, scale_factor=3, mode="bilinear")
+    )
     with pytest.raises(ValueError, match="input is 24×48; sides must be multiples of 16"):
         model(torch.zeros(1, 1, 24, 48), reduced=True)
     plain = UNet(2).eval()
@@ -74,14 +80,16 @@ def test_reduced_images_pass_the_network_as_they_are():
 
 def test_grey_values_are_not_rounded_before_they_are_seen_in_half_precision():
     grey = torch.randint(128, 256, (2, 1, 32, 32)) / 255
-    assert (255 * (grey.bfloat16().float() - grey)).abs().max() > 0.4    # of a grey level
+    assert (255 * (grey.bfloat16().float() - grey)).abs().max() > 0.4  # of a grey level
     torch.manual_seed(0)
     first = UNet(8).down1[0]
     exact = first(grey)
     with torch.autocast("cpu", torch.bfloat16):
         seen = first(grey)
         rounded = torch.nn.functional.conv2d(grey, first.weight, padding=1)
-    assert seen.dtype == rounded.dtype == torch.bfloat16                 # what follows is computed in half precision
+    assert (
+        seen.dtype == rounded.dtype == torch.bfloat16
+    )  # what follows is computed in half precision
     assert torch.equal(seen, exact.bfloat16())
     assert not torch.equal(rounded, exact.bfloat16())
 
@@ -89,7 +97,9 @@ def test_grey_values_are_not_rounded_before_they_are_seen_in_half_precision():
     gradients = {}
     for name, output in (("exact", exact), ("seen", seen), ("rounded", rounded)):
         (gradients[name],) = torch.autograd.grad((output.float() * target).sum(), first.weight)
-    errors = {name: float((gradients[name] - gradients["exact"]).norm()) for name in ("seen", "rounded")}
+    errors = {
+        name: float((gradients[name] - gradients["exact"]).norm()) for name in ("seen", "rounded")
+    }
     assert errors["seen"] < errors["rounded"]
 
 
@@ -129,7 +139,9 @@ def test_from_weights():
     model = UNet(3)
     same = UNet.from_weights(model.state_dict())
     assert not same.training
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True)
+    )
     with pytest.raises(ValueError, match="not the weights of this U-Net"):
         UNet.from_weights({"conv.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match="not the weights of this U-Net"):
@@ -138,11 +150,13 @@ def test_from_weights():
 
 def test_ema_equals_its_closed_form_and_covers_buffers():
     torch.manual_seed(0)
+
     class WithBuffers(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = torch.nn.Linear(3, 2)
             self.norm = torch.nn.BatchNorm1d(2)
+
     teacher = WithBuffers()
     start, alpha, steps = copy.deepcopy(teacher.state_dict()), 0.9, 12
     students = []
@@ -157,7 +171,8 @@ def test_ema_equals_its_closed_form_and_covers_buffers():
             assert value == 7 + steps - 1
             continue
         closed = alpha**steps * start[name] + sum(
-            (1 - alpha) * alpha ** (steps - 1 - n) * s[name] for n, s in enumerate(students))
+            (1 - alpha) * alpha ** (steps - 1 - n) * s[name] for n, s in enumerate(students)
+        )
         torch.testing.assert_close(value, closed)
 
 
@@ -177,15 +192,15 @@ def test_normalisation_is_that_of_pytorch_whatever_way_it_takes(gradient, offset
     x = (offset + torch.randn(2, 3, 160, 128)).requires_grad_(gradient)
     exact = x.detach().double().requires_grad_(gradient)
     expected = reference(exact)
-    found = NormReLU()(x)
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+    result = NormReLU()(x)
+    torch.testing.assert_close(result.double(), expected, atol=2e-5, rtol=0)
     if gradient:
-        weight = torch.randn(found.shape)
-        (found * weight).sum().backward()
+        weight = torch.randn(result.shape)
+        (result * weight).sum().backward()
         (expected * weight).sum().backward()
         torch.testing.assert_close(x.grad.double(), exact.grad, atol=1e-4, rtol=1e-3)
     else:
-        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_model_predicts_the_same_with_and_without_gradients():
@@ -194,7 +209,7 @@ def test_a_model_predicts_the_same_with_and_without_gradients():
     with torch.no_grad():
         without = model(x)
     torch.testing.assert_close(without, model(x), atol=1e-4, rtol=0)
-    freeze(model, ("down1", "down2"))                  # the part without gradients and the part with them meet
+    freeze(model, ("down1", "down2"))  # the part without gradients and the part with them meet
     frozen = model(x)
     torch.testing.assert_close(without, frozen, atol=1e-4, rtol=0)
     frozen.sum().backward()

@@ -11,8 +11,16 @@ from conftest import ROOT
 from demo_data import write_demo, write_volume
 
 NOTEBOOK = ROOT / "main_freezelayers.ipynb"
-MINIATURE = {"base_channels": 2, "patch_size": 128, "sup_epochs": 2, "ssl_epochs": 2, "steps_per_epoch": 1,
-             "batch_size": 2, "device": "cpu", "num_workers": 0}
+MINIATURE = {
+    "base_channels": 2,
+    "patch_size": 128,
+    "sup_epochs": 2,
+    "ssl_epochs": 2,
+    "steps_per_epoch": 1,
+    "batch_size": 2,
+    "device": "cpu",
+    "num_workers": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +31,17 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         notebook = papermill.execute_notebook(
-            str(NOTEBOOK), str(folder / "out.ipynb"), cwd=str(folder), progress_bar=False,
-            parameters={"DATA": "data/mini", "RUN": "mini", "SETTINGS": MINIATURE, "VOLUME": "data/v.tif"})
+            str(NOTEBOOK),
+            str(folder / "out.ipynb"),
+            cwd=str(folder),
+            progress_bar=False,
+            parameters={
+                "DATA": "data/mini",
+                "RUN": "mini",
+                "SETTINGS": MINIATURE,
+                "VOLUME": "data/v.tif",
+            },
+        )
     return folder, notebook
 
 
@@ -37,16 +54,33 @@ def test_notebook_runs_from_top_to_bottom(executed):
     assert len(pictures) >= 16
     assert all(len(p["data"]["image/jpeg"]) > 5000 for p in pictures)
     text = json.dumps(outputs)
-    for expected in ("no problem found", "U-Net of width 2", "Mean Teacher (teacher)", "best (teacher)", "chosen: ",
-                     "**classic**, width 2", "**best**, width 2", "Highest mean Dice of full test images",
-                     "**Applied**"):
+    for expected in (
+        "no problem found",
+        "U-Net of width 2",
+        "Mean Teacher (teacher)",
+        "best (teacher)",
+        "chosen: ",
+        "**classic**, width 2",
+        "**best**, width 2",
+        "Highest mean Dice of full test images",
+        "**Applied**",
+    ):
         assert expected in text
     figures = {p.name for p in (folder / "runs" / "mini" / "figures").iterdir()}
     assert {"slice.png", "views.png", "curves.png", "paired.png"} < figures
     best = {p.name for p in (folder / "runs" / "mini_best").rglob("*.*")}
-    assert {"views.png", "curves.png", "calibration.png", "worst.png", "sizes.png", "annotate_next.csv"} < best
+    assert {
+        "views.png",
+        "curves.png",
+        "calibration.png",
+        "worst.png",
+        "sizes.png",
+        "annotate_next.csv",
+    } < best
     assert {"v.tif", "v_uncertainty.tif", "v.tif.json"} <= best
-    widgets = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    widgets = [
+        o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    ]
     assert "image/jpeg" in widgets[0]["data"]
 
 
@@ -59,4 +93,6 @@ def test_committed_notebook_keeps_the_house_rules():
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     prose = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
     assert prose > 0.4 * (prose + sum(len(cell.source) for cell in code))
-    assert not [word for word in ("/root", "/home", "/work", "/tmp") if word in Path(NOTEBOOK).read_text()]
+    assert not [
+        word for word in ("/root", "/home", "/work", "/tmp") if word in Path(NOTEBOOK).read_text()
+    ]

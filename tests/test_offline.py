@@ -41,32 +41,51 @@ print("all of it")
 
 
 def offline(code: str, folder) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", GUARD.format(root=str(ROOT)) + code], cwd=folder,
-                          env=environment, capture_output=True, text=True, timeout=200)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"
+    }
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GUARD.format(root=str(ROOT)) + code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
 
 
+@pytest.mark.slow
 def test_every_command_line_works_without_a_network(workplace):
     write_data(workplace / "data")
     write_volume(workplace / "v.tif", slices=3, side=64)
-    options = as_options({**TINY, "run": "r", "data": "data", "num_workers": 1, "sup_epochs": 1, "ssl_epochs": 1})
-    found = offline(CALLS.format(options=options), workplace)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.endswith("all of it\n")
+    options = as_options(
+        {**TINY, "run": "r", "data": "data", "num_workers": 1, "sup_epochs": 1, "ssl_epochs": 1}
+    )
+    result = offline(CALLS.format(options=options), workplace)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("all of it\n")
 
 
 def test_the_guard_guards(tmp_path):
-    found = offline("import urllib.request; urllib.request.urlopen('http://localhost:9/')", tmp_path)
-    assert (found.returncode, "network: socket." in found.stderr) == (1, True)
+    result = offline(
+        "import urllib.request; urllib.request.urlopen('http://localhost:9/')", tmp_path
+    )
+    assert (result.returncode, "network: socket." in result.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("path", [p for folder in (ROOT, ROOT / "benchmarks") for p in sorted(folder.glob("*.py"))],
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [p for folder in (ROOT, ROOT / "benchmarks") for p in sorted(folder.glob("*.py"))],
+    ids=lambda path: path.name,
+)
 def test_nothing_that_was_read_is_executed(path):
     """No pickle but with `weights_only`, no eval, no shell."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            name, given = (
+                ast.unparse(node.func),
+                {k.arg: ast.unparse(k.value) for k in node.keywords},
+            )
             assert name not in ("eval", "exec", "os.system", "pd.read_pickle", "__import__"), name
             assert not name.startswith(("pickle.", "marshal.", "joblib.", "shelve.")), name
             assert given.get("allow_pickle", "False") == "False"

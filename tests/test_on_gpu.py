@@ -11,19 +11,32 @@ from benchmarks import first_minutes, full_run, limits
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_whole_script_runs_in_miniature(tmp_path):
     dest = tmp_path / "dest"
-    done = subprocess.run(["bash", ROOT / "benchmarks" / "on_gpu.sh", dest, sys.executable, "cpu"], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "on_gpu.sh", dest, sys.executable, "cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert {path.name for path in dest.iterdir()} == {"first_minutes.json", "classic.json", "best.json", "races.json",
-                                                      "log.txt"}
+    assert {path.name for path in dest.iterdir()} == {
+        "first_minutes.json",
+        "classic.json",
+        "best.json",
+        "races.json",
+        "log.txt",
+    }
     first = json.loads((dest / "first_minutes.json").read_text())
     names = list(first)
     assert not [name for name, values in first.items() if "failed" in values]
-    order = [next(i for i, name in enumerate(names) if name.startswith(kind))
-             for kind in ("device", "beside the CPU", "ceilings", "step", "images", "candidate")]
-    assert order == sorted(order)                                   # most important first
+    order = [
+        next(i for i, name in enumerate(names) if name.startswith(kind))
+        for kind in ("device", "beside the CPU", "ceilings", "step", "images", "candidate")
+    ]
+    assert order == sorted(order)  # most important first
     for name in ("classic", "best"):
         run = json.loads((dest / f"{name}.json").read_text())
         assert set(full_run.PHASES.values()) < set(run["phases"])
@@ -35,35 +48,49 @@ def test_the_whole_script_runs_in_miniature(tmp_path):
 
 
 def test_without_a_destination_the_script_says_how_it_is_called(tmp_path):
-    done = subprocess.run(["bash", ROOT / "benchmarks" / "on_gpu.sh"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "on_gpu.sh"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "bash benchmarks/on_gpu.sh DEST [PYTHON] [cpu]" in done.stderr
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["file/dest"], "file/dest: cannot be written; choose another DEST"),
-    (["dest", "no/python"], "no/python: no such program"), (["dest", "bare"], "bare: has no torch"),
-    (["dest", sys.executable, "tpu"], "tpu: the third word is cpu, or left out")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["file/dest"], "file/dest: cannot be written; choose another DEST"),
+        (["dest", "no/python"], "no/python: no such program"),
+        (["dest", "bare"], "bare: has no torch"),
+        (["dest", sys.executable, "tpu"], "tpu: the third word is cpu, or left out"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_at_once(tmp_path, words, message):
     (tmp_path / "file").write_text("")
     bare = tmp_path / "bare"
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
     words = [str(bare) if word == "bare" else word for word in words]
-    done = subprocess.run(["bash", ROOT / "benchmarks" / "on_gpu.sh", *words], capture_output=True, text=True,
-                          cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "on_gpu.sh", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "dest" / "log.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_first_minutes_need_little_installed():
     """As on a machine without albumentations, zarr, imagecodecs and Accelerate."""
-    code = ("import sys\n"
-            "for name in ('albumentations', 'zarr', 'imagecodecs', 'accelerate', 'jinja2', 'matplotlib'):\n"
-            "    sys.modules[name] = None\n"
-            f"sys.path.insert(0, {str(ROOT)!r})\n"
-            "import benchmarks.first_minutes")
+    code = (
+        "import sys\n"
+        "for name in ('albumentations', 'zarr', 'imagecodecs', 'accelerate', 'jinja2', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import benchmarks.first_minutes"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -73,12 +100,15 @@ def test_a_measurement_that_fails_is_named_and_the_others_are_kept(tmp_path):
 
     def fails():
         raise torch.OutOfMemoryError("CUDA out of memory\nin two lines")
+
     results.attempt("one", lambda: {"ms": 1.5})
     results.attempt("two", fails)
     results.attempt("three", lambda: {"ms": 2.5})
     assert json.loads((tmp_path / "r.json").read_text()) == {
-        "one": {"ms": 1.5}, "two": {"failed": "OutOfMemoryError: CUDA out of memory in two lines"},
-        "three": {"ms": 2.5}}
+        "one": {"ms": 1.5},
+        "two": {"failed": "OutOfMemoryError: CUDA out of memory in two lines"},
+        "three": {"ms": 2.5},
+    }
 
 
 def test_a_device_that_computes_something_else_is_seen(monkeypatch):
@@ -89,7 +119,10 @@ def test_a_device_that_computes_something_else_is_seen(monkeypatch):
 
     def update(teacher, student, alpha):
         calls.append(1)
-        real(teacher, student, alpha if len(calls) == 1 else 0.51)  # the second one is that of the device
+        real(
+            teacher, student, alpha if len(calls) == 1 else 0.51
+        )  # the second one is that of the device
+
     monkeypatch.setattr(first_minutes, "ema_update", update)
     other = first_minutes.parity(bench, "float32")
     assert (other["losses"], other["gradient"]) == ("0.0e+00", "0.0e+00")
@@ -97,12 +130,17 @@ def test_a_device_that_computes_something_else_is_seen(monkeypatch):
 
 
 def test_a_step_is_compared_with_its_floor():
-    bench = first_minutes.Bench(torch.device("cpu"), width=2, patch=32, batches=(2,), steps=2, rounds=1)
+    bench = first_minutes.Bench(
+        torch.device("cpu"), width=2, patch=32, batches=(2,), steps=2, rounds=1
+    )
     config = bench.config("best", batch_size=2)
     assert (config.patch_size, config.downsample) == (128, 4)
     slow, fast = (limits.Ceilings(rate, 1e15, 4) for rate in (1e9, 1e12))
-    found = [first_minutes.time_step(bench, config, True, ceilings)["× floor"] for ceilings in (slow, fast)]
-    assert found[1] > 100 * found[0] > 0
+    result = [
+        first_minutes.time_step(bench, config, True, ceilings)["× floor"]
+        for ceilings in (slow, fast)
+    ]
+    assert result[1] > 100 * result[0] > 0
 
 
 def test_time_is_counted_once(tmp_path, monkeypatch):
@@ -118,12 +156,16 @@ def test_time_is_counted_once(tmp_path, monkeypatch):
         inner()
         work(2)
         next(items)
+
     inner = clock.timed(lambda: work(10), "validation")
     items = clock.timed_items(lambda: iter_of(work), "loading")()
     clock.timed_phase(phase, "supervised", "steps")()
     assert json.loads((tmp_path / "f.json").read_text()) == {
-        "a": 1, "seconds": 18.0, "phases": {"supervised": 18.0},
-        "parts": {"supervised": {"validation": 10.0, "loading": 5.0, "steps": 3.0}}}
+        "a": 1,
+        "seconds": 18.0,
+        "phases": {"supervised": 18.0},
+        "parts": {"supervised": {"validation": 10.0, "loading": 5.0, "steps": 3.0}},
+    }
 
 
 def iter_of(work):

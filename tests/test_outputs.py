@@ -60,7 +60,9 @@ def stack(tmp_path, grey) -> Path:
 def apply(command, checkpoint, monkeypatch):
     """`predict.py` in blocks of two slices: (exit status, standard error)."""
     monkeypatch.setattr("volumes.blocks.BLOCK", 2)
-    return lambda *arguments: command("predict", *arguments, "--checkpoint", checkpoint, "--device", "cpu")[::2]
+    return lambda *arguments: command(
+        "predict", *arguments, "--checkpoint", checkpoint, "--device", "cpu"
+    )[::2]
 
 
 def test_a_prediction_in_another_precision_is_another_one(apply, stack, tmp_path):
@@ -69,17 +71,25 @@ def test_a_prediction_in_another_precision_is_another_one(apply, stack, tmp_path
     assert json.loads(settings.read_text())["settings"]["precision"] == "float32"
     code, err = apply(stack, "--output", out, "--precision", "bfloat16")
     assert code == 2
-    assert "m.tif: exists, and was not made from this input with these settings (precision was float32, is bf" in err
+    assert (
+        "m.tif: exists, and was not made from this input with these settings (precision was float32, is bf"
+        in err
+    )
     assert apply(stack, "--output", out, "--precision", "float32") == (0, "")
 
 
-def test_an_interrupted_prediction_does_not_go_on_in_another_precision(apply, stack, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_does_not_go_on_in_another_precision(
+    apply, stack, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
     code, err = apply(stack, "--output", tmp_path / "m.tif", "--precision", "bfloat16")
     assert code == 2
-    assert "was begun with other settings or input (precision was float32, is bfloat16); give what it was begun" in err
+    assert (
+        "was begun with other settings or input (precision was float32, is bfloat16); give what it was begun"
+        in err
+    )
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
 
 
@@ -88,9 +98,9 @@ def test_what_an_earlier_version_began_goes_on_with_a_word(apply, stack, tmp_pat
         stop_after(patch, 2)
         assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
     record = tmp_path / "m.tif.part" / "prediction.json"
-    about = json.loads(record.read_text())
-    del about["settings"]["precision"]
-    record.write_text(json.dumps(about))
+    details = json.loads(record.read_text())
+    del details["settings"]["precision"]
+    record.write_text(json.dumps(details))
     code, err = apply(stack, "--output", tmp_path / "m.tif")
     assert code == 0
     assert "was begun by an earlier version, which does not say in what precision" in err
@@ -102,13 +112,15 @@ def test_what_an_earlier_version_finished_is_whole(apply, stack, tmp_path):
     """It did not say in what precision it predicted."""
     out, record = tmp_path / "m.tif", tmp_path / "m.tif.json"
     assert apply(stack, "--output", out)[0] == 0
-    about = json.loads(record.read_text())
-    del about["settings"]["precision"]
-    record.write_text(json.dumps(about))
+    details = json.loads(record.read_text())
+    del details["settings"]["precision"]
+    record.write_text(json.dumps(details))
     before = out.stat().st_mtime_ns
     code, err = apply(stack, "--output", out)
     assert code == 0
-    assert "m.tif: was finished by an earlier version, which knew nothing of --precision; kept" in err
+    assert (
+        "m.tif: was finished by an earlier version, which knew nothing of --precision; kept" in err
+    )
     assert out.stat().st_mtime_ns == before
     assert apply(stack, "--output", out, "--threshold", 0.4)[0] == 2
 
@@ -116,9 +128,9 @@ def test_what_an_earlier_version_finished_is_whole(apply, stack, tmp_path):
 def test_what_an_earlier_version_finished_is_no_answer_to_new_options(apply, stack, tmp_path):
     out, record = tmp_path / "m.tif", tmp_path / "m.tif.json"
     assert apply(stack, "--output", out)[0] == 0
-    about = json.loads(record.read_text())
-    del about["settings"]["outside"], about["settings"]["blank"]
-    record.write_text(json.dumps(about))
+    details = json.loads(record.read_text())
+    del details["settings"]["outside"], details["settings"]["blank"]
+    record.write_text(json.dumps(details))
     assert apply(stack, "--output", out)[0] == 0
     code, err = apply(stack, "--output", out, "--blank", "auto")
     assert code == 2
@@ -130,38 +142,49 @@ def test_what_a_version_with_other_windows_began_is_begun_anew(apply, stack, tmp
         stop_after(patch, 2)
         assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
     record = tmp_path / "m.tif.part" / "prediction.json"
-    about = json.loads(record.read_text())
-    del about["settings"]["outside"], about["settings"]["blank"]
-    record.write_text(json.dumps(about))
+    details = json.loads(record.read_text())
+    del details["settings"]["outside"], details["settings"]["blank"]
+    record.write_text(json.dumps(details))
     code, err = apply(stack, "--output", tmp_path / "m.tif")
     assert code == 2
-    assert "m.tif.part: was begun by an earlier version, which looked at slices in another way; delete it" in err
+    assert (
+        "m.tif.part: was begun by an earlier version, which looked at slices in another way; delete it"
+        in err
+    )
 
 
 def stop_after(monkeypatch, calls: int, name: str = "predict.predict_block") -> None:
     """Ctrl-C in the call after so many."""
     module, _, function = name.rpartition(".")
-    real, done = getattr(sys.modules[module] if module in sys.modules else __import__(module), function), []
+    real, done = (
+        getattr(sys.modules[module] if module in sys.modules else __import__(module), function),
+        [],
+    )
 
     def stops(*arguments, **options):
         if len(done) == calls:
             raise KeyboardInterrupt
         done.append(1)
         return real(*arguments, **options)
+
     monkeypatch.setattr(name, stops)
 
 
 def test_another_volume_with_the_same_first_slice_is_another_volume(apply, stack, tmp_path, grey):
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
     (tmp_path / "other").mkdir()
-    tifffile.imwrite(tmp_path / "other" / "stack.tif", grey[[0, *range(8, 0, -1)]], photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "other" / "stack.tif", grey[[0, *range(8, 0, -1)]], photometric="minisblack"
+    )
     code, err = apply(tmp_path / "other" / "stack.tif", "--output", tmp_path / "m.tif")
     assert code == 2
     assert "m.tif: exists, and was not made from this input" in err
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_slice_that_has_changed_is_noticed(apply, stack, tmp_path, grey, monkeypatch, interrupted):
+def test_a_slice_that_has_changed_is_noticed(
+    apply, stack, tmp_path, grey, monkeypatch, interrupted
+):
     if interrupted:
         stop_after(monkeypatch, 2)
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == (130 if interrupted else 0)
@@ -170,7 +193,9 @@ def test_a_slice_that_has_changed_is_noticed(apply, stack, tmp_path, grey, monke
     tifffile.imwrite(stack, grey, photometric="minisblack")
     code, err = apply(stack, "--output", tmp_path / "m.tif")
     assert code == 2
-    assert ("begun with other settings or input" if interrupted else "not made from this input") in err
+    assert (
+        "begun with other settings or input" if interrupted else "not made from this input"
+    ) in err
 
 
 @pytest.mark.parametrize("name", ["m_probability.tif", "m.tif.json", "m_uncertainty.tif"])
@@ -204,6 +229,7 @@ def test_interrupted_between_the_moves(apply, tmp_path, grey, monkeypatch, moves
                 raise KeyboardInterrupt
             done.append(path)
         replace(made, path)
+
     monkeypatch.setattr("volumes.outputs.os.replace", stops)
     code, _ = apply(source, "--output", out, *KINDS)
     assert code == (130 if moves < (1 if family == "folder" else 4) else 0)
@@ -213,7 +239,8 @@ def test_interrupted_between_the_moves(apply, tmp_path, grey, monkeypatch, moves
     for file in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
         assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
     assert {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*")} == {
-        p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*")}
+        p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*")
+    }
 
 
 def test_a_machine_that_is_taken_away(apply, stack, tmp_path, monkeypatch):
@@ -226,6 +253,7 @@ def test_a_machine_that_is_taken_away(apply, stack, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         done.append(1)
         return block(*arguments)
+
     monkeypatch.setattr(predict, "predict_block", told)
     code, err = apply(stack, "--output", tmp_path / "m.tif")
     assert (code, err.splitlines()[-1]) == (143, "stopped; what was finished is kept")
@@ -233,7 +261,7 @@ def test_a_machine_that_is_taken_away(apply, stack, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "predict_block", lambda *a: done.append(1) or block(*a))
     done.clear()
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
-    assert len(done) < 5                                                # of the five blocks, those that were left
+    assert len(done) < 5  # of the five blocks, those that were left
     assert (tmp_path / "m.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
 
 
@@ -256,7 +284,7 @@ def test_a_folder_of_something_else_is_kept(apply, stack, tmp_path, monkeypatch)
     stop_after(monkeypatch, 2)
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 130
     monkeypatch.undo()
-    (part / "prediction.json").unlink()                                 # blocks of nobody knows what
+    (part / "prediction.json").unlink()  # blocks of nobody knows what
     assert apply(stack, "--output", tmp_path / "m.tif", "--threshold", 0.1)[0] == 2
     (part / "prediction.json").write_text("")
     assert "does not say what it belongs to" in apply(stack, "--output", tmp_path / "m.tif")[1]
@@ -281,15 +309,32 @@ def test_damaged_blocks(apply, stack, tmp_path, monkeypatch, content):
     assert apply(stack, "--output", tmp_path / "m.tif")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(files.fcntl is None, reason="no locks here")
 def test_a_second_call_on_the_same_output_is_refused(apply, stack, checkpoint, tmp_path):
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time, predict; "
-            "from volumes import blocks; blocks.BLOCK = 2; "
-            "block = predict.predict_block; "
-            "predict.predict_block = lambda *a: (time.sleep(1), block(*a))[1]; predict.main()")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time, predict; "
+        "from volumes import blocks; blocks.BLOCK = 2; "
+        "block = predict.predict_block; "
+        "predict.predict_block = lambda *a: (time.sleep(1), block(*a))[1]; predict.main()"
+    )
     out = tmp_path / "m.tif"
-    with subprocess.Popen([sys.executable, "-c", code, stack, "--checkpoint", checkpoint, "--device", "cpu", "--output",
-                           out], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code,
+            stack,
+            "--checkpoint",
+            checkpoint,
+            "--device",
+            "cpu",
+            "--output",
+            out,
+        ],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    ) as process:
         part = tmp_path / "m.tif.part"
         for _ in range(600):
             if list(part.glob("0*.npz")):
@@ -299,17 +344,27 @@ def test_a_second_call_on_the_same_output_is_refused(apply, stack, checkpoint, t
         assert (status, "another process works on this output" in err) == (2, True)
         assert apply(stack, "--output", tmp_path / "n.tif")[0] == 0
         process.send_signal(signal.SIGKILL)
-    assert apply(stack, "--output", out)[0] == 0                        # the lock died with it
+    assert apply(stack, "--output", out)[0] == 0  # the lock died with it
     assert out.read_bytes() == (tmp_path / "n.tif").read_bytes()
 
 
-@pytest.mark.parametrize(("source", "output", "message"), [
-    ("in.zarr", "m.tif", "m.tif: the input is a zarr"), ("stack.tif", "m.zarr", "m.zarr: the input is a TIFF"),
-    ("in.zarr", "in.zarr/c/m", "would replace the input"), ("stack.tif", "empty.tif", "empty.tif: exists"),
-    ("stack.tif", "m.png", "m.png: results are not written as .png; give a name that ends in .tif"),
-])
-def test_outputs_that_do_not_fit_are_refused_before_anything_is_computed(apply, stack, tmp_path, grey, monkeypatch,
-                                                                         source, output, message):
+@pytest.mark.parametrize(
+    ("source", "output", "message"),
+    [
+        ("in.zarr", "m.tif", "m.tif: the input is a zarr"),
+        ("stack.tif", "m.zarr", "m.zarr: the input is a TIFF"),
+        ("in.zarr", "in.zarr/c/m", "would replace the input"),
+        ("stack.tif", "empty.tif", "empty.tif: exists"),
+        (
+            "stack.tif",
+            "m.png",
+            "m.png: results are not written as .png; give a name that ends in .tif",
+        ),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused_before_anything_is_computed(
+    apply, stack, tmp_path, grey, monkeypatch, source, output, message
+):
     write_zarr(tmp_path / "in.zarr", grey)
     (tmp_path / "empty.tif").mkdir()
     stop_after(monkeypatch, 0)
@@ -327,41 +382,53 @@ def test_an_empty_folder_and_the_current_one_can_be_filled(apply, tmp_path, grey
         tifffile.imwrite(tmp_path / "in" / f"a_0.{i}um.tif", grey[i + 1])
     monkeypatch.chdir(tmp_path / "here")
     assert apply("../in", "--output", ".")[0] == 0
-    assert {p.name for p in (tmp_path / "here").iterdir()} == {"prediction.json", *(f"a_0.{i}um.tif" for i in range(3))}
+    assert {p.name for p in (tmp_path / "here").iterdir()} == {
+        "prediction.json",
+        *(f"a_0.{i}um.tif" for i in range(3)),
+    }
 
 
 def test_names_with_dots_stay_whole():
     volume = outputs.Volume(Path("x/stack.tif"), "tiff", "ZYX", (1, 2, 3), [""], lambda _: None)
-    found = outputs.targets(volume, Path("o/a_0.5um.ome.tif"), ["probability", "mask"])
-    assert found == {"probability": Path("o/a_0.5um_probability.ome.tif"), "mask": Path("o/a_0.5um.ome.tif")}
+    result = outputs.targets(volume, Path("o/a_0.5um.ome.tif"), ["probability", "mask"])
+    assert result == {
+        "probability": Path("o/a_0.5um_probability.ome.tif"),
+        "mask": Path("o/a_0.5um.ome.tif"),
+    }
 
 
 def test_what_is_removed_never_looks_like_a_whole(tmp_path, monkeypatch):
     part = tmp_path / "m.part"
     write_json(part / "prediction.json", {})
-    monkeypatch.setattr("volumes.outputs.shutil.rmtree", lambda *_, **__: None)   # killed before the first file is gone
+    monkeypatch.setattr(
+        "volumes.outputs.shutil.rmtree", lambda *_, **__: None
+    )  # killed before the first file is gone
     outputs.remove(part)
     assert not part.exists()
 
 
 # --- Windows ----------------------------------------------------------------------------------------------------
 
+
 def open_files_below(path: Path) -> list[str]:
     """Files that this process has open in a folder, or that file."""
-    found = []
+    result = []
     for number in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{number}")
         except OSError:
             continue
         if target == str(path) or target.startswith(f"{path}/"):
-            found.append(target)
-    return found
+            result.append(target)
+    return result
 
 
 @pytest.mark.parametrize("family", ["tif", "zarr", "folder"])
-def test_nothing_is_renamed_or_removed_while_a_file_in_it_is_open(apply, tmp_path, grey, monkeypatch, family):
+def test_nothing_is_renamed_or_removed_while_a_file_in_it_is_open(
+    apply, tmp_path, grey, monkeypatch, family
+):
     """Windows refuses that with WinError 5 (https://github.com/beeware/briefcase/issues/1780)."""
+
     def refusing(function):
         def call(path, *others, **options):
             for one in (path, *(other for other in others if isinstance(other, str | Path))):
@@ -369,6 +436,7 @@ def test_nothing_is_renamed_or_removed_while_a_file_in_it_is_open(apply, tmp_pat
                 if opened:
                     raise PermissionError(13, f"Access is denied [WinError 5]: {opened}", str(one))
             return function(path, *others, **options)
+
         return call
 
     for name in ("rename", "replace", "rmdir"):

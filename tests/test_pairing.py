@@ -21,7 +21,10 @@ NAMES = {
     "ilastik": [(f"s_{i}", f"s_{i}_Simple Segmentation") for i in (1, 2, 3)],
     "a dash": [(f"s{s}_t{t}", f"s{s}_t{t}-mask") for s in (1, 2) for t in (0, 1)],
     "parts in another order": [(f"s{s}_z{z}", f"z{z}_s{s}") for s, z in ((1, 2), (2, 1), (3, 3))],
-    "another spelling": [(f"k{DIAERESIS}ln_a", "ko\u0308ln_a"), (f"k{DIAERESIS}ln_b", "ko\u0308ln_b")],
+    "another spelling": [
+        (f"k{DIAERESIS}ln_a", "ko\u0308ln_a"),
+        (f"k{DIAERESIS}ln_b", "ko\u0308ln_b"),
+    ],
     "a word in the middle": [(f"image_v2_{i:02d}", f"image_v2_mask_{i:02d}") for i in (3, 4)],
     "image and mask": [(f"image{i}", f"mask{i}") for i in (1, 2, 3)],
     "a word in front": [(f"IMG_{i}", f"GT_{i}") for i in (1, 2)],
@@ -40,34 +43,39 @@ NAMES = {
 
 @pytest.mark.parametrize("names", NAMES)
 def test_masks_are_called_as_people_call_them(names):
-    images, masks = ([Path(f"{name}.tif") for name in part] for part in zip(*NAMES[names], strict=True))
+    images, masks = (
+        [Path(f"{name}.tif") for name in part] for part in zip(*NAMES[names], strict=True)
+    )
     for order in (masks, masks[::-1]):
-        found = pair_files(images, list(order))
-        assert found.problems == []
-        assert [found.mask_of[image] for image in images] == masks
-        assert found.by_number == []
+        result = pair_files(images, list(order))
+        assert result.problems == []
+        assert [result.mask_of[image] for image in images] == masks
+        assert result.by_number == []
 
 
 def test_what_only_a_number_pairs_is_said():
     images = [Path(f"image_v2_{i:02d}.tif") for i in (7, 8)]
     masks = [Path(f"painted_{i:03d}_inv.npy") for i in (7, 8)]
-    found = pair_files(images, masks)
-    assert [found.mask_of[image] for image in images] == masks
-    assert found.by_number == images
+    result = pair_files(images, masks)
+    assert [result.mask_of[image] for image in images] == masks
+    assert result.by_number == images
 
 
 def test_places_with_bare_numbers_are_not_turned_round():
-    images, masks = [Path("tile_3_9.tif"), Path("z-5.tif")], [Path("tile_9_3_mask.tif"), Path("z+5_mask.tif")]
-    found = pair_files(images, masks)
-    assert found.mask_of.get(images[0]) is None or images[0] in found.by_number
-    assert found.mask_of.get(images[1]) is None or images[1] in found.by_number
+    images, masks = (
+        [Path("tile_3_9.tif"), Path("z-5.tif")],
+        [Path("tile_9_3_mask.tif"), Path("z+5_mask.tif")],
+    )
+    result = pair_files(images, masks)
+    assert result.mask_of.get(images[0]) is None or images[0] in result.by_number
+    assert result.mask_of.get(images[1]) is None or images[1] in result.by_number
 
 
 def test_numbers_of_two_samples_do_not_pair():
     images = [Path(f"{s}_{i}.tif") for s in "AB" for i in (1, 2)]
-    found = pair_files(images, [Path(f"m{i}.tif") for i in (1, 2)])
-    assert found.mask_of == {}
-    assert any("m1.tif: fits 2 images (A_1.tif, B_1.tif)" in line for line in found.problems)
+    result = pair_files(images, [Path(f"m{i}.tif") for i in (1, 2)])
+    assert result.mask_of == {}
+    assert any("m1.tif: fits 2 images (A_1.tif, B_1.tif)" in line for line in result.problems)
 
 
 def test_pairing(tmp_path):
@@ -76,27 +84,42 @@ def test_pairing(tmp_path):
 
     images = paths("image_v2_07.tif", "image_v2_10.tif", "other.tif")
     masks = paths("mask_007_inv.npy", "image_v2_mask_10.tif", "other.png")
-    found = pair_files(images, masks)
-    pairs, problems = found.mask_of, found.problems
+    result = pair_files(images, masks)
+    pairs, problems = result.mask_of, result.problems
     assert problems == []
     assert {i.name: m.name for i, m in pairs.items()} == {
-        "image_v2_07.tif": "mask_007_inv.npy", "image_v2_10.tif": "image_v2_mask_10.tif", "other.tif": "other.png"}
+        "image_v2_07.tif": "mask_007_inv.npy",
+        "image_v2_10.tif": "image_v2_mask_10.tif",
+        "other.tif": "other.png",
+    }
 
 
 def test_pairing_prefers_the_stem(tmp_path):
-    images, masks = [tmp_path / "a_1.tif", tmp_path / "b_1.tif"], [tmp_path / "a_1.png", tmp_path / "b_1.png"]
-    found = pair_files(images, masks)
-    pairs, problems = found.mask_of, found.problems
+    images, masks = (
+        [tmp_path / "a_1.tif", tmp_path / "b_1.tif"],
+        [tmp_path / "a_1.png", tmp_path / "b_1.png"],
+    )
+    result = pair_files(images, masks)
+    pairs, problems = result.mask_of, result.problems
     assert problems == []
     assert [m.stem for m in pairs.values()] == ["a_1", "b_1"]
 
 
-@given(st.lists(st.from_regex(r"[a-z_]{0,3}[0-9]{0,4}[a-z]{0,2}", fullmatch=True), max_size=6, unique=True),
-       st.lists(st.from_regex(r"[a-z_]{0,3}[0-9]{0,4}[a-z]{0,2}", fullmatch=True), max_size=6, unique=True))
+@given(
+    st.lists(
+        st.from_regex(r"[a-z_]{0,3}[0-9]{0,4}[a-z]{0,2}", fullmatch=True), max_size=6, unique=True
+    ),
+    st.lists(
+        st.from_regex(r"[a-z_]{0,3}[0-9]{0,4}[a-z]{0,2}", fullmatch=True), max_size=6, unique=True
+    ),
+)
 def test_every_file_is_paired_or_reported(images, masks):
-    images, masks = [Path("i") / f"{n}.tif" for n in images], [Path("m") / f"{n}.tif" for n in masks]
-    found = pair_files(images, masks)
-    pairs, problems = found.mask_of, found.problems
+    images, masks = (
+        [Path("i") / f"{n}.tif" for n in images],
+        [Path("m") / f"{n}.tif" for n in masks],
+    )
+    result = pair_files(images, masks)
+    pairs, problems = result.mask_of, result.problems
     used = list(pairs.values())
     for file in [*images, *masks]:
         fine = file in pairs or used.count(file) == 1
@@ -104,12 +127,16 @@ def test_every_file_is_paired_or_reported(images, masks):
 
 
 def test_problems_name_every_file(tmp_path):
-    images, masks = [tmp_path / "a_11.tif"], [tmp_path / "1.tif", tmp_path / "x_11.tif", tmp_path / "y_11.tif"]
+    images, masks = (
+        [tmp_path / "a_11.tif"],
+        [tmp_path / "1.tif", tmp_path / "x_11.tif", tmp_path / "y_11.tif"],
+    )
     problems = pair_files(images, masks).problems
     assert [Path(p.split(": ")[0]).name for p in problems] == ["a_11.tif", "1.tif"]
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------
+
 
 def test_own_masks_agree_with_their_slices_and_those_of_others_do_not():
     slices = labelled(8, (256, 240))
@@ -125,7 +152,9 @@ def many_discs(seed: int, size: int = 200) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     mask = np.zeros((size, size), np.uint8)
     for _ in range(20):
-        cv2.circle(mask, tuple(int(c) for c in rng.integers(0, size, 2)), int(rng.integers(5, 12)), 1, -1)
+        cv2.circle(
+            mask, tuple(int(c) for c in rng.integers(0, size, 2)), int(rng.integers(5, 12)), 1, -1
+        )
     image = 90 + 60.0 * mask + rng.normal(0, 25, mask.shape)
     return np.clip(image, 0, 255).astype(np.uint8), mask
 
@@ -135,7 +164,9 @@ def test_single_strangers_and_inverted_masks_are_named():
     assert judge_pairs(pairs).strangers == []
     swapped = [*pairs[:4], (pairs[4][0], pairs[5][1]), (pairs[5][0], pairs[4][1])]
     assert judge_pairs(swapped).strangers == [4, 5]
-    mostly = [(image, many_discs(50 + i)[1] if i else mask) for i, (image, mask) in enumerate(pairs)]
+    mostly = [
+        (image, many_discs(50 + i)[1] if i else mask) for i, (image, mask) in enumerate(pairs)
+    ]
     assert judge_pairs(mostly).strangers == [1, 2, 3, 4, 5]
     inverted = [(image, 1 - mask if i in (1, 3) else mask) for i, (image, mask) in enumerate(pairs)]
     assert judge_pairs(inverted).inverted == [1, 3]
@@ -145,7 +176,9 @@ def test_a_round_sample_in_air_does_not_make_strangers_agree():
     rows, columns = np.mgrid[:200, :200]
     sample = np.hypot(rows - 99.5, columns - 99.5) < 92
     air = np.random.default_rng(0).integers(0, 60, (200, 200)).astype(np.uint8)
-    pairs = [(np.where(sample, image, air), mask * sample) for image, mask in map(many_discs, range(12))]
+    pairs = [
+        (np.where(sample, image, air), mask * sample) for image, mask in map(many_discs, range(12))
+    ]
     assert judge_pairs(pairs[:6]).mean > 3 * LEAST_AGREEMENT
     assert judge_pairs([(pairs[i][0], pairs[i + 6][1]) for i in range(6)]).mean < LEAST_AGREEMENT
 
@@ -156,7 +189,9 @@ def test_outlines_alone_are_enough():
     rows, columns = np.mgrid[:200, :200]
     distance = np.hypot(rows - 90, columns - 110)
     mask = (distance < 40).astype(np.uint8)
-    image = np.clip(128 + 60 * (np.abs(distance - 40) < 2) + rng.normal(0, 20, mask.shape), 0, 255).astype(np.uint8)
+    image = np.clip(
+        128 + 60 * (np.abs(distance - 40) < 2) + rng.normal(0, 20, mask.shape), 0, 255
+    ).astype(np.uint8)
     assert agreement(image, mask).max() > 3 * LEAST_AGREEMENT
     assert np.abs(agreement(image, np.roll(mask, (70, 60), (0, 1)))).max() < 2 * LEAST_AGREEMENT
 
@@ -173,7 +208,12 @@ def test_short_outlines_are_judged_together():
     for place in ((40, 40), (120, 50), (60, 120), (110, 110), (30, 90), (90, 30)):
         mask = np.zeros((160, 160), np.uint8)
         cv2.circle(mask, place, 12, 1, -1)
-        pairs.append((np.clip(100 + 40 * mask + rng.normal(0, 12, mask.shape), 0, 255).astype(np.uint8), mask))
+        pairs.append(
+            (
+                np.clip(100 + 40 * mask + rng.normal(0, 12, mask.shape), 0, 255).astype(np.uint8),
+                mask,
+            )
+        )
     assert judge_pairs(pairs).mean > 10
     exchanged = [(image, pairs[(i + 1) % 6][1]) for i, (image, _) in enumerate(pairs)]
     assert judge_pairs(exchanged).mean < LEAST_AGREEMENT

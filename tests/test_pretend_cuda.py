@@ -22,14 +22,16 @@ from runtime import loaders, progress
 from runtime.devices import choose_device
 from runtime.messages import InputError
 from runtime.team import ALONE
-from volumes.outputs import targets
+from training import batches, preparation
 from volumes.reading import open_volume
+from volumes.records import targets
 
 LOGS = ("sup_metrics.csv", "continued_metrics.csv", "ssl_metrics.csv")
 METHODS = {"mean_teacher": {}, "unimatch": {}, "best": {"patch_size": 64, "downsample": 2}}
 
 
 # --- the pretender itself -------------------------------------------------------------------------------------
+
 
 def test_mixing_devices_is_refused_and_reading_is_a_wait():
     with pretended_gpu() as gpu:
@@ -63,9 +65,19 @@ def test_a_copy_is_only_queued_from_pinned_memory():
         assert gpu.waits.total() == 3
 
 
-@pytest.mark.parametrize("read", [
-    repr, str, "{}".format, torch.where, lambda t: bool(t.sum()), lambda t: f"{t.sum():.3f}",
-    lambda t: torch.repeat_interleave(t.long()), lambda t: torch.cuda.synchronize()])
+@pytest.mark.parametrize(
+    "read",
+    [
+        repr,
+        str,
+        "{}".format,
+        torch.where,
+        lambda t: bool(t.sum()),
+        lambda t: f"{t.sum():.3f}",
+        lambda t: torch.repeat_interleave(t.long()),
+        lambda t: torch.cuda.synchronize(),
+    ],
+)
 def test_every_way_to_learn_a_number_is_a_wait(read):
     with pretended_gpu() as gpu:
         there = torch.ones(3, device="cuda")
@@ -77,8 +89,10 @@ def test_every_way_to_learn_a_number_is_a_wait(read):
 def test_what_is_on_its_way_to_the_cpu_may_not_be_read_yet():
     with pretended_gpu():
         there = torch.ones(3, device="cuda")
-        for send in (lambda: there.to("cpu", non_blocking=True),
-                     lambda: torch.empty(3, pin_memory=True).copy_(there, non_blocking=True)):
+        for send in (
+            lambda: there.to("cpu", non_blocking=True),
+            lambda: torch.empty(3, pin_memory=True).copy_(there, non_blocking=True),
+        ):
             here, event = send(), torch.cuda.Event()
             event.record()
             with pytest.raises(RuntimeError, match="still on its way"):
@@ -88,7 +102,10 @@ def test_what_is_on_its_way_to_the_cpu_may_not_be_read_yet():
 
 
 def test_a_generator_of_the_cpu_draws_nothing_on_it():
-    with pretended_gpu(), pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
+    with (
+        pretended_gpu(),
+        pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"),
+    ):
         torch.rand(3, generator=torch.Generator(), device="cuda")
 
 
@@ -108,6 +125,7 @@ def test_modules_their_copies_and_their_optimizers_are_on_it():
 
 # --- runs -----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def folder(workplace) -> Path:
     return write_data(workplace / "data" / "discs")
@@ -115,8 +133,19 @@ def folder(workplace) -> Path:
 
 def settings(folder: Path, method: str, device: str, **more: object) -> Config:
     """Settings of a tiny run, with a learning rate that does not amplify rounding."""
-    return make_config(**{**TINY, "ema_alpha": 0.9, "lr": 1e-5, **METHODS[method], "method": method, "device": device,
-                          "data": str(folder), "run": f"{method}_{device}", **more})
+    return make_config(
+        **{
+            **TINY,
+            "ema_alpha": 0.9,
+            "lr": 1e-5,
+            **METHODS[method],
+            "method": method,
+            "device": device,
+            "data": str(folder),
+            "run": f"{method}_{device}",
+            **more,
+        }
+    )
 
 
 def train_all(config: Config) -> tuple[dict, pd.DataFrame]:
@@ -131,15 +160,19 @@ def train_all(config: Config) -> tuple[dict, pd.DataFrame]:
 def test_logs_tables_and_ranking_are_those_of_the_cpu(folder, method):
     expected, ranking = train_all(settings(folder, method, "cpu"))
     with pretended_gpu() as gpu:
-        found, ranking_there = train_all(settings(folder, method, "cuda"))
+        result, ranking_there = train_all(settings(folder, method, "cuda"))
     assert gpu.operations > 1000
     for log in LOGS:
-        here, there = (pd.read_csv(Path("runs") / f"{method}_{device}" / log) for device in ("cpu", "cuda"))
+        here, there = (
+            pd.read_csv(Path("runs") / f"{method}_{device}" / log) for device in ("cpu", "cuda")
+        )
         pd.testing.assert_frame_equal(there, here, atol=1e-4, rtol=1e-4)
     for kind in ("full", "patches"):
-        assert list(found[kind]["methods"]) == list(expected[kind]["methods"])
+        assert list(result[kind]["methods"]) == list(expected[kind]["methods"])
         for name, row in expected[kind]["methods"].items():
-            assert found[kind]["methods"][name]["dice"]["mean"] == pytest.approx(row["dice"]["mean"], abs=5e-3)
+            assert result[kind]["methods"][name]["dice"]["mean"] == pytest.approx(
+                row["dice"]["mean"], abs=5e-3
+            )
     assert ranking_there["stem"].tolist() == ranking["stem"].tolist()
 
 
@@ -147,7 +180,7 @@ def steps_on_the_gpu(folder: Path, gpu, method: str, semi: bool) -> list[int]:
     """Waits of each of four steps, loading included."""
     config, device, waits = settings(folder, method, "cuda"), choose_device("cuda"), []
     phase = train.Phase("mean_teacher", "", "", 4, None, semi)
-    job = train.Job(config, train.read_slices(config), phase, device, ALONE)
+    job = train.Job(config, preparation.read_slices(config), phase, device, ALONE)
     training = train.open_training(job)
     training.student.train()
     with train.batches_of(job, 0) as (labelled, unlabelled):
@@ -169,7 +202,9 @@ def test_no_step_waits_for_the_device(folder, method, semi):
 
 def test_the_weights_are_asked_once_whether_they_are_numbers(folder):
     with pretended_gpu() as gpu:
-        student, average = train.build_models(settings(folder, "mean_teacher", "cuda"), GPU, None, True)
+        student, average = train.build_models(
+            settings(folder, "mean_teacher", "cuda"), GPU, None, True
+        )
         before = gpu.waits.total()
         assert train.all_finite({"student": student, "teacher": average})
         assert gpu.waits.total() == before + 1
@@ -177,8 +212,14 @@ def test_the_weights_are_asked_once_whether_they_are_numbers(folder):
         assert not train.all_finite({"student": student, "teacher": average})
 
 
-@pytest.mark.parametrize("options", [predict.Options(), predict.Options(
-    tta=True, uncertainty="spread", three_axes=True, probabilities=True)], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        predict.Options(),
+        predict.Options(tta=True, uncertainty="spread", three_axes=True, probabilities=True),
+    ],
+    ids=["plain", "everything"],
+)
 def test_a_volume_is_that_of_the_cpu(folder, checkpoint, options):
     grey = np.random.default_rng(0).integers(0, 255, (12, 40, 50), np.uint8)
     tifffile.imwrite(folder / "v.tif", grey, photometric="minisblack")
@@ -187,7 +228,9 @@ def test_a_volume_is_that_of_the_cpu(folder, checkpoint, options):
         volume = open_volume(folder / "v.tif")
         place = targets(volume, folder / f"mask_{device}.tif", options.kinds)["mask"]
         if device == "cpu":
-            predict.predict_volume(volume, [checkpoint, checkpoint], place, options, torch.device("cpu"))
+            predict.predict_volume(
+                volume, [checkpoint, checkpoint], place, options, torch.device("cpu")
+            )
         else:
             with pretended_gpu() as gpu:
                 predict.predict_volume(volume, [checkpoint, checkpoint], place, options, GPU)
@@ -198,7 +241,7 @@ def test_a_volume_is_that_of_the_cpu(folder, checkpoint, options):
 
 def test_a_phase_goes_on_in_the_middle_of_an_epoch(folder, monkeypatch):
     whole, cut = (settings(folder, "best", "cuda", run=run) for run in ("whole", "cut"))
-    monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)              # a state after every step
+    monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)  # a state after every step
     with pretended_gpu():
         train.train_supervised(whole, train.prepare(whole))
 
@@ -206,9 +249,10 @@ def test_a_phase_goes_on_in_the_middle_of_an_epoch(folder, monkeypatch):
 
         def pulled_out(*arguments):
             calls.append(1)
-            if len(calls) == 4:                                      # the second step of the second epoch
+            if len(calls) == 4:  # the second step of the second epoch
                 raise RuntimeError("the plug was pulled out")
             return real(*arguments)
+
         monkeypatch.setattr(mean_teacher, "step_losses", pulled_out)
         with pytest.raises(RuntimeError, match="plug"):
             train.train_supervised(cut, data)
@@ -218,11 +262,16 @@ def test_a_phase_goes_on_in_the_middle_of_an_epoch(folder, monkeypatch):
     pd.testing.assert_frame_equal(*logs)
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    torch.AcceleratorError("CUDA error: out of memory")], ids=["torch", "cuDNN", "cuBLAS", "driver"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+    ids=["torch", "cuDNN", "cuBLAS", "driver"],
+)
 def test_when_memory_runs_out_the_error_says_what_fits(folder, monkeypatch, error):
     config, real = settings(folder, "mean_teacher", "cuda", batch_size=4), mean_teacher.step_losses
 
@@ -230,6 +279,7 @@ def test_when_memory_runs_out_the_error_says_what_fits(folder, monkeypatch, erro
         if len(labelled["strong"]) > 3:
             raise error
         return real(config, student, labelled, *rest)
+
     monkeypatch.setattr(mean_teacher, "step_losses", losses)
     with pretended_gpu():
         data = train.prepare(config)
@@ -239,6 +289,7 @@ def test_when_memory_runs_out_the_error_says_what_fits(folder, monkeypatch, erro
 
 # --- faults that must be seen ---------------------------------------------------------------------------------
 
+
 def test_a_planted_tensor_that_stays_on_the_cpu_is_seen(folder, monkeypatch):
     monkeypatch.setattr(mean_teacher, "send", lambda tensor, device: tensor)
     with pretended_gpu() as gpu, pytest.raises(RuntimeError, match="same device"):
@@ -246,7 +297,9 @@ def test_a_planted_tensor_that_stays_on_the_cpu_is_seen(folder, monkeypatch):
 
 
 def test_a_planted_copy_from_memory_that_is_not_pinned_is_seen(folder, monkeypatch):
-    monkeypatch.setattr(mean_teacher, "send", lambda tensor, device: tensor.to(device, non_blocking=True))
+    monkeypatch.setattr(
+        mean_teacher, "send", lambda tensor, device: tensor.to(device, non_blocking=True)
+    )
     with pretended_gpu() as gpu:
         assert min(steps_on_the_gpu(folder, gpu, "best", semi=True)) > 0
 
@@ -258,37 +311,47 @@ def test_a_planted_look_at_the_loss_is_seen(folder, monkeypatch):
         loss = real(*arguments)
         assert loss.item() > 0
         return loss
+
     monkeypatch.setattr(mean_teacher, "bce_dice_loss", watched)
     with pretended_gpu() as gpu:
         assert steps_on_the_gpu(folder, gpu, "mean_teacher", semi=False) == [1, 1, 1, 1]
 
 
 def test_a_planted_look_at_the_memory_of_the_device_is_seen(folder, checkpoint, monkeypatch):
-    monkeypatch.setattr(utils, "to_host", lambda tensor: tensor.numpy)
+    class Impatient:
+        def __init__(self, tensor):
+            tensor.numpy()
+
+    monkeypatch.setattr(utils, "_HostCopy", Impatient)
     with pretended_gpu():
         model, _ = predict.load_model(checkpoint, GPU)
         with pytest.raises(TypeError, match="to numpy"):
-            utils.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
+            utils.predict_image(model, np.zeros((32, 32), np.uint8), GPU, utils.SlidingWindow(32))
 
 
 def test_a_planted_result_that_is_not_waited_for_is_seen(folder, checkpoint, monkeypatch):
-    def to_host(tensor):
-        host = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
-        return lambda: host.numpy().copy()
-    monkeypatch.setattr(utils, "to_host", to_host)
+    class Unawaited:
+        def __init__(self, tensor):
+            self.host = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
+
+        def wait(self):
+            return self.host.numpy().copy()
+
+    monkeypatch.setattr(utils, "_HostCopy", Unawaited)
     with pretended_gpu():
         model, _ = predict.load_model(checkpoint, GPU)
         with pytest.raises(RuntimeError, match="still on its way"):
-            utils.predict_image(model, np.zeros((32, 32), np.uint8), GPU, 32)
+            utils.predict_image(model, np.zeros((32, 32), np.uint8), GPU, utils.SlidingWindow(32))
 
 
 def test_a_planted_batch_that_is_not_sent_is_seen(folder, monkeypatch):
-    def make_loader(views, batch_size, seed, start, workers, device, rank, size):
-        return loaders.make_loader(views, batch_size, seed, start, workers, "cpu", rank, size)
+    def make_loader(views, options, start, device):
+        return loaders.make_loader(views, options, start, "cpu")
+
     config = settings(folder, "mean_teacher", "cuda")
     with pretended_gpu():
         data = train.prepare(config)
-        monkeypatch.setattr(train, "make_loader", make_loader)
+        monkeypatch.setattr(batches, "make_loader", make_loader)
         with pytest.raises(RuntimeError, match="same device"):
             train.train_supervised(config, data)
 
@@ -299,6 +362,7 @@ def test_a_planted_teacher_on_the_cpu_is_seen(folder, monkeypatch):
     def build(config, device, start, semi):
         student, teacher = real(config, device, start, semi)
         return student, teacher.to("cpu")
+
     monkeypatch.setattr(train, "build_models", build)
     with pretended_gpu() as gpu, pytest.raises(RuntimeError, match="same device"):
         steps_on_the_gpu(folder, gpu, "mean_teacher", semi=True)

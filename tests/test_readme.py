@@ -1,4 +1,4 @@
-"""The README's commands do what it says; with small data in the place of its own."""
+"""The commands of the README and of the pages in docs/ do what they say; with small data in the place of theirs."""
 
 import re
 import shlex
@@ -13,15 +13,18 @@ import pytest
 import demo_data
 from conftest import ROOT, TINY, as_options, write_data
 from runtime.files import read_json
-from utils_viz import results_table
+from viz.run_files import results_table
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"^```\n(.*?)^```", README, re.M | re.S)).replace("\\\n", "").splitlines()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+BLOCKS = (
+    "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)).replace("\\\n", "").splitlines()
+)
 COMMANDS = [line for line in BLOCKS if line.startswith("python ")]
 
 
 def words_of(start: str, **names: object) -> list[str]:
-    """The one command of the README that begins so, without `[options]`, with other values for some of its words."""
+    """The one command that begins so, without `[options]`, with other values for some of its words."""
     (line,) = [line for line in COMMANDS if line.startswith(f"python {start}")]
     text = re.sub(r"\[.*?\]|#.*", "", line).removeprefix("python ")
     for name, value in names.items():
@@ -34,7 +37,9 @@ def words_of(start: str, **names: object) -> list[str]:
 def place(workplace, monkeypatch) -> Path:
     """An empty folder with the checkpoint that comes with the project."""
     (workplace / "checkpoints").mkdir()
-    (workplace / "checkpoints" / "reference_demo_best").symlink_to(ROOT / "checkpoints" / "reference_demo_best")
+    (workplace / "checkpoints" / "reference_demo_best").symlink_to(
+        ROOT / "checkpoints" / "reference_demo_best"
+    )
     return workplace
 
 
@@ -62,42 +67,70 @@ def test_own_data(place, command):
     assert "median_diameter_um_predicted" in pd.read_csv("table.csv")
 
 
+@pytest.mark.slow
 def test_a_volume_before_anything_was_trained(place, command, monkeypatch):
     write = demo_data.write_volume
-    monkeypatch.setattr(demo_data, "write_volume", lambda output, *_: write(output, slices=12, side=384))
+    monkeypatch.setattr(
+        demo_data, "write_volume", lambda output, *_: write(output, slices=12, side=384)
+    )
     (place / "data").mkdir()
-    for start in ("demo_data.py --volume", "predict.py data/volume.tif", "evaluate.py --pred mask.tif",
-                  "evaluate.py particles mask.tif data"):
+    for start in (
+        "demo_data.py --volume",
+        "predict.py data/volume.tif",
+        "evaluate.py --pred mask.tif",
+        "evaluate.py particles mask.tif data",
+    ):
         code, out, err = command(*words_of(start))
         assert code == 0, err
         if "--pred" in start:
             assert float(re.search(r"mean dice\s+(\S+)", out)[1]) > 0.6
-    assert {"mask.tif", "mask.tif.json", "mask_uncertainty.tif", "mask_particles"} <= {p.name for p in place.iterdir()}
-    tables = {name: pd.read_csv(place / "mask_particles" / f"{name}.csv") for name in ("mask", "volume_truth")}
+    assert {"mask.tif", "mask.tif.json", "mask_uncertainty.tif", "mask_particles"} <= {
+        p.name for p in place.iterdir()
+    }
+    tables = {
+        name: pd.read_csv(place / "mask_particles" / f"{name}.csv")
+        for name in ("mask", "volume_truth")
+    }
     assert all(len(table) and np.isfinite(table["diameter"]).all() for table in tables.values())
 
 
+@pytest.mark.slow
 def test_on_several_devices(place):
     """The launchers' lines, with one process without a GPU in the place of several with one."""
     data = write_data(place / "data" / "mine", size=(128, 128), scans=0)
-    options = " ".join(as_options({**TINY, "patch_size": 128, "sup_epochs": 1, "ssl_epochs": 1, "batch_size": 4}))
+    options = " ".join(
+        as_options({**TINY, "patch_size": 128, "sup_epochs": 1, "ssl_epochs": 1, "batch_size": 4})
+    )
     launched = [line for line in BLOCKS if re.match(r"accelerate|torchrun|srun", line)]
     assert len(launched) == 4
     for i, line in enumerate(line for line in launched if " train.py " in line):
         text = line.strip().removeprefix("srun bash -c '").replace("--multi_gpu", "--cpu")
-        text = re.sub(r"--(num_machines|machine_rank|main_process_\w+|batch-size) \S+|#.*|'$|--device cpu", "", text)
+        text = re.sub(
+            r"--(num_machines|machine_rank|main_process_\w+|batch-size) \S+|#.*|'$|--device cpu",
+            "",
+            text,
+        )
         text = re.sub(r"(--num_processes|--nproc_per_node) \d", r"\1 1", text)
-        for name, value in {"data/NAME": data, "NAME": f"r{i}", " train.py": f" {ROOT}/train.py"}.items():
+        for name, value in {
+            "data/NAME": data,
+            "NAME": f"r{i}",
+            " train.py": f" {ROOT}/train.py",
+        }.items():
             text = text.replace(name, str(value))
-        launcher, *words = shlex.split(f"{text} {options}" + ("" if "--data" in text else f" --data {data}"))
-        done = subprocess.run([Path(sys.executable).with_name(launcher), *words], capture_output=True, text=True)
+        launcher, *words = shlex.split(
+            f"{text} {options}" + ("" if "--data" in text else f" --data {data}")
+        )
+        done = subprocess.run(
+            [Path(sys.executable).with_name(launcher), *words], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         assert f"all of them on one page: runs/r{i}/report.html" in done.stdout
 
 
 def test_targets_of_make():
-    targets = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
-    assert targets >= {"run", "test", "lab", "bench", "stress", "audit", "view", "lint", "lock", "figures"}
+    text = TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M))
+    assert len(targets) >= 10
     for target in targets:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -107,17 +140,30 @@ def test_no_command_is_forgotten():
     """Of those in the text `--verify` runs in test_run_folder, `report.py` in test_report, benchmarks in files of
     their own.
     """
-    known = ("datasets.py check", "train.py --data", "predict.py data/", "evaluate.py", "demo_data.py --volume")
+    known = (
+        "datasets.py check",
+        "train.py --data",
+        "predict.py data/",
+        "evaluate.py",
+        "demo_data.py --volume",
+    )
     assert len(COMMANDS) >= 9
     assert not [line for line in COMMANDS if not line.removeprefix("python ").startswith(known)]
-    texts = [(ROOT / f"{folder}README.md").read_text(encoding="utf-8")
-             for folder in ("", "runs/", "benchmarks/", "data/", "checkpoints/", "tests/")]
-    named = re.findall(r"python (\S+)\.py", "".join(texts))
+    texts = [
+        (ROOT / f"{folder}README.md").read_text(encoding="utf-8")
+        for folder in ("runs/", "benchmarks/", "data/", "checkpoints/", "tests/")
+    ]
+    named = re.findall(r"python (\S+)\.py", "".join([TEXT, *texts]))
     assert not [name for name in named if not (ROOT / f"{name}.py").exists()]
-    for module, option in re.findall(r"`(?:python )?(\w+)\.py[^`]*? (--[a-z-]+)", README):
+    for module, option in re.findall(r"`(?:python )?(\w+)\.py[^`]*? (--[a-z-]+)", TEXT):
         if (ROOT / f"{module}.py").exists():
-            text = "".join((ROOT / f"{name}.py").read_text() for name in (module, "particles/measuring", "config"))
-            assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}:" in text, f"{module}.py {option}"
+            text = "".join(
+                (ROOT / f"{name}.py").read_text()
+                for name in (module, "particles/command", "config")
+            )
+            assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}:" in text, (
+                f"{module}.py {option}"
+            )
 
 
 def test_tables_are_those_of_the_committed_runs():
@@ -125,16 +171,20 @@ def test_tables_are_those_of_the_committed_runs():
         full, patches = (results_table(ROOT / "runs" / run, kind) for kind in ("full", "patches"))
         for method in full.index:
             row = f"| {full['dice'][method]} | {patches['dice'][method]} | {full['surface_dice'][method]} |"
-            assert row in README, f"{run}, {method}: {row}"
+            assert row in TEXT, f"{run}, {method}: {row}"
     study = pd.read_csv(ROOT / "runs" / "study_few_labels" / "summary.csv")
     assert len(study) > 20
     for row in study.itertuples():
-        assert f"{row.dice:.3f} ({row.low:.3f}–{row.high:.3f})" in README, row
+        assert f"{row.dice:.3f} ({row.low:.3f}–{row.high:.3f})" in TEXT, row
         if row.role == "teacher" and row.variant == "best":
-            assert f"{row.gain:+.3f} ({row.gain_low:.3f}–{row.gain_high:.3f}), p = {row.p:.2f}".replace(
-                "(-", "(−") in README, row
+            assert (
+                f"{row.gain:+.3f} ({row.gain_low:.3f}–{row.gain_high:.3f}), p = {row.p:.2f}".replace(
+                    "(-", "(−"
+                )
+                in TEXT
+            ), row
     measured = read_json(ROOT / "runs" / "reference_volume" / "summary.json")["masks"]
-    for name, found in measured.items():
-        cells = f"| {found['particles']} | "
-        (line,) = [line for line in README.splitlines() if cells in line]
-        assert line.endswith(f"| {found['D50_volume']:.2f} µm |"), name
+    for name, result in measured.items():
+        cells = f"| {result['particles']} | "
+        (line,) = [line for line in TEXT.splitlines() if cells in line]
+        assert line.endswith(f"| {result['D50_volume']:.2f} µm |"), name

@@ -12,14 +12,21 @@ from benchmarks import reference_runs
 from conftest import ROOT
 
 RESULTS = ("runs", "benchmarks/results")
-OF_SLICES = r"slice|views|worst|(methods|prediction)_.*|sizes"      # figures that need more than the tables
+OF_SLICES = (
+    r"slice|views|worst|(methods|prediction)_.*|sizes"  # figures that need more than the tables
+)
 
 
 def tracked(*folders: str) -> list[str]:
-    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    return listed or [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    listed = subprocess.run(
+        ["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    return listed or [
+        str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.*")
+    ]
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_again_from_the_tables(workplace, command):
     drawn, tables = [], {}
     for name in tracked(*RESULTS):
@@ -35,34 +42,41 @@ def test_every_figure_is_drawn_again_from_the_tables(workplace, command):
     for name in drawn:
         again, before = imread(workplace / name), imread(ROOT / name)
         assert again.shape == before.shape, name
-        assert abs(again - before).mean() < 0.02, name              # fonts may be others
+        assert abs(again - before).mean() < 0.02, name  # fonts may be others
     assert all((workplace / name).read_bytes() == content for name, content in tables.items())
 
 
 def test_results_are_small_and_their_models_too():
-    sizes = {folder: sum((ROOT / name).stat().st_size for name in tracked(folder))
-             for folder in ("runs", "checkpoints")}
+    sizes = {
+        folder: sum((ROOT / name).stat().st_size for name in tracked(folder))
+        for folder in ("runs", "checkpoints")
+    }
     assert sizes["runs"] <= 5_000_000
     assert sizes["checkpoints"] <= 4_000_000
 
 
 def test_the_page_of_a_reference_run_says_how_it_was_made():
     for settings in (ROOT / "runs").glob("reference_demo*/config.json"):
-        about = json.loads((settings.parent / "environment.json").read_text())
-        assert about["command"] == "notebook"
-        assert not about["git_dirty"]
-        assert about["git_commit"]
+        details = json.loads((settings.parent / "environment.json").read_text())
+        assert details["command"] == "notebook"
+        assert not details["git_dirty"]
+        assert details["git_commit"]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--no-demo"], "error: --no-demo: leaves nothing to run without --real DIR"),
-    (["--real", "somewhere", "--folds", "0"], "error: --folds 0: expected 1 or more")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-demo"], "error: --no-demo: leaves nothing to run without --real DIR"),
+        (["--real", "somewhere", "--folds", "0"], "error: --folds 0: expected 1 or more"),
+    ],
+)
 def test_what_cannot_be_run(workplace, command, options, message):
     code, _, err = command("benchmarks.reference_runs", *options)
     assert code == 2
     assert err.strip() == message
 
 
+@pytest.mark.slow
 def test_a_failed_step_ends_with_its_status(workplace, capfd):
     with pytest.raises(SystemExit) as stop:
         reference_runs.call("evaluate", "--pred", "nowhere", "--truth", "nowhere")

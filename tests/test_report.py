@@ -17,8 +17,11 @@ from config import Config
 from conftest import TINY, run, write_data
 from runtime.files import read_json
 from runtime.messages import InputError
+from viz import run_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,15 @@ def test_it_says_what_was_found_and_how(finished):
         mean = scores["dice"]
         assert f"{method} {mean['mean']:.3f} ({mean['low']:.3f}–{mean['high']:.3f})" in text
     best = max(summary["full"]["methods"].items(), key=lambda item: item[1]["dice"]["mean"])
-    assert f"Highest mean Dice of full test images: {best[0]}, {best[1]['dice']['mean']:.3f}" in text
-    assert "With 2 test slices no difference can be significant: it takes 6." in text.split("Results")[0]
+    assert (
+        f"Highest mean Dice of full test images: {best[0]}, {best[1]['dice']['mean']:.3f}" in text
+    )
+    assert (
+        "With 2 test slices no difference can be significant: it takes 6."
+        in text.split("Results")[0]
+    )
     assert "Mean Teacher (teacher): " in text.split("Results")[0]
-    for title in ("Results", *report.SECTIONS, "How it was made"):
+    for title in ("Results", *run_page.FIGURES, "How it was made"):
         assert f" {title} " in text
     assert "Diameters in µm" in text
     assert "a <b>&" in text
@@ -78,39 +86,67 @@ def test_every_figure_is_redrawn_with_it(finished):
 
 def test_a_run_without_pictures_or_scores_has_a_page(finished, tmp_path):
     (tmp_path / "old" / "figures").mkdir(parents=True)
-    settings = {name: value for name, value in read_json(finished / "config.json").items() if name != "pixel_size"}
+    settings = {
+        name: value
+        for name, value in read_json(finished / "config.json").items()
+        if name != "pixel_size"
+    }
     (tmp_path / "old" / "config.json").write_text(json.dumps(settings))
     shutil.copy(finished / "sup_metrics.csv", tmp_path / "old")
     shutil.copy(finished / "figures" / "worst.png", tmp_path / "old" / "figures")
     text = text_of(report.write_report(tmp_path / "old").parent)
     assert "nothing can be said about accuracy" in text
-    assert report.CAPTIONS["worst"] in text                 # a picture that was drawn before
-    assert report.CAPTIONS["paired"] not in text
+    assert run_page.CAPTIONS["worst"] in text  # a picture that was drawn before
+    assert run_page.CAPTIONS["paired"] not in text
     assert "Results" not in text
 
 
 def test_without_test_slices_no_figure_is_empty(workplace, data_folder):
-    settings = {**TINY, "split": "random", "val_fraction": 0.0, "test_fraction": 0.0, "method": "supervised"}
+    settings = {
+        **TINY,
+        "split": "random",
+        "val_fraction": 0.0,
+        "test_fraction": 0.0,
+        "method": "supervised",
+    }
     config = Config(**settings, data=str(data_folder), run="none")
     run(config)
     text = text_of(report.write_report(config.run_folder).parent)
     assert "nothing can be said about accuracy" in text
-    assert report.CAPTIONS["curves"] in text
-    assert not [kind for kind in ("paired", "worst", "sizes", "calibration") if report.CAPTIONS[kind] in text]
-    assert not [title for title in ("Results", "Particle sizes", "Where it is right") if f" {title}" in text]
+    assert run_page.CAPTIONS["curves"] in text
+    assert not [
+        kind
+        for kind in ("paired", "worst", "sizes", "calibration")
+        if run_page.CAPTIONS[kind] in text
+    ]
+    assert not [
+        title for title in ("Results", "Particle sizes", "Where it is right") if f" {title}" in text
+    ]
 
 
 def test_a_model_that_finds_no_particle(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "r")
     with np.load(finished / "predictions.npz") as stored:
-        arrays = {name: array * 0 if name.startswith("Mean Teacher") else array for name, array in stored.items()}
+        arrays = {
+            name: array * 0 if name.startswith("Mean Teacher") else array
+            for name, array in stored.items()
+        }
     np.savez(tmp_path / "r" / "predictions.npz", **arrays)
     assert " Mean Teacher (teacher) 0 0 " in text_of(report.write_report(tmp_path / "r").parent)
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("summary.json", "{"), ("summary.json", '{"full": 3}'), ("phases.json", "[]"), ("split.json", "7"),
-    ("predictions.npz", "no"), ("config.json", '{"colour": 1}'), ("annotate_next.csv", "a\n1\n")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "{"),
+        ("summary.json", '{"full": 3}'),
+        ("phases.json", "[]"),
+        ("split.json", "7"),
+        ("predictions.npz", "no"),
+        ("config.json", '{"colour": 1}'),
+        ("annotate_next.csv", "a\n1\n"),
+    ],
+)
 def test_damaged_files_are_named(finished, tmp_path, command, name, content):
     shutil.copytree(finished, tmp_path / "r")
     (tmp_path / "r" / name).write_text(content)
@@ -130,8 +166,8 @@ def test_the_command(finished, command, tmp_path):
 
 
 def test_settings_that_differ_from_the_recipe_are_marked():
-    table = report.settings_table(Config(lr=0.5, freeze=(), method="supervised"))
-    rows = {row[0]: row[1:3] for i, row in enumerate(table["rows"]) if i in table["marked"]}
+    table = run_page.settings_table(Config(lr=0.5, freeze=(), method="supervised"))
+    rows = {row[0]: row[1:3] for i, row in enumerate(table.rows) if i in table.marked}
     assert rows == {"lr": ["0.5", "0.001"], "freeze": ["none", "down1,down2,down3"]}
 
 
@@ -144,6 +180,7 @@ MEASURE = """<script>addEventListener("load", () => {
 })</script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [500, 1300])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -151,21 +188,36 @@ def test_a_browser_shows_all_of_it(finished, tmp_path, width, scheme):
     page = tmp_path / "page.html"
     text = (finished / "report.html").read_text(encoding="utf-8")
     page.write_text(text.replace("</body>", MEASURE), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-               "--disable-background-networking", "--disable-component-update", "--disable-sync",
-               "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},1500",
-               *(["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else [])]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--virtual-time-budget=5000",
+        f"--user-data-dir={tmp_path / 'browser'}",
+        f"--window-size={width},1500",
+        *(["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []),
+    ]
 
     def browse(*more: str) -> str:
         command = [CHROMIUM, *options, *more, page.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+
     title = html.unescape(re.search(r"<title>(.*?)</title>", browse("--dump-dom"))[1])
     needed, there, images, background, ink, right = title.split("|")
     assert (there, images) == (str(width), "9")
-    assert int(needed) <= width                             # nothing is cut off, the page does not move sideways
+    assert int(needed) <= width  # nothing is cut off, the page does not move sideways
     assert float(right) <= width
-    assert (background, ink) == {"light": ("rgb(255, 255, 255)", "rgb(28, 32, 36)"),
-                                 "dark": ("rgb(21, 24, 27)", "rgb(228, 231, 234)")}[scheme]
+    assert (background, ink) == {
+        "light": ("rgb(255, 255, 255)", "rgb(28, 32, 36)"),
+        "dark": ("rgb(21, 24, 27)", "rgb(228, 231, 234)"),
+    }[scheme]
     browse(f"--screenshot={tmp_path / 'shot.png'}")
     shot = imread(tmp_path / "shot.png")[..., :3]
     assert shot.shape[1] == width
@@ -174,15 +226,17 @@ def test_a_browser_shows_all_of_it(finished, tmp_path, width, scheme):
 
 
 def test_every_caption_is_of_a_figure_and_every_figure_has_a_place():
-    assert sorted(kind for kinds in report.SECTIONS.values() for kind in kinds) == sorted(report.CAPTIONS)
+    assert sorted(kind for kinds in run_page.FIGURES.values() for kind in kinds) == sorted(
+        run_page.CAPTIONS
+    )
 
 
 def test_a_figure_of_another_kind_is_not_taken_for_one(tmp_path):
     (tmp_path / "figures").mkdir()
     for name in ("sizes_unlabelled", "methods_s_01", "methods_s_00"):
         (tmp_path / "figures" / f"{name}.png").touch()
-    assert report.known(tmp_path, {}, "sizes") == []
-    assert report.known(tmp_path, {}, "methods") == ["methods_s_00"]
+    assert run_page.find_figure(tmp_path, {}, "sizes") is None
+    assert run_page.find_figure(tmp_path, {}, "methods") == "methods_s_00"
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 from runtime import run_folder
 from runtime.messages import InputError
+from runtime.run_folder import RunFiles
 
 CPU = torch.device("cpu")
 
@@ -20,28 +21,39 @@ CPU = torch.device("cpu")
 def test_run_folder(tmp_path):
     folder, data = tmp_path / "runs" / "a", tmp_path / "s.tif"
     data.write_bytes(b"abc")
-    run_folder.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False, data={"s.tif": data})
-    about = json.loads((folder / "environment.json").read_text())
-    assert about["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert about["git_commit"] is None or len(about["git_commit"]) == 40
-    assert about["data"] == {"s.tif": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
-    assert len(about["code"]) > 20
+    run_folder.open_run(
+        folder, RunFiles({"lr": 1.0, "device": "cpu"}, data={"s.tif": data}), CPU, resume=False
+    )
+    details = json.loads((folder / "environment.json").read_text())
+    assert details["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert details["git_commit"] is None or len(details["git_commit"]) == 40
+    assert details["data"] == {
+        "s.tif": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    }
+    assert len(details["code"]) > 20
     with pytest.raises(InputError, match="holds a run already; add --resume"):
-        run_folder.open_run(folder, {"lr": 1.0, "device": "cpu"}, CPU, resume=False)
+        run_folder.open_run(folder, RunFiles({"lr": 1.0, "device": "cpu"}), CPU, resume=False)
     made = (folder / "environment.json").read_text()
-    run_folder.open_run(folder, {"lr": 1.0, "device": "cuda"}, CPU, resume=True, free=("device",))
-    assert (folder / "environment.json").read_text() == made  # who made the run, not who looked at it
+    run_folder.open_run(
+        folder, RunFiles({"lr": 1.0, "device": "cuda"}, free=("device",)), CPU, resume=True
+    )
+    assert (
+        folder / "environment.json"
+    ).read_text() == made  # who made the run, not who looked at it
     with pytest.raises(InputError, match=r"lr was 1.0, now 2.0"):
-        run_folder.open_run(folder, {"lr": 2.0, "device": "cpu"}, CPU, resume=True)
+        run_folder.open_run(folder, RunFiles({"lr": 2.0, "device": "cpu"}), CPU, resume=True)
     assert json.loads((folder / "config.json").read_text())["lr"] == 1.0
 
 
 def test_another_machine_is_named_when_a_run_goes_on(tmp_path, capsys):
-    run_folder.open_run(tmp_path, {}, CPU, resume=False)
-    about = json.loads((tmp_path / "environment.json").read_text())
-    (tmp_path / "environment.json").write_text(json.dumps(
-        {**about, "cpu_threads": 99, "packages": {**about["packages"], "numpy": "1.0"}}))
-    run_folder.open_run(tmp_path, {}, CPU, resume=True)
+    run_folder.open_run(tmp_path, RunFiles({}), CPU, resume=False)
+    details = json.loads((tmp_path / "environment.json").read_text())
+    (tmp_path / "environment.json").write_text(
+        json.dumps(
+            {**details, "cpu_threads": 99, "packages": {**details["packages"], "numpy": "1.0"}}
+        )
+    )
+    run_folder.open_run(tmp_path, RunFiles({}), CPU, resume=True)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "cpu_threads was 99, is" in lines[0]
@@ -49,23 +61,31 @@ def test_another_machine_is_named_when_a_run_goes_on(tmp_path, capsys):
 
 
 def test_a_run_that_another_version_began_says_so_when_it_goes_on(tmp_path, capsys):
-    run_folder.open_run(tmp_path, {}, CPU, resume=False)
-    run_folder.open_run(tmp_path, {}, CPU, resume=True)
+    run_folder.open_run(tmp_path, RunFiles({}), CPU, resume=False)
+    run_folder.open_run(tmp_path, RunFiles({}), CPU, resume=True)
     assert capsys.readouterr().err == ""
     path = tmp_path / "environment.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps({**about, "code": {**about["code"], "views.py": "0", "report.py": "0"}}))
-    run_folder.open_run(tmp_path, {}, CPU, resume=True)
+    details = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**details, "code": {**details["code"], "views.py": "0", "report.py": "0"}})
+    )
+    run_folder.open_run(tmp_path, RunFiles({}), CPU, resume=True)
     err = capsys.readouterr().err
-    assert "was begun with another version of views.py; what is trained from here on may differ" in err
+    assert (
+        "was begun with another version of views.py; what is trained from here on may differ" in err
+    )
     assert err.count("\n") == 1
 
 
 def test_another_precision_is_named_when_a_run_goes_on(tmp_path, capsys):
-    run_folder.open_run(tmp_path, {"precision": "auto"}, CPU, resume=False)
+    run_folder.open_run(tmp_path, RunFiles({"precision": "auto"}), CPU, resume=False)
     assert json.loads((tmp_path / "environment.json").read_text())["precision"] == "float32"
-    run_folder.open_run(tmp_path, {"precision": "bfloat16"}, CPU, resume=True, free=("precision",))
-    assert "precision was float32, is bfloat16: more than the last digits" in capsys.readouterr().err
+    run_folder.open_run(
+        tmp_path, RunFiles({"precision": "bfloat16"}, free=("precision",)), CPU, resume=True
+    )
+    assert (
+        "precision was float32, is bfloat16: more than the last digits" in capsys.readouterr().err
+    )
 
 
 # --- who works in it ------------------------------------------------------------------------------------------
@@ -77,47 +97,85 @@ command_line.run_command_line(lambda: run_folder.take(pathlib.Path(sys.argv[1]))
 
 
 def test_the_second_process_is_refused_until_the_first_has_ended(tmp_path):
-    hold = subprocess.Popen([sys.executable, "-c", "import sys, pathlib; from runtime import run_folder; "
-                             "run_folder.take(pathlib.Path(sys.argv[1])); print('there', flush=True); "
-                             "sys.stdin.read()", str(tmp_path)], cwd=ROOT,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    hold = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib; from runtime import run_folder; "
+            "run_folder.take(pathlib.Path(sys.argv[1])); print('there', flush=True); "
+            "sys.stdin.read()",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert hold.stdout.readline() == "there\n"
     (tmp_path / ".state.pt.77.tmp").touch()
-    with pytest.raises(InputError, match=f"process {hold.pid} on .* works on this run; wait for it"):
+    with pytest.raises(
+        InputError, match=f"process {hold.pid} on .* works on this run; wait for it"
+    ):
         run_folder.take(tmp_path)
     assert (tmp_path / ".state.pt.77.tmp").exists()
-    run_folder.take(tmp_path / "beside")                        # other folders are free
+    run_folder.take(tmp_path / "beside")  # other folders are free
     hold.kill()
     hold.communicate()
     run_folder.take(tmp_path)
-    run_folder.take(tmp_path)                                   # as a notebook does that prepares its run again
-    assert not (tmp_path / ".state.pt.77.tmp").exists()         # what the killed one left
+    run_folder.take(tmp_path)  # as a notebook does that prepares its run again
+    assert not (tmp_path / ".state.pt.77.tmp").exists()  # what the killed one left
     other = [sys.executable, "-c", OTHER, str(tmp_path)]
-    found = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr                  # a child of the one that holds it, which waits for it
+    result = subprocess.run(other, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, (
+        result.stderr
+    )  # a child of the one that holds it, which waits for it
     between = f"import subprocess, sys; sys.exit(subprocess.run({other!r}).returncode)"
-    assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 2
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL
+        ).returncode
+        == 2
+    )
     run_folder.release(tmp_path)
-    assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
 
 
+@pytest.mark.slow
 def test_a_lock_outlives_reading_the_folder(tmp_path):
     """Another open and close of the file, as a copy or an archive of the folder makes, must not free it."""
     run_folder.take(tmp_path)
     (tmp_path / ".lock").read_bytes()
     other = [sys.executable, "-c", OTHER, str(tmp_path)]
     between = f"import subprocess, sys; sys.exit(subprocess.run({other!r}).returncode)"
-    assert subprocess.run([sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 2
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", between], cwd=ROOT, stderr=subprocess.DEVNULL
+        ).returncode
+        == 2
+    )
 
 
+@pytest.mark.slow
 def test_children_let_go_of_what_they_inherit(tmp_path):
     """A worker that outlives a killed parent by seconds must not keep the run from going on."""
-    code = ("import os, sys, time, pathlib; from runtime import run_folder\n"
-            "run_folder.take(pathlib.Path(sys.argv[1]))\n"
-            "if os.fork() == 0:\n run_folder.leave_to_parent()\n print('there', flush=True)\n time.sleep(60)\n"
-            "time.sleep(60)")
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, start_new_session=True) as parent:
+    code = (
+        "import os, sys, time, pathlib; from runtime import run_folder\n"
+        "run_folder.take(pathlib.Path(sys.argv[1]))\n"
+        "if os.fork() == 0:\n run_folder.leave_to_parent()\n print('there', flush=True)\n time.sleep(60)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as parent:
         assert parent.stdout.readline() == "there\n"
         parent.kill()
         parent.wait()
@@ -129,28 +187,45 @@ def test_a_folder_that_was_deleted_can_be_taken_anew(tmp_path):
     run_folder.take(tmp_path / "a")
     (tmp_path / "a" / ".lock").unlink()
     run_folder.take(tmp_path / "a")
-    assert (tmp_path / "a" / ".lock").read_text() == f"process {os.getpid()} on {run_folder.socket.gethostname()}"
+    assert (
+        tmp_path / "a" / ".lock"
+    ).read_text() == f"process {os.getpid()} on {run_folder.socket.gethostname()}"
 
 
 # --- is it still so? ------------------------------------------------------------------------------------------
+
 
 def test_differences(tmp_path):
     data, weights = {f"{n}.tif": tmp_path / f"{n}.tif" for n in "abcd"}, {"w": tmp_path / "w"}
     for path in (*list(data.values())[:3], weights["w"]):
         path.write_text("as it was")
     folder = tmp_path / "run"
-    run_folder.open_run(folder, {}, CPU, resume=False, data={n: p for n, p in data.items() if n != "d.tif"})
-    (folder / "phases.json").write_text(json.dumps(
-        {"supervised": {"best": {}, "weights": run_folder.hashes(weights)}}))
-    assert run_folder.differences(folder, CPU, {n: p for n, p in data.items() if n != "d.tif"}, weights) == []
+    run_folder.open_run(
+        folder,
+        RunFiles({}, data={n: p for n, p in data.items() if n != "d.tif"}),
+        CPU,
+        resume=False,
+    )
+    (folder / "phases.json").write_text(
+        json.dumps({"supervised": {"best": {}, "weights": run_folder.hashes(weights)}})
+    )
+    assert (
+        run_folder.differences(
+            folder, CPU, {n: p for n, p in data.items() if n != "d.tif"}, weights
+        )
+        == []
+    )
     data["a.tif"].write_text("other")
     data["d.tif"].write_text("more")
     data["b.tif"].unlink()
     weights["w"].write_text("other")
-    weights["unfinished"] = data["d.tif"]                       # of a phase that has no hash yet
+    weights["unfinished"] = data["d.tif"]  # of a phase that has no hash yet
     assert run_folder.differences(folder, CPU, data, weights) == [
-        f"{tmp_path}/a.tif: has changed", f"{tmp_path}/b.tif: is missing", f"{tmp_path}/d.tif: is new",
-        f"{tmp_path}/w: has changed"]
+        f"{tmp_path}/a.tif: has changed",
+        f"{tmp_path}/b.tif: is missing",
+        f"{tmp_path}/d.tif: is new",
+        f"{tmp_path}/w: has changed",
+    ]
     (folder / "environment.json").write_text("{}")
     with pytest.raises(InputError, match="kept no hashes"):
         run_folder.differences(folder, CPU, data, weights)
@@ -158,9 +233,12 @@ def test_differences(tmp_path):
 
 # --- states ---------------------------------------------------------------------------------------------------
 
+
 def saved(path, *values: float) -> None:
     for value in values:
-        run_folder.save_state(path, {"m": linear(value)}, {"step": value, "losses": torch.ones(2, 3)})
+        run_folder.save_state(
+            path, {"m": linear(value)}, {"step": value, "losses": torch.ones(2, 3)}
+        )
 
 
 def linear(value: float) -> torch.nn.Linear:
@@ -178,7 +256,10 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, capsys):
     for damaged in (whole[:-100], whole[:400] + b"?" + whole[401:], b"", b"PK\x03\x04 nonsense"):
         path.write_bytes(damaged)
         assert run_folder.restore_state(path, {"m": layer})["step"] == layer.weight.item() == 2
-        assert "last.pt: cannot be resumed from (wrong checksum); going on from before it" in capsys.readouterr().err
+        assert (
+            "last.pt: cannot be resumed from (wrong checksum); going on from before it"
+            in capsys.readouterr().err
+        )
     (tmp_path / "last.before.pt").write_bytes(b"")
     assert run_folder.restore_state(path, {"m": layer}) is None
     run_folder.forget_state(path)
@@ -204,6 +285,7 @@ class Attack:
 def test_no_code_in_a_state_is_run(tmp_path, capsys):
     import hashlib
     import io
+
     attack = tmp_path / "was_here"
     stream = io.BytesIO()
     torch.save({"state": Attack(attack)}, stream)
@@ -212,7 +294,7 @@ def test_no_code_in_a_state_is_run(tmp_path, capsys):
         assert run_folder.restore_state(tmp_path / "last.pt", {"m": linear(0)}) is None
         assert "cannot be resumed from" in capsys.readouterr().err
         assert not attack.exists()
-    pickle.loads(pickle.dumps(Attack(attack)))                  # the attack would work
+    pickle.loads(pickle.dumps(Attack(attack)))  # the attack would work
     assert attack.exists()
 
 
@@ -222,6 +304,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
 
     def full(number):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr("runtime.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         saved(path, 3)

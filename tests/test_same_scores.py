@@ -14,17 +14,30 @@ from conftest import as_options
 from runtime import devices
 from runtime.checkpoints import load_checkpoint
 
-CHANGES = ["without kept memory", "without own normalisation", "without fused AdamW", "without joint averaging",
-           "without joint batch", "without real freezing"]
+CHANGES = [
+    "without kept memory",
+    "without own normalisation",
+    "without fused AdamW",
+    "without joint averaging",
+    "without joint batch",
+    "without real freezing",
+]
 
 
 def replaced_functions() -> tuple:
-    return (train.make_optimizer, mean_teacher.ema_update, mean_teacher.step_losses, train.build_models,
-            devices.keep_freed_memory)
+    return (
+        train.make_optimizer,
+        mean_teacher.ema_update,
+        mean_teacher.step_losses,
+        train.build_models,
+        devices.keep_freed_memory,
+    )
 
 
 def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
-    tiny = dataclasses.replace(tiny, lr=1e-4)           # at a larger rate so small a network amplifies rounding
+    tiny = dataclasses.replace(
+        tiny, lr=1e-4
+    )  # at a larger rate so small a network amplifies rounding
     before = replaced_functions()
     as_it_is = same_scores.scores(tiny, [])
     assert before == replaced_functions()
@@ -35,20 +48,32 @@ def test_a_run_without_any_of_the_ideas_has_the_same_scores(tiny, restored):
     assert plain == pytest.approx(as_it_is, abs=5e-3)
 
 
-def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(command, workplace, data_folder,
-                                                                             monkeypatch):
+def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(
+    command, workplace, data_folder, monkeypatch
+):
     asked = []
 
     def scores(config, left_out):
         asked.append((left_out, config.seed, config.data, config.lr, config.run))
         return {"supervised": 0.5 + config.seed / 10}
-    pool = SimpleNamespace(submit=lambda function, *arguments: SimpleNamespace(result=lambda: function(*arguments)))
+
+    pool = SimpleNamespace(
+        submit=lambda function, *arguments: SimpleNamespace(result=lambda: function(*arguments))
+    )
     monkeypatch.setattr(same_scores, "scores", scores)
     monkeypatch.setattr(same_scores, "RESULTS", workplace)
     monkeypatch.setattr(same_scores, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(pool))
-    code, out, err = command("benchmarks.same_scores", "--data", "data/discs", "--seeds", 2, *as_options({"lr": 0.5}))
+    code, out, err = command(
+        "benchmarks.same_scores", "--data", "data/discs", "--seeds", 2, *as_options({"lr": 0.5})
+    )
     assert code == 0, err
-    assert [a[:2] for a in asked] == [([], 0), (CHANGES, 0), ([], 1), (CHANGES, 1), *(([c], 0) for c in CHANGES)]
+    assert [a[:2] for a in asked] == [
+        ([], 0),
+        (CHANGES, 0),
+        ([], 1),
+        (CHANGES, 1),
+        *(([c], 0) for c in CHANGES),
+    ]
     assert {a[2:4] for a in asked} == {(str(data_folder.resolve()), 0.5)}
     assert len({a[4] for a in asked}) == len(asked)
     table = pd.read_csv(workplace / "same_scores.csv")
@@ -57,13 +82,18 @@ def test_every_seed_is_trained_with_all_and_with_none_the_first_without_each(com
 
 
 def test_no_seed_is_an_error(command):
-    assert command("benchmarks.same_scores", "--seeds", "0")[::2] == (2, "error: --seeds: expected 1 or more\n")
+    assert command("benchmarks.same_scores", "--seeds", "0")[::2] == (
+        2,
+        "error: --seeds: expected 1 or more\n",
+    )
 
 
 def test_frozen_blocks_stay_as_they_are_even_where_they_get_gradients(tiny, restored):
     config = dataclasses.replace(tiny, run="r")
     same_scores.scores(config, ["without real freezing"])
-    supervised, student = (load_checkpoint(config.checkpoint(name))[0] for name in ("supervised", "ssl_student"))
+    supervised, student = (
+        load_checkpoint(config.checkpoint(name))[0] for name in ("supervised", "ssl_student")
+    )
     moved = {name.split(".")[0] for name in supervised if not supervised[name].equal(student[name])}
     assert moved.isdisjoint(config.freeze)
     assert {"bottleneck", "up1", "head"} <= moved
@@ -71,4 +101,6 @@ def test_frozen_blocks_stay_as_they_are_even_where_they_get_gradients(tiny, rest
 
 def test_another_recipe_is_refused(command):
     assert command("benchmarks.same_scores", "--method=best")[::2] == (
-        2, "error: --method: the changes are made for the classic recipe, mean_teacher\n")
+        2,
+        "error: --method: the changes are made for the classic recipe, mean_teacher\n",
+    )

@@ -8,20 +8,29 @@ from particles import sizes
 
 
 def test_weighted_quantiles():
-    table = pd.DataFrame({"diameter": [1.0, 2.0, 3.0, 4.0, 100.0], "volume": [1.0, 1.0, 1.0, 7.0, 1e9],
-                          "weight": [1.0, 1.0, 1.0, 1.0, 1.0], "touches_border": [False] * 4 + [True]})
-    found = sizes.summarise_sizes(table)
-    assert (found["particles"], found["whole"]) == (5, 4)
-    assert found["D50_number"] == 2.0
-    assert found["D50_volume"] == 4.0
-    assert found["D90_number"] == 4.0
+    table = pd.DataFrame(
+        {
+            "diameter": [1.0, 2.0, 3.0, 4.0, 100.0],
+            "volume": [1.0, 1.0, 1.0, 7.0, 1e9],
+            "weight": [1.0, 1.0, 1.0, 1.0, 1.0],
+            "touches_border": [False] * 4 + [True],
+        }
+    )
+    result = sizes.summarise_sizes(table)
+    assert (result["particles"], result["whole"]) == (5, 4)
+    assert result["D50_number"] == 2.0
+    assert result["D50_volume"] == 4.0
+    assert result["D90_number"] == 4.0
 
 
 def test_two_samples_of_one_distribution_and_of_two():
     rng = np.random.default_rng(0)
 
     def sample(scale):
-        return pd.DataFrame({"diameter": scale * rng.lognormal(0, 0.3, 300), "weight": 1.0, "touches_border": False})
+        return pd.DataFrame(
+            {"diameter": scale * rng.lognormal(0, 0.3, 300), "weight": 1.0, "touches_border": False}
+        )
+
     one = sample(1.0)
     same, larger = sizes.compare_sizes(one, sample(1.0)), sizes.compare_sizes(one, sample(1.2))
     assert same["low"] < 1 < same["high"]
@@ -50,4 +59,9 @@ def test_weighted_samples_of_one_population_do_not_differ():
 def test_equal_values_are_one_step():
     rng = np.random.default_rng(0)
     ones = np.ones(30)
-    assert sizes.kolmogorov_smirnov((np.repeat([1.0, 2], 15), ones), (np.tile([1.0, 2], 15), ones), rng) == 1.0
+    assert (
+        sizes.kolmogorov_smirnov(
+            (np.repeat([1.0, 2], 15), ones), (np.tile([1.0, 2], 15), ones), rng
+        )
+        == 1.0
+    )

@@ -13,7 +13,9 @@ from slices.windows import percentile_window
 
 TYPES = [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32]
 KINDS = [{}, {"compression": "zlib"}, {"compression": "lzw"}, {"byteorder": ">"}]
-IMAGEJ = [(dtype, {"imagej": True}) for dtype in (np.uint8, np.uint16, np.float32)]  # all that ImageJ knows
+IMAGEJ = [
+    (dtype, {"imagej": True}) for dtype in (np.uint8, np.uint16, np.float32)
+]  # all that ImageJ knows
 
 
 @pytest.mark.parametrize(("dtype", "options"), [*itertools.product(TYPES, KINDS), *IMAGEJ])
@@ -42,7 +44,7 @@ def test_roi():
         reading.crop_roi(image, (2, 11, 1, 9), "scan")
 
 
-@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+@pytest.mark.parametrize("compression", ["zstd", pytest.param("lzma", marks=pytest.mark.slow)])
 def test_masks_that_compress_well_are_no_bombs(tmp_path, compression):
     """289 million pixels in some ten thousand bytes."""
     mask = np.zeros((17_000, 17_000), np.uint8)
@@ -60,7 +62,9 @@ def test_large_integers_keep_their_differences(tmp_path):
 
 def test_several_images_in_one_file(tmp_path):
     for size in (8, 8, 9):
-        tifffile.imwrite(tmp_path / "a.tif", np.eye(size, dtype=np.uint8), append=(tmp_path / "a.tif").exists())
+        tifffile.imwrite(
+            tmp_path / "a.tif", np.eye(size, dtype=np.uint8), append=(tmp_path / "a.tif").exists()
+        )
     with pytest.raises(InputError, match=r"a\.tif: .*expected one"):
         reading.read_image(tmp_path / "a.tif")
 
@@ -81,12 +85,24 @@ def test_windows_mirror_what_lies_outside():
 def test_natural_order(tmp_path):
     for name in ("s10.tif", "s2.tif", "s1.TIF", ".hidden.tif", "notes.txt", "s2².tif"):
         (tmp_path / name).touch()
-    assert [p.name for p in reading.list_files(tmp_path)] == ["s1.TIF", "s2.tif", "s2².tif", "s10.tif"]
+    assert [p.name for p in reading.list_files(tmp_path)] == [
+        "s1.TIF",
+        "s2.tif",
+        "s2².tif",
+        "s10.tif",
+    ]
 
 
-@pytest.mark.parametrize("names", [
-    ["scan", "scan (2)", "scan (3)", "scan (10)"], ["z_-10", "z_-2", "z_0", "z_1"], ["a-1", "a-2", "a-10"],
-    ["s_01", "s_01-1", "s_02"], ["-1", "+0", "+2"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["scan", "scan (2)", "scan (3)", "scan (10)"],
+        ["z_-10", "z_-2", "z_0", "z_1"],
+        ["a-1", "a-2", "a-10"],
+        ["s_01", "s_01-1", "s_02"],
+        ["-1", "+0", "+2"],
+    ],
+)
 def test_files_are_in_the_order_of_their_numbers(tmp_path, names):
     for name in reversed(names):
         (tmp_path / f"{name}.tif").touch()

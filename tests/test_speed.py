@@ -14,16 +14,23 @@ from config import Config
 from demo_data import write_demo
 from runtime import devices, messages
 
+pytestmark = pytest.mark.slow
+
 # --- limits ---------------------------------------------------------------------------------------------------
+
 
 def test_work_of_the_classic_recipe():
     supervised, semi = (limits.step_work(Config(), semi) for semi in (False, True))
-    assert supervised.flop == pytest.approx(4 * 3 * 120.9e9, rel=2e-3)     # forward once, backward twice
-    assert 2.0 < semi.flop / supervised.flop < 2.0 + 1 / 3                 # teacher forward; frozen blocks save
+    assert supervised.flop == pytest.approx(
+        4 * 3 * 120.9e9, rel=2e-3
+    )  # forward once, backward twice
+    assert 2.0 < semi.flop / supervised.flop < 2.0 + 1 / 3  # teacher forward; frozen blocks save
     everything = limits.step_work(Config(freeze=()), semi=True)
     assert everything.flop == pytest.approx(supervised.flop * (2 + 1 / 3), rel=2e-3)
     assert limits.image_work(64, 768).flop == pytest.approx(25 * 120.9e9, rel=2e-3)
-    assert limits.image_work(64, 100).flop == pytest.approx(120.9e9, rel=2e-3)  # mirrored to one window
+    assert limits.image_work(64, 100).flop == pytest.approx(
+        120.9e9, rel=2e-3
+    )  # mirrored to one window
 
 
 def test_bytes_are_the_operands_of_the_convolutions_and_what_the_optimizer_moves():
@@ -31,7 +38,9 @@ def test_bytes_are_the_operands_of_the_convolutions_and_what_the_optimizer_moves
     x = torch.rand(2, 3, 8, 8)
     work = limits.count(lambda: convolution(x).sum().backward(), updated=100, averaged=10)
     image, weight, output = 2 * 3 * 64, 5 * 3 * 9, 2 * 5 * 64
-    assert work.elements == (image + weight + output) + (output + image + 2 * weight)     # no gradient of the image
+    assert work.elements == (image + weight + output) + (
+        output + image + 2 * weight
+    )  # no gradient of the image
     assert work.bytes(4) == 4 * work.elements + 28 * 100 + 12 * 10
     assert work.flop == 2 * 2 * (2 * 64 * 5 * 3 * 9)
 
@@ -47,30 +56,52 @@ def test_limits_prints_floors(command, monkeypatch):
     code, out, _ = command("benchmarks.limits", "--device", "cpu", "--base-channels", "8")
     assert code == 0
     assert [line.split("  ")[0] for line in out.splitlines()[1:]] == [
-        "supervised step", "Mean Teacher step", "image of 768² px"]
+        "supervised step",
+        "Mean Teacher step",
+        "image of 768² px",
+    ]
 
 
 # --- contenders -----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Config:
     folder = tmp_path_factory.mktemp("bench") / "demo"
     write_demo(folder, scans=2, labelled=3)
-    return Config(data=str(folder), device="cpu", num_workers=0, base_channels=2, patch_size=64, batch_size=2)
+    return Config(
+        data=str(folder), device="cpu", num_workers=0, base_channels=2, patch_size=64, batch_size=2
+    )
 
 
-@pytest.mark.parametrize(("race", "peer"), [(race, peer) for race in RACES for peer in RACES[race]
-                                            if peer != OURS and "Unet" not in peer and "UNet" not in peer])
+@pytest.mark.parametrize(
+    ("race", "peer"),
+    [
+        (race, peer)
+        for race in RACES
+        for peer in RACES[race]
+        if peer != OURS and "Unet" not in peer and "UNet" not in peer
+    ],
+)
 def test_peers_compute_the_same(settings, race, peer, monkeypatch):
     monkeypatch.setattr("benchmarks.contenders.IMAGE", 100)
     ours, theirs = (make_contender(race, name, settings) for name in (OURS, peer))
-    calls, tolerance = {"loader": (1, 1e-5), "image": (1, 1e-4)}.get(race, (4, 1e-3))  # training amplifies rounding
+    calls, tolerance = {"loader": (1, 1e-5), "image": (1, 1e-4)}.get(
+        race, (4, 1e-3)
+    )  # training amplifies rounding
     for _ in range(calls):
         np.testing.assert_allclose(theirs(), ours(), atol=tolerance)
 
 
-@pytest.mark.parametrize(("race", "change"), [(race, change) for race in ABLATIONS for change in ABLATIONS[race]
-                                              if "compile" not in change and "bfloat16" not in change])
+@pytest.mark.parametrize(
+    ("race", "change"),
+    [
+        (race, change)
+        for race in ABLATIONS
+        for change in ABLATIONS[race]
+        if "compile" not in change and "bfloat16" not in change
+    ],
+)
 def test_ablations_compute_the_same(settings, restored, race, change, monkeypatch):
     monkeypatch.setattr("benchmarks.contenders.IMAGE", 100)
     ours = make_contender(race, OURS, settings)
@@ -101,20 +132,27 @@ def test_every_axis_can_be_measured(settings, axis, monkeypatch):
 
 # --- races ----------------------------------------------------------------------------------------------------
 
+
 def test_a_race_runs_in_processes_and_pairs_by_round(settings):
     rows = speed.run_race("loader", list(RACES["loader"]), settings, rounds=2)
-    assert rows.groupby("contender")["round"].apply(list).to_dict() == {name: [0, 1, 2] for name in RACES["loader"]}
+    assert rows.groupby("contender")["round"].apply(list).to_dict() == {
+        name: [0, 1, 2] for name in RACES["loader"]
+    }
     assert rows["difference"].max() < 1e-5
     assert rows["memory_mb"].min() > 100
 
 
 def test_a_contender_that_cannot_start_is_named(settings, capfd):
     with pytest.raises(messages.InputError, match="plain loader: its process ended"):
-        speed.run_race("loader", ["plain loader"], dataclasses.replace(settings, data="none"), rounds=1)
+        speed.run_race(
+            "loader", ["plain loader"], dataclasses.replace(settings, data="none"), rounds=1
+        )
 
 
 def test_a_peer_that_cannot_start_costs_its_own_row_alone(settings, capfd):
-    rows = speed.run_race("image", [OURS, "a peer that is not installed"], dataclasses.replace(settings), rounds=2)
+    rows = speed.run_race(
+        "image", [OURS, "a peer that is not installed"], dataclasses.replace(settings), rounds=2
+    )
     table = speed.summarise_races(rows, {}).set_index("contender")
     assert table["ratio"].tolist()[0] == 1.0
     assert table["ratio"].isna().tolist() == [False, True]
@@ -134,15 +172,23 @@ class Dies:
     def receive(self):
         if self.name == "peer" and self.calls == 2:
             raise messages.InputError("peer: its process ended")
-        return 1.0 + (self.name == "peer"), 5.0, np.array([np.nan if self.name == "strange" else 0.0])
+        return (
+            1.0 + (self.name == "peer"),
+            5.0,
+            np.array([np.nan if self.name == "strange" else 0.0]),
+        )
 
     def end(self):
         pass
 
 
-def test_rounds_before_a_peer_dies_count_and_a_result_that_is_no_number_is_seen(settings, monkeypatch, capsys):
+def test_rounds_before_a_peer_dies_count_and_a_result_that_is_no_number_is_seen(
+    settings, monkeypatch, capsys
+):
     monkeypatch.setattr(speed, "Contender", Dies)
-    table = speed.summarise_races(speed.run_race("image", [OURS, "peer", "strange"], settings, 4), {})
+    table = speed.summarise_races(
+        speed.run_race("image", [OURS, "peer", "strange"], settings, 4), {}
+    )
     assert table["rounds"].tolist() == [4, 1, 4]
     assert table["ratio"].tolist() == [1.0, 2.0, 1.0]
     assert table["difference"].isna().tolist() == [False, False, True]
@@ -150,7 +196,9 @@ def test_rounds_before_a_peer_dies_count_and_a_result_that_is_no_number_is_seen(
 
 
 def test_asking_a_process_that_is_gone_is_no_broken_pipe(settings, capfd):
-    contender = speed.Contender("loader", "plain loader", dataclasses.replace(settings, data="none"))
+    contender = speed.Contender(
+        "loader", "plain loader", dataclasses.replace(settings, data="none")
+    )
     contender.process.join()
     contender.call()
     with pytest.raises(messages.InputError, match="plain loader: its process ended"):
@@ -179,21 +227,37 @@ def test_a_call_on_a_gpu_is_many_steps_and_wide_networks_are_measured_there(monk
 
 
 def test_a_change_that_changes_nothing_here_does_not_run():
-    cpu, gpu = (set(contenders.ablations("Mean Teacher step alone", torch.device(d))) for d in ("cpu", "cuda"))
+    cpu, gpu = (
+        set(contenders.ablations("Mean Teacher step alone", torch.device(d)))
+        for d in ("cpu", "cuda")
+    )
     assert cpu - gpu == {"without kept memory", "without own normalisation"}
     assert gpu - cpu == {"without bfloat16"}
     assert contenders.ablations("loader", torch.device("cpu")) == []
 
 
 def rows_of(times: dict[str, list[float]]) -> pd.DataFrame:
-    return pd.DataFrame([{"race": "image", "contender": name, "round": number, "seconds": seconds, "memory_mb": 5.0,
-                          "difference": 0.0 if name == OURS else 1e-6}
-                         for name, series in times.items() for number, seconds in enumerate(series)])
+    return pd.DataFrame(
+        [
+            {
+                "race": "image",
+                "contender": name,
+                "round": number,
+                "seconds": seconds,
+                "memory_mb": 5.0,
+                "difference": 0.0 if name == OURS else 1e-6,
+            }
+            for name, series in times.items()
+            for number, seconds in enumerate(series)
+        ]
+    )
 
 
 def test_ratios_are_those_of_the_rounds_and_the_first_call_does_not_count():
     rows = rows_of({OURS: [99.0, 1.0, 2.0, 4.0], "peer": [99.0, 3.0, 4.0, 4.0]})
-    rows = rows.iloc[[0, 4, 5, 1, 6, 2, 3, 7]]      # in turn, the peer first in the first round that counts
+    rows = rows.iloc[
+        [0, 4, 5, 1, 6, 2, 3, 7]
+    ]  # in turn, the peer first in the first round that counts
     table = speed.summarise_races(rows, {"image": 0.5}).set_index("contender")
     assert table.loc["peer", ["ratio", "low", "high"]].tolist() == [2.0, 1.0, 3.0]
     assert table.loc[OURS, ["seconds", "ratio", "floor"]].tolist() == [2.0, 1.0, 4.0]
@@ -205,27 +269,44 @@ def test_results_are_written_with_what_made_them(command, monkeypatch, workplace
     monkeypatch.setattr(speed, "RESULTS", workplace)
     monkeypatch.setattr(speed, "measure_ceilings", lambda device: limits.Ceilings(1e11, 1e10, 4))
     monkeypatch.setattr(speed, "write_demo", lambda *a, **k: None)
-    monkeypatch.setattr(speed, "run_race", lambda race, names, config, rounds: rows_of(
-        {name: [1.0] * (rounds + 1) for name in names}).assign(race=race))
+    monkeypatch.setattr(
+        speed,
+        "run_race",
+        lambda race, names, config, rounds: rows_of(
+            {name: [1.0] * (rounds + 1) for name in names}
+        ).assign(race=race),
+    )
     code, _, err = command("benchmarks.speed", "--device", "cpu")
     assert code == 0, err
     (path,) = workplace.glob("*.json")
-    found = json.loads(path.read_text())
+    result = json.loads(path.read_text())
     cpu = torch.device("cpu")
-    assert [(row["race"], row["contender"]) for row in found["table"]] == [
-        (race, name) for race in RACES for name in [*RACES[race], *contenders.ablations(race, cpu)]]
-    assert found["settings"]["base_channels"] == 16
-    assert {"environment", "processor", "ceilings", "floors", "rounds"} <= set(found)
-    assert found["call"]["loader"] == [16, "batches"]
+    assert [(row["race"], row["contender"]) for row in result["table"]] == [
+        (race, name) for race in RACES for name in [*RACES[race], *contenders.ablations(race, cpu)]
+    ]
+    assert result["settings"]["base_channels"] == 16
+    assert {"environment", "processor", "ceilings", "floors", "rounds"} <= set(result)
+    assert result["call"]["loader"] == [16, "batches"]
     before = path.read_bytes()
     part = "--device", "cpu", "--races", "image"
     assert command("benchmarks.speed", *part)[::2] == (
-        2, "error: --races: needs an --output of its own\n")
-    assert command("benchmarks.speed", *part, "--no-ablation", "--output", workplace / "part.json")[0] == 0
+        2,
+        "error: --races: needs an --output of its own\n",
+    )
+    assert (
+        command("benchmarks.speed", *part, "--no-ablation", "--output", workplace / "part.json")[0]
+        == 0
+    )
     assert len(json.loads((workplace / "part.json").read_text())["table"]) == len(RACES["image"])
     assert path.read_bytes() == before
-    assert command("benchmarks.speed", "--races", "tennis")[::2] == (2, "error: no such race: tennis\n")
-    assert command("benchmarks.speed", "--rounds", "0")[::2] == (2, "error: --rounds: expected 1 or more\n")
+    assert command("benchmarks.speed", "--races", "tennis")[::2] == (
+        2,
+        "error: no such race: tennis\n",
+    )
+    assert command("benchmarks.speed", "--rounds", "0")[::2] == (
+        2,
+        "error: --rounds: expected 1 or more\n",
+    )
 
 
 def test_what_was_raced_is_kept_when_a_later_race_fails(command, monkeypatch, workplace):
@@ -236,13 +317,18 @@ def test_what_was_raced_is_kept_when_a_later_race_fails(command, monkeypatch, wo
         if race == "image":
             raise messages.InputError("this project: its process ended")
         return rows_of({names[0]: [1.0, 1.0], names[1]: [np.nan]}).assign(race=race)
+
     monkeypatch.setattr(speed, "run_race", run_race)
-    code, _, err = command("benchmarks.speed", "--device", "cpu", "--output", workplace / "some.json")
+    code, _, err = command(
+        "benchmarks.speed", "--device", "cpu", "--output", workplace / "some.json"
+    )
     assert (code, err) == (2, "error: this project: its process ended\n")
     assert not (workplace / "some.json").exists()
-    found = json.loads((workplace / "some.partial.json").read_text())
-    assert list(dict.fromkeys(row["race"] for row in found["table"])) == [race for race in RACES if race != "image"]
-    assert found["table"][1]["seconds"] is None
+    result = json.loads((workplace / "some.partial.json").read_text())
+    assert list(dict.fromkeys(row["race"] for row in result["table"])) == [
+        race for race in RACES if race != "image"
+    ]
+    assert result["table"][1]["seconds"] is None
 
 
 def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
@@ -253,22 +339,37 @@ def test_scaling_writes_table_and_figure(command, monkeypatch, workplace):
         if (axis, names) == ("batch size", ["16"]):
             raise messages.InputError("16: its process ended")
         return rows_of({names[0]: [9.0, 1.0 + int(names[0]), 2.0 + int(names[0])]})
+
     monkeypatch.setattr(scaling, "run_race", run_race)
     code, _, err = command("benchmarks.scaling", "--device", "cpu")
     assert code == 0
     assert err == "batch size 16: its process ended\n"
     (path,) = workplace.glob("*_scaling.json")
-    found = json.loads(path.read_text())
-    table = pd.DataFrame(found["table"])
+    result = json.loads(path.read_text())
+    table = pd.DataFrame(result["table"])
     assert table.groupby("axis", sort=False)["value"].apply(list).to_dict() == {
-        axis: [value for value in contenders.values_of(axis, torch.device("cpu"))
-               if (axis, value) != ("batch size", 16)] for axis in SCALES}
+        axis: [
+            value
+            for value in contenders.values_of(axis, torch.device("cpu"))
+            if (axis, value) != ("batch size", 16)
+        ]
+        for axis in SCALES
+    }
     assert table["seconds"].iloc[0] == 2.5
-    assert {"environment", "processor", "settings"} <= set(found)
+    assert {"environment", "processor", "settings"} <= set(result)
     assert path.with_suffix(".png").stat().st_size > 5000
     part = "--device", "cpu", "--axes", "workers"
-    assert command("benchmarks.scaling", *part)[::2] == (2, "error: --axes: needs an --output of its own\n")
+    assert command("benchmarks.scaling", *part)[::2] == (
+        2,
+        "error: --axes: needs an --output of its own\n",
+    )
     assert command("benchmarks.scaling", *part, "--output", workplace / "part.json")[0] == 0
     assert (workplace / "part.png").exists()
-    assert command("benchmarks.scaling", "--calls", "0")[::2] == (2, "error: --calls: expected 1 or more\n")
-    assert command("benchmarks.scaling", "--axes", "moon")[::2] == (2, "error: no such axis: moon\n")
+    assert command("benchmarks.scaling", "--calls", "0")[::2] == (
+        2,
+        "error: --calls: expected 1 or more\n",
+    )
+    assert command("benchmarks.scaling", "--axes", "moon")[::2] == (
+        2,
+        "error: no such axis: moon\n",
+    )

@@ -7,6 +7,7 @@ import pytest
 
 from runtime.messages import InputError
 from slices import splits
+from slices.splits import SplitOptions
 
 STEMS = [f"s{i}" for i in range(22)]
 
@@ -22,7 +23,7 @@ def test_random_split_has_the_recipes_sizes_and_a_seed():
 @pytest.mark.parametrize("fold", range(3))
 def test_block_split_is_contiguous_and_keeps_val_away_from_test(fold):
     split = splits.split_by_blocks(STEMS, 3, 7, fold)
-    assert split["test"] == STEMS[7 * fold:7 * fold + 7]
+    assert split["test"] == STEMS[7 * fold : 7 * fold + 7]
     assert split["val"] == (STEMS[:3] if fold == 2 else STEMS[-3:])
     assert sorted(itertools.chain(*split.values())) == sorted(STEMS)
 
@@ -39,11 +40,11 @@ def test_fractions_that_leave_nothing_to_learn_from():
 
 def test_a_fold_without_blocks_is_an_error(tmp_path):
     with pytest.raises(InputError, match="--fold 1: has a meaning only with --split blocks"):
-        splits.make_split(tmp_path, STEMS, "random", 0.18, 0.18, 1, 0)
+        splits.make_split(tmp_path, STEMS, SplitOptions("random", fold=1))
 
 
 def make(root, how="auto"):
-    return splits.make_split(root, STEMS, how, 0.18, 0.18, 0, 0)
+    return splits.make_split(root, STEMS, SplitOptions(how))
 
 
 def test_split_by_file_is_the_default_where_there_is_one(tmp_path):
@@ -60,21 +61,24 @@ def test_names_of_files_and_other_spellings_are_known(tmp_path):
     file = tmp_path / "split.json"
     stems = ["s.1", "k\N{LATIN SMALL LETTER O WITH DIAERESIS}ln", "a"]
     file.write_text(json.dumps({"train": ["s.1.tif", "a.PNG"], "test": ["ko\u0308ln.tiff"]}))
-    split = splits.make_split(tmp_path, stems, str(file), 0.18, 0.18, 0, 0)
+    split = splits.make_split(tmp_path, stems, SplitOptions(str(file)))
     assert split == {"train": ["a", "s.1"], "val": [], "test": [stems[1]]}
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ({"train": ["s1"], "test": ["s1"]}, "s1: stands in train and test"),
-    ({"train": ["s1", "s1"]}, "s1: stands in train and train"),
-    ({"train": ["s99"]}, "s99: in train, but no labelled slice"),
-    ({"train": "s1"}, "train: expected a list of stems"),
-    ({"train": [1]}, "train: expected a list of stems"),
-    ({"train": []}, "train: holds no slice"),
-    ({"train": ["s1"], "tests": ["s3"]}, "tests: not a part of a split"),
-    ([1], "holds a list, expected an object"),
-    ("{", "cannot be read as JSON"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ["s1"], "test": ["s1"]}, "s1: stands in train and test"),
+        ({"train": ["s1", "s1"]}, "s1: stands in train and train"),
+        ({"train": ["s99"]}, "s99: in train, but no labelled slice"),
+        ({"train": "s1"}, "train: expected a list of stems"),
+        ({"train": [1]}, "train: expected a list of stems"),
+        ({"train": []}, "train: holds no slice"),
+        ({"train": ["s1"], "tests": ["s3"]}, "tests: not a part of a split"),
+        ([1], "holds a list, expected an object"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
 def test_wrong_split_files(tmp_path, content, message):
     file = tmp_path / "split.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))

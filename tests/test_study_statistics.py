@@ -7,37 +7,54 @@ from scipy import stats
 
 from benchmarks import study_statistics
 
+pytestmark = pytest.mark.slow
 
-def simulated(rng, gain=0.0, fold=0.0, training=0.0, slice_=0.0, rest=0.01, folds=3, seeds=3, slices=6):
+
+def simulated(
+    rng, gain=0.0, fold=0.0, training=0.0, slice_=0.0, rest=0.01, folds=3, seeds=3, slices=6
+):
     """Scores whose gain over the control varies from fold to fold, training to training and slice to slice."""
     rows = []
     for f in range(folds):
-        level, region, own = rng.normal(0.5, 0.05, slices), rng.normal(0, fold), rng.normal(0, slice_, slices)
+        level, region, own = (
+            rng.normal(0.5, 0.05, slices),
+            rng.normal(0, fold),
+            rng.normal(0, slice_, slices),
+        )
         for seed in range(seeds):
             shift = gain + region + rng.normal(0, training)
-            rows += [{"stem": f"f{f}s{i}", "fold": f, "seed": seed, "control": level[i],
-                      "dice": level[i] + shift + own[i] + rng.normal(0, rest)} for i in range(slices)]
+            rows += [
+                {
+                    "stem": f"f{f}s{i}",
+                    "fold": f,
+                    "seed": seed,
+                    "control": level[i],
+                    "dice": level[i] + shift + own[i] + rng.normal(0, rest),
+                }
+                for i in range(slices)
+            ]
     return pd.DataFrame(rows)
 
 
 def test_interval_and_test_of_a_known_gain():
     rng = np.random.default_rng(0)
     table = simulated(rng, gain=0.05, rest=0.02)
-    found = study_statistics.paired(table)
+    result = study_statistics.paired(table)
     gains = table["dice"] - table["control"]
-    assert found["gain"] == pytest.approx(gains.mean())
-    assert 0.03 < found["gain_low"] < 0.05 < found["gain_high"] < 0.07
+    assert result["gain"] == pytest.approx(gains.mean())
+    assert 0.03 < result["gain_low"] < 0.05 < result["gain_high"] < 0.07
     first, second, third = gains.groupby(table["fold"]).mean()
     error = np.std([first, second, third], ddof=1) / np.sqrt(3)
-    assert found["p"] == pytest.approx(2 * stats.t.sf(found["gain"] / error, 2))
-    assert found["p"] < 0.05
+    assert result["p"] == pytest.approx(2 * stats.t.sf(result["gain"] / error, 2))
+    assert result["p"] < 0.05
     assert study_statistics.paired(simulated(rng))["p"] > 0.05
     shuffled = table.sample(frac=1, random_state=1)
-    assert study_statistics.paired(shuffled) == pytest.approx(found)
+    assert study_statistics.paired(shuffled) == pytest.approx(result)
 
 
-@pytest.mark.parametrize(("luck", "least"), [
-    ({"training": 0.02}, 0.9), ({"slice_": 0.03}, 0.9), ({"fold": 0.02}, 0.65)])
+@pytest.mark.parametrize(
+    ("luck", "least"), [({"training": 0.02}, 0.9), ({"slice_": 0.03}, 0.9), ({"fold": 0.02}, 0.65)]
+)
 def test_what_a_fold_a_training_or_a_slice_shares_is_no_repeated_evidence(luck, least):
     """Without a gain, the test keeps its promise, and the interval covers zero as often as three folds allow.
 
@@ -45,9 +62,9 @@ def test_what_a_fold_a_training_or_a_slice_shares_is_no_repeated_evidence(luck, 
     """
     rng, covered, false = np.random.default_rng(0), 0, 0
     for _ in range(200):
-        found = study_statistics.paired(simulated(rng, **luck, rest=0.002), draws=400)
-        covered += found["gain_low"] < 0 < found["gain_high"]
-        false += found["p"] < 0.05
+        result = study_statistics.paired(simulated(rng, **luck, rest=0.002), draws=400)
+        covered += result["gain_low"] < 0 < result["gain_high"]
+        false += result["p"] < 0.05
     assert covered / 200 > least
     assert false / 200 < 0.1
 
@@ -67,4 +84,4 @@ def test_too_few_values_have_no_interval():
     assert single["gain_low"] < single["gain"] < single["gain_high"]
     assert np.isnan(single["p"])
     same = simulated(np.random.default_rng(0)).assign(dice=0.5, control=0.5)
-    assert np.isnan(study_statistics.paired(same)["p"])                 # a variant that changes nothing
+    assert np.isnan(study_statistics.paired(same)["p"])  # a variant that changes nothing

@@ -48,30 +48,42 @@ for line in sys.stdin:
         os._exit(99)
     print(number, flush=True)
 """
-LONGER = {**TINY, "sup_epochs": 10, "ssl_epochs": 10, "steps_per_epoch": 3, "weight_average": 0.9, "cutmix_p": 0.5,
-          "schedule": "one_cycle", "run": "r"}
+LONGER = {
+    **TINY,
+    "sup_epochs": 10,
+    "ssl_epochs": 10,
+    "steps_per_epoch": 3,
+    "weight_average": 0.9,
+    "cutmix_p": 0.5,
+    "schedule": "one_cycle",
+    "run": "r",
+}
 KILL = "os.kill(os.getpid(), 9)"
 MID_WRITE = {  # what a process does that dies at a bad moment; % is the number of calls before
     "written, not named": "real, left = files.to_disk, [%d]\n"
-                          f"def dies(path):\n left[0] -= 1\n real(path) if left[0] >= 0 else {KILL}\n"
-                          "files.to_disk = dies",
+    f"def dies(path):\n left[0] -= 1\n real(path) if left[0] >= 0 else {KILL}\n"
+    "files.to_disk = dies",
     "half written": "import pathlib\nreal, left = pathlib.Path.write_bytes, [%d]\n"
-                    "def dies(path, content):\n left[0] -= 1\n if left[0] < 0:\n"
-                    f"  real(path, content[:len(content) // 2])\n  {KILL}\n real(path, content)\n"
-                    "pathlib.Path.write_bytes = dies",
+    "def dies(path, content):\n left[0] -= 1\n if left[0] < 0:\n"
+    f"  real(path, content[:len(content) // 2])\n  {KILL}\n real(path, content)\n"
+    "pathlib.Path.write_bytes = dies",
     "between two names": "real, left = os.replace, [%d]\n"
-                         f"def dies(a, b):\n real(a, b)\n left[0] -= 1\n left[0] < 0 and {KILL}\n"
-                         "os.replace = dies",
+    f"def dies(a, b):\n real(a, b)\n left[0] -= 1\n left[0] < 0 and {KILL}\n"
+    "os.replace = dies",
 }
-OFTEN = "from runtime import progress\nprogress.SAVE_SECONDS = -1.0\n"                # a state after every step
-AFTER_SAVING = f"{OFTEN}real, left = progress.save_state, [%d]\n" \
-               f"def dies(*a):\n real(*a)\n left[0] -= 1\n left[0] < 0 and {KILL}\n" \
-               "progress.save_state = dies"
+OFTEN = "from runtime import progress\nprogress.SAVE_SECONDS = -1.0\n"  # a state after every step
+AFTER_SAVING = (
+    f"{OFTEN}real, left = progress.save_state, [%d]\n"
+    f"def dies(*a):\n real(*a)\n left[0] -= 1\n left[0] < 0 and {KILL}\n"
+    "progress.save_state = dies"
+)
 
-AT_CLOSING = "from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader\n" \
-             "real = Loader._shutdown_workers\n" \
-             "def told(self):\n os.kill(os.getpid(), 15)\n real(self)\n" \
-             "Loader._shutdown_workers = told\nsys.argv.append('--num-workers=2')"
+AT_CLOSING = (
+    "from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader\n"
+    "real = Loader._shutdown_workers\n"
+    "def told(self):\n os.kill(os.getpid(), 15)\n real(self)\n"
+    "Loader._shutdown_workers = told\nsys.argv.append('--num-workers=2')"
+)
 
 
 class Trainer:
@@ -79,15 +91,26 @@ class Trainer:
 
     def __init__(self, data: Path, **changes: object):
         self.options = as_options({**LONGER, "data": data, **changes})
-        self.server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER], cwd=ROOT, text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def start(self, folder: Path, first: str = "", page: bool = False) -> int:
         """Process number of a run that begins, or goes on, in `folder`; its `page`, at the end, takes seconds."""
         folder.mkdir(exist_ok=True)
         (folder / "log.txt").write_text("")
-        return self._ask({"folder": str(folder), "options": [*self.options, "--resume"], "first": first,
-                          "page": page})
+        return self._ask(
+            {
+                "folder": str(folder),
+                "options": [*self.options, "--resume"],
+                "first": first,
+                "page": page,
+            }
+        )
 
     def wait(self, number: int) -> int:
         """The exit status of a process, negative for a signal."""
@@ -107,18 +130,26 @@ class Trainer:
 
 def end_state(folder: Path) -> dict[str, str]:
     """Hash of every file that a run leaves, but for the clock."""
-    found, other = {}, (".lock", "environment.json", "report.html")
+    result, other = {}, (".lock", "environment.json", "report.html")
     for path in sorted(p for p in folder.glob("*/r/**/*") if p.is_file() and p.name not in other):
         content = path.read_bytes()
         if path.name == "phases.json":
-            phases = {name: {key: value for key, value in about.items() if key not in ("seconds", "environment")}
-                      for name, about in json.loads(content).items()}
+            phases = {
+                name: {
+                    key: value
+                    for key, value in details.items()
+                    if key not in ("seconds", "environment")
+                }
+                for name, details in json.loads(content).items()
+            }
             content = json.dumps(phases).encode()
-        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
-    return found
+        result[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return result
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(2, marks=pytest.mark.stress)], ids=["", "workers"])
+@pytest.fixture(
+    scope="module", params=[0, pytest.param(2, marks=pytest.mark.stress)], ids=["", "workers"]
+)
 def peace(request, tmp_path_factory):
     """What starts runs, what an undisturbed one leaves, and the seconds it takes."""
     root = tmp_path_factory.mktemp("peace")
@@ -143,16 +174,22 @@ def test_an_undisturbed_run_leaves_what_it_should(peace):
     assert len(whole) == 4 + 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(peace, tmp_path, workers):
     trainer, whole, _ = peace
     assert trainer.run(tmp_path / "a", f"sys.argv.append('--num-workers={workers}')") == 0
-    found = end_state(tmp_path / "a")
-    found.pop("runs/r/config.json")                         # says how many
-    assert found == {name: digest for name, digest in whole.items() if name != "runs/r/config.json"}
+    result = end_state(tmp_path / "a")
+    result.pop("runs/r/config.json")  # says how many
+    assert result == {
+        name: digest for name, digest in whole.items() if name != "runs/r/config.json"
+    }
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 10))])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 10))]
+)
 def test_sigkill_at_random_moments(peace, tmp_path, seed):
     trainer, whole, seconds = peace
     chance, killed = random.Random(seed), 0
@@ -168,30 +205,48 @@ def test_sigkill_at_random_moments(peace, tmp_path, seed):
     print(f"survived {killed} SIGKILLs")
 
 
-@pytest.mark.parametrize("how", MID_WRITE)
-@pytest.mark.parametrize("calls", [(5, 12, 3, 25), *(pytest.param(range(n, 60, 10), marks=pytest.mark.stress)
-                                                     for n in range(10))])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "half written",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in MID_WRITE if how != "half written"),
+    ],
+)
+@pytest.mark.parametrize(
+    "calls",
+    [
+        (5, 12, 3, 25),
+        *(pytest.param(range(n, 60, 10), marks=pytest.mark.stress) for n in range(10)),
+    ],
+)
 def test_sigkill_in_the_middle_of_writing(peace, tmp_path, how, calls):
     trainer, whole, _ = peace
     ended = [trainer.run(tmp_path / "a", MID_WRITE[how] % count) for count in calls]
-    assert how == "half written" or ended[0] == -signal.SIGKILL         # of that way there are few
+    assert how == "half written" or ended[0] == -signal.SIGKILL  # of that way there are few
     assert set(ended) <= {-signal.SIGKILL, 0}
     finish(trainer, tmp_path / "a", whole)
     print(f"survived {ended.count(-signal.SIGKILL)} SIGKILLs")
 
 
-@pytest.mark.parametrize("calls", [[2, 6, 4, 0, 3], *(pytest.param([n] * 8, marks=pytest.mark.stress)
-                                                      for n in range(8))])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "calls", [[2, 6, 4, 0, 3], *(pytest.param([n] * 8, marks=pytest.mark.stress) for n in range(8))]
+)
 def test_sigkill_after_a_state_of_the_middle_of_an_epoch(peace, tmp_path, calls):
     """Which may be that of an epoch whose steps are done, and nothing else."""
     trainer, whole, _ = peace
-    assert [trainer.run(tmp_path / "a", AFTER_SAVING % count) for count in calls] == [-signal.SIGKILL] * len(calls)
+    assert [trainer.run(tmp_path / "a", AFTER_SAVING % count) for count in calls] == [
+        -signal.SIGKILL
+    ] * len(calls)
     finish(trainer, tmp_path / "a", whole)
     print(f"survived {len(calls)} SIGKILLs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 6))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.stress) for n in range(1, 6))]
+)
 def test_being_told_to_stop(peace, tmp_path, number, seed):
     trainer, whole, seconds = peace
     chance, codes = random.Random(seed), []
@@ -211,6 +266,7 @@ def test_being_told_to_stop(peace, tmp_path, number, seed):
     print(f"survived {codes.count(codes[0])} {number.name}s")
 
 
+@pytest.mark.slow
 def test_being_told_to_stop_while_the_processes_of_a_loader_end(peace, tmp_path):
     """What is raised in a destructor, as they end in one, is printed with a traceback and forgotten."""
     assert peace[0].run(tmp_path / "a", AT_CLOSING) == 143
@@ -219,16 +275,22 @@ def test_being_told_to_stop_while_the_processes_of_a_loader_end(peace, tmp_path)
     assert log.splitlines()[-1] == "stopped; what was finished is kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [90, 170, 350])
 def test_files_that_cannot_grow(peace, tmp_path, limit):
     """As on a disk that is full: a write fails. `limit` [KiB] lets some files through and others not."""
     trainer, whole, _ = peace
-    code = trainer.run(tmp_path / "a", f"{OFTEN}import resource, signal\n"
-                       "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-                       f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit * 1024},) * 2)")
+    code = trainer.run(
+        tmp_path / "a",
+        f"{OFTEN}import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit * 1024},) * 2)",
+    )
     log = (tmp_path / "a" / "log.txt").read_text()
     assert code == 2, log
-    assert re.fullmatch(r"error: \S+: File too large; check path, rights, space", log.splitlines()[-1])
+    assert re.fullmatch(
+        r"error: \S+: File too large; check path, rights, space", log.splitlines()[-1]
+    )
     assert not list((tmp_path / "a").glob("*/r/.*.tmp"))
     finish(trainer, tmp_path / "a", whole)
     print("survived 1 limits")
@@ -241,7 +303,9 @@ def test_full_disks(peace, tmp_path, size):
     trainer, whole, _ = peace
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], capture_output=True
+    ).returncode:
         pytest.skip("may not mount a file system")
     try:
         assert trainer.run(disk / "a", OFTEN) == 2
@@ -254,20 +318,31 @@ def test_full_disks(peace, tmp_path, size):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_page_is_made(peace, tmp_path):
     trainer, whole, _ = peace
-    assert trainer.run(tmp_path / "a", f"report.what_was_found = lambda run: {KILL}", page=True) == -signal.SIGKILL
+    assert (
+        trainer.run(tmp_path / "a", f"report.what_was_found = lambda run: {KILL}", page=True)
+        == -signal.SIGKILL
+    )
     page = tmp_path / "a" / "runs" / "r" / "report.html"
     assert not page.exists()
     assert trainer.run(tmp_path / "a", page=True) == 0, (tmp_path / "a" / "log.txt").read_text()
     assert page.read_text().endswith("</html>")
     assert len(list((page.parent / "figures").glob("*.png"))) == 11
-    assert {name: digest for name, digest in end_state(tmp_path / "a").items() if "/figures/" not in name} == whole
+    assert {
+        name: digest
+        for name, digest in end_state(tmp_path / "a").items()
+        if "/figures/" not in name
+    } == whole
 
 
+@pytest.mark.slow
 def test_a_damaged_state_costs_an_epoch_not_the_run(peace, tmp_path):
     trainer, whole, _ = peace
-    assert trainer.run(tmp_path / "a", OFTEN + MID_WRITE["written, not named"] % 30) == -signal.SIGKILL
+    assert (
+        trainer.run(tmp_path / "a", OFTEN + MID_WRITE["written, not named"] % 30) == -signal.SIGKILL
+    )
     (state,) = (tmp_path / "a" / "checkpoints" / "r").glob("last_*[a-z].pt")
     state.write_bytes(state.read_bytes()[:-1000])
     finish(trainer, tmp_path / "a", whole)
@@ -275,6 +350,7 @@ def test_a_damaged_state_costs_an_epoch_not_the_run(peace, tmp_path):
     assert "cannot be resumed from (wrong checksum); going on from before it" in log
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_first_goes_on(peace, tmp_path):
     trainer, whole, _ = peace
     first = trainer.start(tmp_path / "a")
@@ -285,7 +361,9 @@ def test_a_second_process_is_refused_and_the_first_goes_on(peace, tmp_path):
     assert trainer.run(tmp_path / "a") == 2
     error = rf"error: runs/r: process {first} on \S+ works on this run; wait for it, or choose another --run\n$"
     assert re.search(error, (tmp_path / "a" / "log.txt").read_text())
-    beside = trainer.start(tmp_path / "b")                          # in a folder of its own
+    beside = trainer.start(tmp_path / "b")  # in a folder of its own
     os.kill(first, signal.SIGCONT)
-    assert [trainer.wait(first), trainer.wait(beside)] == [0, 0], (tmp_path / "a" / "first.txt").read_text()
+    assert [trainer.wait(first), trainer.wait(beside)] == [0, 0], (
+        tmp_path / "a" / "first.txt"
+    ).read_text()
     assert end_state(tmp_path / "a") == end_state(tmp_path / "b") == whole

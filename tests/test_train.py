@@ -19,18 +19,34 @@ from runtime import progress
 from runtime.checkpoints import load_checkpoint
 from runtime.messages import InputError
 
-RUN_FILES = [".lock", "calibration.csv", "config.json", "continued_metrics.csv", "environment.json", "phases.json",
-             "predictions.npz", "samples.npz", "split.json", "ssl_metrics.csv", "summary.json", "sup_metrics.csv",
-             "test_full.csv", "test_patches.csv", "thresholds.csv"]
+RUN_FILES = [
+    ".lock",
+    "calibration.csv",
+    "config.json",
+    "continued_metrics.csv",
+    "environment.json",
+    "phases.json",
+    "predictions.npz",
+    "samples.npz",
+    "split.json",
+    "ssl_metrics.csv",
+    "summary.json",
+    "sup_metrics.csv",
+    "test_full.csv",
+    "test_patches.csv",
+    "thresholds.csv",
+]
 
 
 # --- phases and runs ------------------------------------------------------------------------------------------
+
 
 def test_a_run_leaves_what_the_design_names(tiny):
     run(tiny)
     assert sorted(p.name for p in tiny.run_folder.iterdir()) == RUN_FILES
     assert sorted(p.name for p in Path("checkpoints/base").iterdir()) == [
-        f"best_{n}.safetensors" for n in ("continued", "ssl_student", "ssl_teacher", "supervised")]
+        f"best_{n}.safetensors" for n in ("continued", "ssl_student", "ssl_teacher", "supervised")
+    ]
     header = (tiny.run_folder / "sup_metrics.csv").read_text().splitlines()[0]
     assert header.startswith("epoch,loss_sup,val_dice,val_iou,")
     header = (tiny.run_folder / "ssl_metrics.csv").read_text().splitlines()[0]
@@ -39,11 +55,19 @@ def test_a_run_leaves_what_the_design_names(tiny):
     assert lam == [0, pytest.approx(0.5), 1]
     table = pd.read_csv(tiny.run_folder / "test_full.csv")
     assert table["method"].unique().tolist() == [
-        "Otsu", "supervised", "supervised continued", "Mean Teacher (student)", "Mean Teacher (teacher)"]
+        "Otsu",
+        "supervised",
+        "supervised continued",
+        "Mean Teacher (student)",
+        "Mean Teacher (teacher)",
+    ]
     assert table.groupby("method").size().unique().tolist() == [2]
     summary = json.loads((tiny.run_folder / "summary.json").read_text())
     assert [p["method"] for p in summary["full"]["paired"]] == [
-        "supervised", "Mean Teacher (student)", "Mean Teacher (teacher)"]
+        "supervised",
+        "Mean Teacher (student)",
+        "Mean Teacher (teacher)",
+    ]
 
 
 def test_control_takes_as_many_steps_as_mean_teacher_from_the_same_weights(tiny, monkeypatch):
@@ -52,8 +76,14 @@ def test_control_takes_as_many_steps_as_mean_teacher_from_the_same_weights(tiny,
 
     def watched(training, *rest):
         if not training.optimizer.state:
-            starts.append((training.student.head.weight.detach().clone(), training.optimizer.param_groups[0]["lr"]))
+            starts.append(
+                (
+                    training.student.head.weight.detach().clone(),
+                    training.optimizer.param_groups[0]["lr"],
+                )
+            )
         return step(training, *rest)
+
     monkeypatch.setattr(train, "train_step", watched)
     train.train_supervised(tiny, data)
     train.continue_supervised(tiny, data)
@@ -69,21 +99,36 @@ def test_best_checkpoint_is_the_best_validation_epoch(tiny):
     config = dataclasses.replace(tiny, sup_epochs=8)
     train.train_supervised(config, train.prepare(config))
     log = pd.read_csv(config.run_folder / "sup_metrics.csv")
-    about = load_checkpoint(config.checkpoint("supervised"))[1]
-    assert about["epoch"] == log["epoch"][log["val_dice"].idxmax()]
-    assert about["val_dice"] == pytest.approx(log["val_dice"].max(), abs=1e-6)
-    assert Config(**about["config"], device="cpu", num_workers=0) == config
+    details = load_checkpoint(config.checkpoint("supervised"))[1]
+    assert details["epoch"] == log["epoch"][log["val_dice"].idxmax()]
+    assert details["val_dice"] == pytest.approx(log["val_dice"].max(), abs=1e-6)
+    assert Config(**details["config"], device="cpu", num_workers=0) == config
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"weight_average": 0.9, "schedule": "one_cycle", "validate_every": 2, "selection": "full", "cutmix_p": 1.0,
-         "consistency": "bce_dice", "quarter_turns": True, "noise": 0.1, "strong_views": 2, "feature_dropout": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "weight_average": 0.9,
+            "schedule": "one_cycle",
+            "validate_every": 2,
+            "selection": "full",
+            "cutmix_p": 1.0,
+            "consistency": "bce_dice",
+            "quarter_turns": True,
+            "noise": 0.1,
+            "strong_views": 2,
+            "feature_dropout": 0.5,
+        },
+    ],
+)
 def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypatch, changes):
     tiny = dataclasses.replace(tiny, **changes)
     whole = dataclasses.replace(tiny, run="whole")
     run(whole)
     monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)  # a state after every epoch
-    for stop_at in (3, 9, 16):                        # in each of the three phases
+    for stop_at in (3, 9, 16):  # in each of the three phases
         count, step = 0, mean_teacher.step_losses
 
         def stopping(*arguments, stop_at=stop_at, step=step):
@@ -92,6 +137,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_not_stopped(tiny, monkeypa
             if count == stop_at:
                 raise KeyboardInterrupt
             return step(*arguments)
+
         config = dataclasses.replace(tiny, run=f"stopped{stop_at}")
         monkeypatch.setattr(mean_teacher, "step_losses", stopping)
         with pytest.raises(KeyboardInterrupt):
@@ -147,13 +193,19 @@ def test_only_methods_of_this_run_are_reported(tiny):
     run(config)
     config.checkpoint("continued").write_bytes(config.checkpoint("supervised").read_bytes())
     train.evaluate_run(config, train.prepare(config, resume=True))
-    assert pd.read_csv(config.run_folder / "test_full.csv")["method"].unique().tolist() == ["Otsu", "supervised"]
+    assert pd.read_csv(config.run_folder / "test_full.csv")["method"].unique().tolist() == [
+        "Otsu",
+        "supervised",
+    ]
 
 
-@pytest.mark.parametrize(("method", "steps"), [
-    ("supervised", 4), ("mean_teacher", 4), ("mean_teacher", 1)])          # after a single step the loss is still fine
+@pytest.mark.parametrize(
+    ("method", "steps"), [("supervised", 4), ("mean_teacher", 4), ("mean_teacher", 1)]
+)  # after a single step the loss is still fine
 def test_what_is_not_a_number_stops_the_run(tiny, method, steps):
-    config = dataclasses.replace(tiny, method=method, sup_epochs=1, ssl_epochs=1, steps_per_epoch=steps)
+    config = dataclasses.replace(
+        tiny, method=method, sup_epochs=1, ssl_epochs=1, steps_per_epoch=steps
+    )
     data = train.prepare(config)
     if method == "mean_teacher":
         train.train_supervised(config, data)
@@ -170,14 +222,22 @@ def test_test_slices_decide_nothing(tiny):
     for name, turn in (("a", lambda mask: mask), ("b", lambda mask: 1 - mask)):
         config = dataclasses.replace(tiny, run=name, sup_epochs=6, ssl_epochs=6)
         data = train.prepare(config)
-        data = dataclasses.replace(data, test=[dataclasses.replace(s, mask=turn(s.mask)) for s in data.test])
+        data = dataclasses.replace(
+            data, test=[dataclasses.replace(s, mask=turn(s.mask)) for s in data.test]
+        )
         train.train_supervised(config, data)
         train.continue_supervised(config, data)
         train.train_semi_supervised(config, data)
         summary = train.evaluate_run(config, data)
         tables = {"test_full.csv", "test_patches.csv", "calibration.csv", "thresholds.csv"}
         kept = {key: value for key, value in fingerprint(config).items() if key not in tables}
-        results.append((kept, summary["otsu"], pd.read_csv(config.run_folder / "test_full.csv")["dice"].tolist()))
+        results.append(
+            (
+                kept,
+                summary["otsu"],
+                pd.read_csv(config.run_folder / "test_full.csv")["dice"].tolist(),
+            )
+        )
     assert results[0][:2] == results[1][:2]
     assert results[0][2] != results[1][2]
 
@@ -191,26 +251,34 @@ def test_a_best_that_the_saved_state_does_not_know_stays_the_best(tiny, monkeypa
         if (dice := next(scores)) is None:
             raise KeyboardInterrupt
         return {"dice": dice, "iou": dice}
+
     monkeypatch.setattr(train, "validate", score)
     monkeypatch.setattr(progress, "SAVE_SECONDS", -1.0)
-    monkeypatch.setattr(progress, "append_row", lambda path, row: epochs.append(row["epoch"]) or append(path, row))
-    monkeypatch.setattr(progress, "save_state", lambda path, parts, about: about["step"] > 4 or save(
-        path, parts, about))
+    monkeypatch.setattr(
+        progress, "append_row", lambda path, row: epochs.append(row["epoch"]) or append(path, row)
+    )
+    monkeypatch.setattr(
+        progress,
+        "save_state",
+        lambda path, parts, details: details["step"] > 4 or save(path, parts, details),
+    )
     data = train.prepare(config)
     with pytest.raises(KeyboardInterrupt):
         train.train_supervised(config, data)
     train.train_supervised(config, data)
     assert epochs == [1, 2, 3, 3, 4]
-    about = load_checkpoint(config.checkpoint("supervised"))[1]
-    assert (about["epoch"], about["val_dice"]) == (3, 0.9)
+    details = load_checkpoint(config.checkpoint("supervised"))[1]
+    assert (details["epoch"], details["val_dice"]) == (3, 0.9)
     best = json.loads((config.run_folder / "phases.json").read_text())["supervised"]["best"]
     assert best == {"supervised": {"val_dice": 0.9, "epoch": 3}}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_handful_of_slices_is_enough(workplace, count, capsys):
-    config = Config(**{**TINY, "val_fraction": 0.18, "test_fraction": 0.18, "roi": None},
-                    data=str(write_data(workplace / "few", count=count, scans=1)))
+    config = Config(
+        **{**TINY, "val_fraction": 0.18, "test_fraction": 0.18, "roi": None},
+        data=str(write_data(workplace / "few", count=count, scans=1)),
+    )
     run(config)
     assert config.checkpoint("ssl_teacher").exists()
     assert ("no test slice" in capsys.readouterr().err) == (count < 3)
@@ -218,26 +286,47 @@ def test_a_handful_of_slices_is_enough(workplace, count, capsys):
 
 # --- command line ---------------------------------------------------------------------------------------------
 
+
+@pytest.mark.slow
 def test_command_line(workplace, data_folder, command):
-    options = as_options({**TINY, "data": data_folder, "run": "cli", "freeze": (), "foreground_crop": False})
+    options = as_options(
+        {**TINY, "data": data_folder, "run": "cli", "freeze": (), "foreground_crop": False}
+    )
     code, out, err = command("train", *options)
     assert code == 0, err
     assert "cpu profile, base_channels 64 → 2" in out
     assert re.search(r"Mean Teacher \(teacher\) +full-image test Dice 0\.\d{4}", out)
     stored = Config(**json.loads((Path("runs") / "cli" / "config.json").read_text()))
-    assert stored == Config(**{**CPU_PROFILE, **TINY, "data": str(data_folder), "run": "cli", "freeze": (),
-                               "foreground_crop": False})
+    assert stored == Config(
+        **{
+            **CPU_PROFILE,
+            **TINY,
+            "data": str(data_folder),
+            "run": "cli",
+            "freeze": (),
+            "foreground_crop": False,
+        }
+    )
     code, _, err = command("train", *options)
     assert code == 2
     assert "holds a run already; add --resume" in err
     assert command("train", *options, "--resume")[0] == 0
 
 
-@pytest.mark.parametrize(("option", "message"), [
-    ("--lr=fast", "--lr: 'fast' is not possible"), ("--freeze=up1", r"--freeze: \('up1',\) is not possible"),
-    ("--foreground-crop=maybe", "--foreground-crop: 'maybe'"), ("--data=nowhere", "nowhere: no such folder"),
-    ("--percentiles=1,x", "--percentiles: '1,x'"), ("--roi=1,2", "--roi"), ("--device=toaster", "device 'toaster'"),
-    ("--batch-size=2.5", "--batch-size: '2.5'"), ("--split=none.json", "none.json: cannot be read as JSON")])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--lr=fast", "--lr: 'fast' is not possible"),
+        ("--freeze=up1", r"--freeze: \('up1',\) is not possible"),
+        ("--foreground-crop=maybe", "--foreground-crop: 'maybe'"),
+        ("--data=nowhere", "nowhere: no such folder"),
+        ("--percentiles=1,x", "--percentiles: '1,x'"),
+        ("--roi=1,2", "--roi"),
+        ("--device=toaster", "device 'toaster'"),
+        ("--batch-size=2.5", "--batch-size: '2.5'"),
+        ("--split=none.json", "none.json: cannot be read as JSON"),
+    ],
+)
 def test_command_line_errors_are_one_line(workplace, data_folder, command, option, message):
     code, _, err = command("train", *as_options({**TINY, "data": data_folder}), option)
     assert code == 2
@@ -250,4 +339,7 @@ def test_split_file_of_the_data_set_is_used(tiny, data_folder):
     write_split(data_folder, train=["s_00", "s_01", "s_02"], val=["s_03"], test=["s_04"])
     data = train.prepare(dataclasses.replace(tiny, split="auto"))
     assert [[s.stem for s in part] for part in (data.train, data.val, data.test)] == [
-        ["s_00", "s_01", "s_02"], ["s_03"], ["s_04"]]
+        ["s_00", "s_01", "s_02"],
+        ["s_03"],
+        ["s_04"],
+    ]

@@ -28,15 +28,22 @@ CPU = torch.device("cpu")
 
 # --- metrics --------------------------------------------------------------------------------------------------
 
+
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
 def test_overlap_metrics_agree_with_scikit_learn(seed, p, q):
     rng = np.random.default_rng(seed)
     prediction, truth = rng.random((9, 7)) < p, rng.random((9, 7)) < q
-    found = utils.overlap_metrics(prediction, truth)
+    result = utils.overlap_metrics(prediction, truth)
     empty = float(not (prediction.any() or truth.any()))  # our documented convention
-    for name, reference in (("dice", f1_score), ("iou", jaccard_score), ("precision", precision_score),
-                            ("recall", recall_score)):
-        assert found[name] == pytest.approx(reference(truth.ravel(), prediction.ravel(), zero_division=empty))
+    for name, reference in (
+        ("dice", f1_score),
+        ("iou", jaccard_score),
+        ("precision", precision_score),
+        ("recall", recall_score),
+    ):
+        assert result[name] == pytest.approx(
+            reference(truth.ravel(), prediction.ravel(), zero_division=empty)
+        )
 
 
 def test_sizes_must_agree():
@@ -45,6 +52,7 @@ def test_sizes_must_agree():
 
 
 # --- device, seeds --------------------------------------------------------------------------------------------
+
 
 def test_devices():
     assert devices.choose_device("cpu") == CPU
@@ -67,12 +75,24 @@ def no_gpu(monkeypatch):
     ask.cache_clear()
 
 
-@pytest.mark.parametrize(("cuda", "driver", "said"), [
-    ("13.2", "535.183.01", "driver 535.183.01 is here, .* CUDA 13.2 and needs a driver of version 580 or newer"),
-    ("12.6", "470.82", "driver 470.82 is here, .* needs a driver of version 525 or newer"),
-    ("13.2", "590.44", "driver 590.44 is here, but cannot be used, so the CPU is: torch does not say why"),
-    ("99.0", "600.1", "needs a newer driver"),
-    (None, "580.65.06", "was built without CUDA")])
+@pytest.mark.parametrize(
+    ("cuda", "driver", "said"),
+    [
+        (
+            "13.2",
+            "535.183.01",
+            "driver 535.183.01 is here, .* CUDA 13.2 and needs a driver of version 580 or newer",
+        ),
+        ("12.6", "470.82", "driver 470.82 is here, .* needs a driver of version 525 or newer"),
+        (
+            "13.2",
+            "590.44",
+            "driver 590.44 is here, but cannot be used, so the CPU is: torch does not say why",
+        ),
+        ("99.0", "600.1", "needs a newer driver"),
+        (None, "580.65.06", "was built without CUDA"),
+    ],
+)
 def test_a_gpu_that_cannot_be_used_is_told_once(no_gpu, capsys, cuda, driver, said):
     no_gpu.setattr(devices, "nvidia_driver", lambda: driver)
     no_gpu.setattr(torch.version, "cuda", cuda)
@@ -85,14 +105,21 @@ def test_a_gpu_that_cannot_be_used_is_told_once(no_gpu, capsys, cuda, driver, sa
 
 def test_a_driver_that_is_new_enough_is_not_blamed(no_gpu, capsys):
     def unavailable():
-        warnings.warn("CUDA initialization: Unexpected error\nfrom cudaGetDeviceCount()", UserWarning, stacklevel=1)
+        warnings.warn(
+            "CUDA initialization: Unexpected error\nfrom cudaGetDeviceCount()",
+            UserWarning,
+            stacklevel=1,
+        )
         return False
+
     no_gpu.setattr(torch.cuda, "is_available", unavailable)
     no_gpu.setattr(devices, "nvidia_driver", lambda: "590.44")
     no_gpu.setattr(torch.version, "cuda", "13.2")
     assert devices.choose_device("auto").type == "cpu"
-    assert capsys.readouterr().err == ("an NVIDIA GPU with driver 590.44 is here, but cannot be used, so the CPU is: "
-                                       "CUDA initialization: Unexpected error from cudaGetDeviceCount()\n")
+    assert capsys.readouterr().err == (
+        "an NVIDIA GPU with driver 590.44 is here, but cannot be used, so the CPU is: "
+        "CUDA initialization: Unexpected error from cudaGetDeviceCount()\n"
+    )
 
 
 def test_a_gpu_that_is_too_old_for_this_build_is_left_alone_by_auto(no_gpu, capsys):
@@ -100,12 +127,18 @@ def test_a_gpu_that_is_too_old_for_this_build_is_left_alone_by_auto(no_gpu, caps
 
     def ones(*arguments, device=None):
         if str(device).startswith("cuda"):
-            raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+            raise torch.AcceleratorError(
+                "CUDA error: no kernel image is available for execution on the device"
+            )
         return real(*arguments, device=device)
+
     no_gpu.setattr(torch.cuda, "is_available", lambda: True)
     no_gpu.setattr(torch, "ones", ones)
     assert devices.choose_device("auto").type == "cpu"
-    assert "has no kernels for, so the CPU is used: install a build for an older CUDA" in capsys.readouterr().err
+    assert (
+        "has no kernels for, so the CPU is used: install a build for an older CUDA"
+        in capsys.readouterr().err
+    )
     with pytest.raises(InputError, match="device 'cuda' cannot be used"):
         devices.choose_device("cuda")
 
@@ -113,10 +146,14 @@ def test_a_gpu_that_is_too_old_for_this_build_is_left_alone_by_auto(no_gpu, caps
 def test_a_gpu_that_is_busy_is_no_reason_to_choose_auto_again(no_gpu):
     no_gpu.setattr(torch.cuda, "is_available", lambda: True)
     for message in ("CUDA error: all CUDA-capable devices are busy or unavailable", ""):
+
         def ones(*_, message=message, **__):
             raise RuntimeError(message)
+
         no_gpu.setattr(torch, "ones", ones)
-        with pytest.raises(InputError, match=r"cannot be used \(.+\); free it of other work, or take --device cpu"):
+        with pytest.raises(
+            InputError, match=r"cannot be used \(.+\); free it of other work, or take --device cpu"
+        ):
             devices.choose_device("auto")
 
 
@@ -147,25 +184,41 @@ def test_nothing_is_said_where_there_is_no_gpu_or_it_was_hidden(no_gpu, capsys, 
 
 
 @pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="there is a driver")
-@pytest.mark.parametrize(("printed", "status", "expected"), [
-    ("580.65.06\n580.65.06\n", 0, "580.65.06"), ("", 9, None), ("No devices were found\n", 0, None),
-    ("5x\n", 0, None), ("garbage 1.2\n", 0, None), ("\377\376\200\n", 0, None), ("1580.65\n", 0, None)])
+@pytest.mark.parametrize(
+    ("printed", "status", "expected"),
+    [
+        ("580.65.06\n580.65.06\n", 0, "580.65.06"),
+        ("", 9, None),
+        ("No devices were found\n", 0, None),
+        ("5x\n", 0, None),
+        ("garbage 1.2\n", 0, None),
+        ("\377\376\200\n", 0, None),
+        ("1580.65\n", 0, None),
+    ],
+)
 def test_the_driver_is_what_nvidia_smi_says(no_gpu, tmp_path, printed, status, expected):
     program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\nprintf '{printed}'\nexit {status}\n")
+    program.write_text(
+        f"#!/bin/sh\necho asked >> {tmp_path}/asked\nprintf '{printed}'\nexit {status}\n"
+    )
     program.chmod(0o755)
     no_gpu.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for _ in range(3):
         assert devices.nvidia_driver() == expected
         devices.choose_device("auto")
-    assert (tmp_path / "asked").read_text().count("asked") == 1      # it may take seconds
+    assert (tmp_path / "asked").read_text().count("asked") == 1  # it may take seconds
 
 
 def test_a_process_that_was_forked_from_one_with_a_gpu_is_refused_in_one_line(monkeypatch):
     def forked(*_, **__):
-        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, …")
+        raise RuntimeError(
+            "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, …"
+        )
+
     monkeypatch.setattr(torch, "ones", forked)
-    with pytest.raises(InputError, match="the notebook has used the GPU before it started this process; restart"):
+    with pytest.raises(
+        InputError, match="the notebook has used the GPU before it started this process; restart"
+    ):
         devices.choose_device("cuda")
 
 
@@ -183,24 +236,30 @@ def test_what_auto_precision_comes_to(monkeypatch, has_it):
     def supported(including_emulation=True):
         asked.append(including_emulation)
         return has_it or including_emulation
+
     with pretended_gpu():
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         gpu = torch.device("cuda")
         assert devices.resolve_precision(gpu) == ("bfloat16" if has_it else "float32")
-        assert asked == [False]                                 # emulated it is slower than float32
+        assert asked == [False]  # emulated it is slower than float32
         assert devices.resolve_precision(gpu, "float32") == "float32"
         assert devices.resolve_precision(gpu, "bfloat16") == "bfloat16"
     assert devices.resolve_precision(CPU) == "float32"
 
 
-@pytest.mark.parametrize(("error", "expected"), [
-    (torch.OutOfMemoryError("CUDA out of memory"), True), (MemoryError(), True),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-    (torch.AcceleratorError("CUDA error: out of memory"), True),
-    (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
-    (RuntimeError("DataLoader worker is out of shared memory"), False),
-    (InputError("--batch-size 4: out of memory; 2 fits"), False)])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("DataLoader worker is out of shared memory"), False),
+        (InputError("--batch-size 4: out of memory; 2 fits"), False),
+    ],
+)
 def test_in_how_many_ways_memory_runs_out(error, expected):
     assert devices.is_out_of_memory(error) == expected
 
@@ -209,10 +268,12 @@ def test_seeding():
     def draws():
         utils.seed_everything(5)
         return torch.rand(3).tolist(), np.random.rand(3).tolist()  # noqa: NPY002
+
     assert draws() == draws()
 
 
 # --- files ----------------------------------------------------------------------------------------------------
+
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
@@ -221,6 +282,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     def fail(temporary):
         temporary.write_text("half")
         raise OSError("disk full")
+
     with pytest.raises(OSError, match="disk full"):
         files.write_atomically(path, fail)
     assert json.loads(path.read_text()) == {"a": 1}
@@ -232,12 +294,16 @@ def test_a_write_that_fails_names_its_file_and_folders_need_not_be_flushed(tmp_p
         def flush(file):
             if os.path.isdir(f"/dev/fd/{file}") == (number == errno.EINVAL):
                 raise OSError(number, os.strerror(number))
+
         return flush
+
     monkeypatch.setattr(files.os, "fsync", fails(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left") as error:
         files.write_json(tmp_path / "a.json", {})
     assert error.value.filename == str(tmp_path / "a.json")
-    monkeypatch.setattr(files.os, "fsync", fails(errno.EINVAL))         # of a folder, on some network file systems
+    monkeypatch.setattr(
+        files.os, "fsync", fails(errno.EINVAL)
+    )  # of a folder, on some network file systems
     files.write_json(tmp_path / "a.json", {})
     assert files.read_json(tmp_path / "a.json") == {}
 
@@ -251,18 +317,23 @@ def test_csv_log(tmp_path):
 
 def test_checkpoints_keep_weights_and_what_is_known_about_them(tmp_path):
     model = UNet(2)
-    checkpoints.save_checkpoint(tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3, "config": {"roi": None}})
-    weights, about = checkpoints.load_checkpoint(tmp_path / "a.safetensors")
-    assert about == {"epoch": 3, "config": {"roi": None}}
+    checkpoints.save_checkpoint(
+        tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3, "config": {"roi": None}}
+    )
+    weights, details = checkpoints.load_checkpoint(tmp_path / "a.safetensors")
+    assert details == {"epoch": 3, "config": {"roi": None}}
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
     from safetensors.torch import save_file
+
     torch.save(UNet(2).state_dict(), tmp_path / "pickle.pt")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     checkpoints.save_checkpoint(tmp_path / "good.safetensors", UNet(2).state_dict(), {})
-    (tmp_path / "short.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-100])
+    (tmp_path / "short.safetensors").write_bytes(
+        (tmp_path / "good.safetensors").read_bytes()[:-100]
+    )
     for name in ("pickle.pt", "other.safetensors", "short.safetensors"):
         with pytest.raises(InputError, match=f"{name}: not a checkpoint of this project"):
             checkpoints.load_checkpoint(tmp_path / name)
@@ -282,7 +353,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         checkpoints.load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"[1]", b"", b'{"a": 1'])
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"[1]", b"", b'{"a": 1']
+)
 def test_what_is_no_json_object_is_one_line(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json: (cannot be read as JSON|holds a list)"):
@@ -302,8 +375,15 @@ def test_names_cannot_break_a_line():
     assert messages.one_line("a\nb\x1b[2J\udcff ü→") == r"a\nb\x1b[2J\udcff ü→"
 
 
-@pytest.mark.parametrize(("device", "precision", "enabled"), [
-    ("cpu", "auto", False), ("cpu", "float32", False), ("cpu", "bfloat16", True), ("cuda", "float32", False)])
+@pytest.mark.parametrize(
+    ("device", "precision", "enabled"),
+    [
+        ("cpu", "auto", False),
+        ("cpu", "float32", False),
+        ("cpu", "bfloat16", True),
+        ("cuda", "float32", False),
+    ],
+)
 def test_precision(device, precision, enabled):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CUDA is asked for where there is none
@@ -318,7 +398,7 @@ def test_freed_memory_is_kept_with_glibc_and_nothing_breaks_elsewhere(monkeypatc
     monkeypatch.setattr(devices.sys, "platform", "linux")
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: library)
     devices.choose_device("cpu")
-    assert calls == [(-4, 0), (-1, -1), (-2, 2**28)]               # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    assert calls == [(-4, 0), (-1, -1), (-2, 2**28)]  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace())
     devices.keep_freed_memory()
     monkeypatch.setattr(devices.sys, "platform", "darwin")

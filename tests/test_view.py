@@ -12,18 +12,25 @@ import numpy as np
 import pytest
 import tifffile
 
-import view
 from conftest import disc_slice
 from runtime.messages import InputError
+from viz import napari_layers
+from viz.browser import SliceBrowser, sample
 from volumes.reading import open_volume
 
-ABOUT = {"imagej": True, "resolution": (50, 50), "metadata": {"axes": "ZYX", "spacing": 0.05, "unit": "um"}}
+ABOUT = {
+    "imagej": True,
+    "resolution": (50, 50),
+    "metadata": {"axes": "ZYX", "spacing": 0.05, "unit": "um"},
+}
 
 
 @pytest.fixture
 def files(tmp_path) -> list[Path]:
     """A stack of six slices, the third constant; its mask and its uncertainty."""
-    grey, masks = (np.stack(parts) for parts in zip(*(disc_slice(i, (40, 50)) for i in range(6)), strict=True))
+    grey, masks = (
+        np.stack(parts) for parts in zip(*(disc_slice(i, (40, 50)) for i in range(6)), strict=True)
+    )
     grey[2] = 0
     doubt = np.linspace(0, 0.5, masks.size, dtype=np.float32).reshape(masks.shape)
     for name, array in (("grey", grey), ("mask", masks * np.uint8(255)), ("doubt", doubt)):
@@ -31,8 +38,10 @@ def files(tmp_path) -> list[Path]:
     return [tmp_path / f"{name}.tif" for name in ("grey", "mask", "doubt")]
 
 
-def picture(browser: view.SliceBrowser) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(browser.picture.value, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+def picture(browser: SliceBrowser) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(browser.picture.value, np.uint8), cv2.IMREAD_COLOR)[
+        ..., ::-1
+    ].astype(int)
 
 
 def test_labels_are_shown_where_they_are_stated(files, tmp_path):
@@ -42,59 +51,71 @@ def test_labels_are_shown_where_they_are_stated(files, tmp_path):
     tifffile.imwrite(tmp_path / "labels.tif", labels, **ABOUT)
     image, particles = open_volume(files[0]), open_volume(tmp_path / "labels.tif")
     with pytest.raises(InputError, match="--mask-foreground labels"):
-        view.SliceBrowser(image, particles)
-    browser = view.SliceBrowser(image, particles, mask_foreground="labels")
-    np.testing.assert_array_equal(browser.slices(3)[1], labels[3] > 0)
+        SliceBrowser(image, particles)
+    browser = SliceBrowser(image, particles, mask_foreground="labels")
+    np.testing.assert_array_equal(browser.read_slice(3).mask, labels[3] > 0)
 
 
 def test_the_slider_turns_the_pages(files):
-    browser = view.SliceBrowser(*map(open_volume, files))
+    browser = SliceBrowser(*map(open_volume, files))
     assert (browser.slider.value, browser.slider.max) == (3, 5)
     first = picture(browser)
     assert first.shape == (40, 150, 3)
     browser.slider.value = 4
     assert abs(picture(browser) - first).mean() > 3
-    grey, mask, doubt = browser.slices(4)
+    one = browser.read_slice(4)
+    grey, mask, doubt = one.image, one.mask, one.uncertainty
     np.testing.assert_array_equal(mask, tifffile.imread(files[1])[4] > 0)
     np.testing.assert_array_equal(doubt, tifffile.imread(files[2])[4])
     shown = picture(browser)
-    assert abs(shown[:, :50] - grey[..., None]).mean() < 20              # what JPEG leaves of noise
+    assert abs(shown[:, :50] - grey[..., None]).mean() < 20  # what JPEG leaves of noise
     assert np.corrcoef(shown[:, :50, 0].ravel(), grey.ravel())[0, 1] > 0.9
     inside = shown[:, 50:100][mask]
-    assert (inside[:, 0] > inside[:, 2] + 20).mean() > 0.9              # orange
+    assert (inside[:, 0] > inside[:, 2] + 20).mean() > 0.9  # orange
     browser.slider.value = 2
-    assert picture(browser)[:, :40].max() < 12                           # beside the mask JPEG blurs
+    assert picture(browser)[:, :40].max() < 12  # beside the mask JPEG blurs
 
 
 def test_a_volume_alone_and_a_single_slice(files, tmp_path):
-    assert picture(view.SliceBrowser(open_volume(files[0]))).shape == (40, 50, 3)
+    assert picture(SliceBrowser(open_volume(files[0]))).shape == (40, 50, 3)
     tifffile.imwrite(tmp_path / "one.tif", disc_slice(0, (40, 50))[0])
-    browser = view.SliceBrowser(open_volume(tmp_path / "one.tif"))
+    browser = SliceBrowser(open_volume(tmp_path / "one.tif"))
     assert browser.slider.max == 0
     assert "image/jpeg" in browser._repr_mimebundle_()
 
 
 def test_without_a_kernel_there_is_a_picture_of_several_slices(files):
-    bundle = view.SliceBrowser(*map(open_volume, files))._repr_mimebundle_()
+    bundle = SliceBrowser(*map(open_volume, files))._repr_mimebundle_()
     assert bundle["text/plain"] == "a slider over 6 slices; run this cell to use it"
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    shown = cv2.imdecode(np.frombuffer(base64.b64decode(bundle["image/jpeg"]), np.uint8), cv2.IMREAD_COLOR)
+    shown = cv2.imdecode(
+        np.frombuffer(base64.b64decode(bundle["image/jpeg"]), np.uint8), cv2.IMREAD_COLOR
+    )
     assert shown.shape[1] > 600
     assert shown.std() > 20
 
 
 def test_numbers_of_sampled_slices():
-    assert view.sample(range(1000)) == [125, 375, 625, 875]
-    assert view.sample(range(2)) == [0, 1]
+    assert sample(range(1000)) == [125, 375, 625, 875]
+    assert sample(range(2)) == [0, 1]
 
 
 def test_scale_of_the_axes(files, tmp_path):
-    assert view.voxel_scale(open_volume(files[0])) == pytest.approx([0.05, 0.02, 0.02])
-    tifffile.imwrite(tmp_path / "time.tif", np.zeros((2, 3, 8, 8), np.uint8), imagej=True, resolution=(50, 50),
-                     metadata={"axes": "TZYX", "unit": "um"})
-    assert view.voxel_scale(open_volume(tmp_path / "time.tif")) == pytest.approx([1, 0.02, 0.02, 0.02])
-    tifffile.imwrite(tmp_path / "plain.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack")
-    assert view.voxel_scale(open_volume(tmp_path / "plain.tif")) == [1, 1, 1]
+    assert napari_layers.voxel_scale(open_volume(files[0])) == pytest.approx([0.05, 0.02, 0.02])
+    tifffile.imwrite(
+        tmp_path / "time.tif",
+        np.zeros((2, 3, 8, 8), np.uint8),
+        imagej=True,
+        resolution=(50, 50),
+        metadata={"axes": "TZYX", "unit": "um"},
+    )
+    assert napari_layers.voxel_scale(open_volume(tmp_path / "time.tif")) == pytest.approx(
+        [1, 0.02, 0.02, 0.02]
+    )
+    tifffile.imwrite(
+        tmp_path / "plain.tif", np.zeros((3, 8, 8), np.uint8), photometric="minisblack"
+    )
+    assert napari_layers.voxel_scale(open_volume(tmp_path / "plain.tif")) == [1, 1, 1]
 
 
 class Viewer:
@@ -135,7 +156,9 @@ def test_layers_are_lazy_and_hold_what_the_files_hold(files, command, napari, mo
     assert grey.min() <= low < high <= grey.max()
     assert image.scale == pytest.approx([0.05, 0.02, 0.02])
     read, volume = [], open_volume(files[0])
-    lazy = view.lazy(dataclasses.replace(volume, read=lambda i: read.append(i) or volume.read(i)))
+    lazy = napari_layers.as_dask(
+        dataclasses.replace(volume, read=lambda i: read.append(i) or volume.read(i))
+    )
     read.clear()
     lazy[3].compute()
     assert read == [3]
@@ -144,21 +167,27 @@ def test_layers_are_lazy_and_hold_what_the_files_hold(files, command, napari, mo
 def test_points_in_time_keep_their_axis(tmp_path, napari):
     stack = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
     tifffile.imwrite(tmp_path / "t.tif", stack, imagej=True, metadata={"axes": "TZYX"})
-    np.testing.assert_array_equal(view.lazy(open_volume(tmp_path / "t.tif")).compute(), stack)
+    np.testing.assert_array_equal(
+        napari_layers.as_dask(open_volume(tmp_path / "t.tif")).compute(), stack
+    )
 
 
 def test_what_does_not_belong_together_is_refused(files, tmp_path, command, napari):
-    tifffile.imwrite(tmp_path / "short.tif", np.zeros((2, 40, 50), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "short.tif", np.zeros((2, 40, 50), np.uint8), photometric="minisblack"
+    )
     code, _, err = command("view", files[0], "--mask", tmp_path / "short.tif")
     assert code == 2
     assert "short.tif: has shape (2, 40, 50), " in err
     with pytest.raises(InputError, match=r"short.tif: has shape"):
-        view.SliceBrowser(open_volume(files[0]), open_volume(tmp_path / "short.tif"))
+        SliceBrowser(open_volume(files[0]), open_volume(tmp_path / "short.tif"))
     assert command("view", tmp_path / "none.tif")[0] == 2
     assert not napari.viewers
 
 
-@pytest.mark.skipif(importlib.util.find_spec("napari") is not None, reason="napari is installed here")
+@pytest.mark.skipif(
+    importlib.util.find_spec("napari") is not None, reason="napari is installed here"
+)
 def test_without_napari_the_cure_is_named(files, command):
     code, _, err = command("view", files[0])
     assert code == 2

@@ -1,6 +1,5 @@
 """Weak and strong views: one geometry, recorded and replayed; each perturbation apart from the others."""
 
-import inspect
 from pathlib import Path
 
 import cv2
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 import views
+from config import Geometry, Intensity
 from conftest import FloatViews as Views
 from conftest import labelled
 from runtime import loaders
@@ -18,7 +18,9 @@ from slices.reading import Slice, reduce_slice
 def test_tensor_is_what_normalize_gives():
     image = np.random.default_rng(0).integers(0, 256, (5, 6)).astype(np.uint8)
     expected = views.A.Normalize(mean=0, std=1, max_pixel_value=255)(image=image)["image"]
-    np.testing.assert_allclose(loaders.to_float(torch.from_numpy(image)).numpy(), expected, atol=1e-7)
+    np.testing.assert_allclose(
+        loaders.to_float(torch.from_numpy(image)).numpy(), expected, atol=1e-7
+    )
 
 
 def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():
@@ -34,7 +36,9 @@ def test_views_coincide_without_blur_and_differ_in_grey_only_with_it():
 
 def test_blur_has_its_probability():
     made = Views(labelled(), 48, intensity={"blur_p": 0.5})
-    changed = [not torch.equal(v["weak"], v["strong"]) for v in (made[0, seed] for seed in range(200))]
+    changed = [
+        not torch.equal(v["weak"], v["strong"]) for v in (made[0, seed] for seed in range(200))
+    ]
     assert 70 < sum(changed) < 130
 
 
@@ -42,10 +46,16 @@ def test_mask_follows_the_image_exactly():
     """The image is the mask itself. Bilinear against nearest neighbour at the same point: the nearest pixel has at
     least a quarter of the weight, so a mask pixel that moved by even one pixel would break the bounds."""
     rng = np.random.default_rng(0)
-    masks = [(cv2.GaussianBlur(rng.random((96, 96)), (0, 0), 2) > 0.5).astype(np.uint8) for _ in range(3)]
-    turned = Views([Slice(Path("m"), m * np.uint8(255), m) for m in masks], 64, intensity={"blur_p": 0.0})
+    masks = [
+        (cv2.GaussianBlur(rng.random((96, 96)), (0, 0), 2) > 0.5).astype(np.uint8) for _ in range(3)
+    ]
+    turned = Views(
+        [Slice(Path("m"), m * np.uint8(255), m) for m in masks], 64, intensity={"blur_p": 0.0}
+    )
     flipped = Views(turned.slices, 64, geometry={"rotation": 0.0}, intensity={"blur_p": 0.0})
-    zoomed = Views(turned.slices, 64, geometry={"zoom": 1.5, "quarter_turns": True}, intensity={"blur_p": 0.0})
+    zoomed = Views(
+        turned.slices, 64, geometry={"zoom": 1.5, "quarter_turns": True}, intensity={"blur_p": 0.0}
+    )
     for seed in range(60):
         for item in (turned[seed % 3, seed], zoomed[seed % 3, seed]):
             assert item["weak"][item["mask"] == 1].min() > 0.2
@@ -56,7 +66,7 @@ def test_mask_follows_the_image_exactly():
 
 def test_geometry_is_recorded_and_replayed():
     image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
-    geometry = views.build_geometry(0.5, 0.2, 10.0)
+    geometry = views.build_geometry()
     geometry.set_random_seed(3)
     recorded = geometry(image=image)
     again = views.A.ReplayCompose.replay(recorded["replay"], image=image)["image"]
@@ -66,19 +76,30 @@ def test_geometry_is_recorded_and_replayed():
 
 def test_flips_have_their_probabilities():
     image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
-    made = Views([Slice(Path("a"), image)], 32, geometry={"rotation": 0.0}, intensity={"blur_p": 0.0})
+    made = Views(
+        [Slice(Path("a"), image)], 32, geometry={"rotation": 0.0}, intensity={"blur_p": 0.0}
+    )
     seen = [(made[0, seed]["weak"][0] * 255).round().byte().numpy() for seed in range(400)]
-    horizontal = sum(np.array_equal(v, image[:, ::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
-    vertical = sum(np.array_equal(v, image[::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen)
+    horizontal = sum(
+        np.array_equal(v, image[:, ::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen
+    )
+    vertical = sum(
+        np.array_equal(v, image[::-1]) or np.array_equal(v, image[::-1, ::-1]) for v in seen
+    )
     assert 160 < horizontal < 240  # p = 0.5
-    assert 50 < vertical < 115     # p = 0.2
+    assert 50 < vertical < 115  # p = 0.2
 
 
 def test_magnification_goes_from_its_inverse_to_its_limit_and_brings_no_border():
     image = np.full((160, 160), 200, np.uint8)
     image[70:90, 70:90] = 100
-    made = Views([Slice(Path("a"), image)], 64, geometry={"rotation": 0.0, "zoom": 1.5}, intensity={"blur_p": 0.0},
-                 guides=[image == 100])
+    made = Views(
+        [Slice(Path("a"), image)],
+        64,
+        geometry={"rotation": 0.0, "zoom": 1.5},
+        intensity={"blur_p": 0.0},
+        guides=[image == 100],
+    )
     sides = []
     for seed in range(200):
         view = made[0, seed]["weak"][0] * 255
@@ -88,18 +109,20 @@ def test_magnification_goes_from_its_inverse_to_its_limit_and_brings_no_border()
         if not (inside[[0, -1]].any() or inside[:, [0, -1]].any()):
             sides.append(np.sqrt(inside.sum()) / 20)
             height, width = np.ptp(np.argwhere(inside), axis=0) + 1
-            assert abs(height - width) <= 1                              # magnified, not stretched
+            assert abs(height - width) <= 1  # magnified, not stretched
     assert 1 / 1.5 - 0.06 < min(sides) < 0.75
     assert 1.3 < max(sides) < 1.56
-    assert 0.3 < np.mean(np.array(sides) < 1) < 0.95                     # the larger ones are cut more often
+    assert 0.3 < np.mean(np.array(sides) < 1) < 0.95  # the larger ones are cut more often
 
 
 def test_flips_rotation_and_blur_are_independent():
     image = np.zeros((96, 96), np.uint8)
-    cv2.arrowedLine(image, (20, 48), (76, 48), 255, 3, tipLength=0.5)  # tells left from right and its angle
-    image[:20] = 90                                                    # and up from down
+    cv2.arrowedLine(
+        image, (20, 48), (76, 48), 255, 3, tipLength=0.5
+    )  # tells left from right and its angle
+    image[:20] = 90  # and up from down
     made = Views([Slice(Path("a"), image)], 96, geometry={"rotation": 0.0})
-    geometry = Views([Slice(Path("a"), image)], 96).geometry
+    geometry = Views([Slice(Path("a"), image)], 96).augmentation.geometry
     rows = []
     for seed in range(600):
         item = made[0, seed]
@@ -108,8 +131,14 @@ def test_flips_rotation_and_blur_are_independent():
         views.seed_apart(geometry, rng)
         applied = geometry(image=image)["replay"]["transforms"]
         angle = np.degrees(np.arcsin(applied[2]["params"]["matrix"][0, 1]))
-        rows.append([weak[48, :48].astype(int).sum() > weak[48, 48:].astype(int).sum(), weak[0, 0] != 90,
-                     not torch.equal(item["weak"], item["strong"]), angle])
+        rows.append(
+            [
+                weak[48, :48].astype(int).sum() > weak[48, 48:].astype(int).sum(),
+                weak[0, 0] != 90,
+                not torch.equal(item["weak"], item["strong"]),
+                angle,
+            ]
+        )
     horizontal, vertical, blurred, angles = np.array(rows, float).T
     assert 0.4 < horizontal.mean() < 0.6
     correlation = np.corrcoef([horizontal, vertical, blurred, angles]) - np.eye(4)
@@ -120,7 +149,9 @@ def test_flips_rotation_and_blur_are_independent():
 def test_both_kinds_and_all_sizes_of_blur_occur():
     point = np.zeros((65, 65), np.uint8)
     point[32, 32] = 255
-    made = Views([Slice(Path("a"), point)], 65, geometry={"rotation": 0.0}, intensity={"blur_p": 1.0})
+    made = Views(
+        [Slice(Path("a"), point)], 65, geometry={"rotation": 0.0}, intensity={"blur_p": 1.0}
+    )
     widths = {int(np.count_nonzero(made[0, seed]["strong"])) for seed in range(300)}
     assert len(widths) > 12
 
@@ -129,31 +160,52 @@ def test_both_kinds_and_all_sizes_of_blur_occur():
 def test_kinds_of_blur_have_their_shares(share):
     edges = np.zeros((65, 65), np.uint8)
     edges[32, 32] = 255
-    made = Views([Slice(Path("a"), edges)], 65, geometry={"rotation": 0.0},
-                 intensity={"blur_p": 1.0, "motion_blur": share})
+    made = Views(
+        [Slice(Path("a"), edges)],
+        65,
+        geometry={"rotation": 0.0},
+        intensity={"blur_p": 1.0, "motion_blur": share},
+    )
     strong = [made[0, seed]["strong"][0] for seed in range(200)]
-    round_ones = sum(torch.equal(s, s.T) and torch.equal(s, s.flip(0)) for s in strong)  # a streak has a direction
+    round_ones = sum(
+        torch.equal(s, s.T) and torch.equal(s, s.flip(0)) for s in strong
+    )  # a streak has a direction
     assert abs(1 - share - round_ones / 200) < (0.1 if 0 < share < 1 else 1e-9)
 
 
 def test_boxes_are_cut_out_of_the_patch_whatever_the_geometry_needs_around_it():
     image = np.full((400, 400), 100, np.uint8)
-    made = Views([Slice(Path("a"), image)], 128, geometry={"rotation": 45.0, "zoom": 1.5},
-                 intensity={"blur_p": 0.0, "intensity_p": 1.0, "cutout": 1})
-    assert made.margin > 64
-    shares = [float((made[0, seed]["strong"] != made[0, seed]["weak"]).float().mean()) for seed in range(60)]
+    made = Views(
+        [Slice(Path("a"), image)],
+        128,
+        geometry={"rotation": 45.0, "zoom": 1.5},
+        intensity={"blur_p": 0.0, "intensity_p": 1.0, "cutout": 1},
+    )
+    assert made.options.margin > 64
+    shares = [
+        float((made[0, seed]["strong"] != made[0, seed]["weak"]).float().mean())
+        for seed in range(60)
+    ]
     assert min(shares) > 0
-    assert max(shares) < 0.05                                            # sides up to a fifth of the patch
+    assert max(shares) < 0.05  # sides up to a fifth of the patch
 
 
-PERTURBATIONS = {"brightness": 0.3, "contrast": 0.5, "gamma": 2.0, "noise": 0.2, "correlated_noise": 0.2,
-                 "shading": 0.2, "cutout": 3}
+PERTURBATIONS = {
+    "brightness": 0.3,
+    "contrast": 0.5,
+    "gamma": 2.0,
+    "noise": 0.2,
+    "correlated_noise": 0.2,
+    "shading": 0.2,
+    "cutout": 3,
+}
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_each_perturbation_has_its_probability_and_leaves_geometry_alone(name):
     def made(value, p):
         return Views(labelled(1), 64, intensity={"blur_p": 0.0, "intensity_p": p, name: value})
+
     off, on = made(build_default(name), 1.0), made(PERTURBATIONS[name], 0.5)
     changed = 0
     for seed in range(100):
@@ -166,26 +218,36 @@ def test_each_perturbation_has_its_probability_and_leaves_geometry_alone(name):
 
 
 def build_default(name):
-    return inspect.signature(views.build_intensity).parameters[name].default
+    return getattr(Intensity(), name)
 
 
 def test_noise_and_shading_have_the_stated_size_and_scale():
     grey = np.full((256, 256), 128, np.uint8)
-    for name, neighbours in (("noise", (-0.1, 0.1)), ("correlated_noise", (0.5, 0.95)), ("shading", (0.99, 1.0))):
-        transform = views.build_intensity(blur_p=0.0, intensity_p=1.0, **{name: 0.1})
+    for name, neighbours in (
+        ("noise", (-0.1, 0.1)),
+        ("correlated_noise", (0.5, 0.95)),
+        ("shading", (0.99, 1.0)),
+    ):
+        transform = views.build_intensity(Intensity(blur_p=0.0, intensity_p=1.0, **{name: 0.1}))
         sigmas = []
         for seed in range(60):
             views.seed_apart(transform, np.random.default_rng(seed))
             field = transform(image=grey)["image"] - 128.0
             sigmas.append(field.std() / 255)
             if sigmas[-1] > 0.05:
-                assert neighbours[0] < np.corrcoef(field[:, 1:].ravel(), field[:, :-1].ravel())[0, 1] < neighbours[1]
+                assert (
+                    neighbours[0]
+                    < np.corrcoef(field[:, 1:].ravel(), field[:, :-1].ravel())[0, 1]
+                    < neighbours[1]
+                )
         assert max(sigmas) < 0.105
-        assert 0.03 < np.mean(sigmas) < 0.07                  # uniform between 0 and the limit
+        assert 0.03 < np.mean(sigmas) < 0.07  # uniform between 0 and the limit
 
 
 def test_two_strong_views_differ_from_each_other_in_grey_only():
-    made = Views(labelled(), 48, strong_views=2, intensity={"blur_p": 0.0, "intensity_p": 1.0, "noise": 0.2})
+    made = Views(
+        labelled(), 48, strong_views=2, intensity={"blur_p": 0.0, "intensity_p": 1.0, "noise": 0.2}
+    )
     single = Views(labelled(), 48, intensity={"blur_p": 0.0, "intensity_p": 1.0, "noise": 0.2})
     item = made[1, 5]
     assert item["strong"].shape == (2, 48, 48)
@@ -196,9 +258,10 @@ def test_two_strong_views_differ_from_each_other_in_grey_only():
 
 # --- at the resolution of the network -------------------------------------------------------------------------
 
+
 def blocks(array: np.ndarray, side: int) -> np.ndarray:
     height, width = (length // side for length in array.shape)
-    return array[:height * side, :width * side].reshape(height, side, width, side).mean((1, 3))
+    return array[: height * side, : width * side].reshape(height, side, width, side).mean((1, 3))
 
 
 def test_views_of_reduced_slices_are_the_reduced_views():
@@ -209,11 +272,17 @@ def test_views_of_reduced_slices_are_the_reduced_views():
     for seed in range(20):
         full, small = whole[seed % 2, seed], reduced[seed % 2, seed]
         assert small["weak"].shape == small["mask"].shape == (1, 32, 32)
-        inner = slice(8, 24)                                             # 128 > 96: what is mirrored in may differ
-        np.testing.assert_allclose(small["weak"][0][inner, inner], blocks(full["weak"][0].numpy(), 4)[inner, inner],
-                                   atol=0.6 / 255)
-        np.testing.assert_allclose(small["mask"][0][inner, inner], blocks(full["mask"][0].numpy(), 4)[inner, inner],
-                                   atol=0.6 / 255)
+        inner = slice(8, 24)  # 128 > 96: what is mirrored in may differ
+        np.testing.assert_allclose(
+            small["weak"][0][inner, inner],
+            blocks(full["weak"][0].numpy(), 4)[inner, inner],
+            atol=0.6 / 255,
+        )
+        np.testing.assert_allclose(
+            small["mask"][0][inner, inner],
+            blocks(full["mask"][0].numpy(), 4)[inner, inner],
+            atol=0.6 / 255,
+        )
 
 
 @pytest.mark.parametrize(("smooth", "least"), [(0.0, 0.8), (1.5, 0.88)])
@@ -223,16 +292,23 @@ def test_turned_block_means_have_the_noise_that_predictions_see(smooth, least):
     if smooth:
         noise = cv2.GaussianBlur(noise, (0, 0), smooth)
     image = (128 + 40 * noise / noise.std()).clip(0, 255).astype(np.uint8)
-    made = Views([Slice(Path("a"), image)], 256, downsample=4, intensity={"blur_p": 0.0},
-                 geometry={"rotation": 45.0, "zoom": 1.3, "quarter_turns": True})
+    made = Views(
+        [Slice(Path("a"), image)],
+        256,
+        downsample=4,
+        intensity={"blur_p": 0.0},
+        geometry={"rotation": 45.0, "zoom": 1.3, "quarter_turns": True},
+    )
     seen = np.mean([255 * float(made[0, seed]["weak"].std()) for seed in range(30)])
     assert least < seen / reduce_slice(image, 4).std() < 1.1
 
 
 def test_correlated_noise_stays_correlated_on_block_means():
-    grey, found = np.full((384, 384), 128, np.uint8), []
+    grey, result = np.full((384, 384), 128, np.uint8), []
     for downsample in (1, 2):
-        transform = views.build_intensity(blur_p=0.0, intensity_p=1.0, correlated_noise=0.3, downsample=downsample)
+        transform = views.build_intensity(
+            Intensity(blur_p=0.0, intensity_p=1.0, correlated_noise=0.3), downsample
+        )
         image, correlations = reduce_slice(grey, downsample), []
         for seed in range(12):
             views.seed_apart(transform, np.random.default_rng(seed))
@@ -240,16 +316,21 @@ def test_correlated_noise_stays_correlated_on_block_means():
             made = made if downsample > 1 else blocks(made, 2)
             if made.std() > 10:
                 correlations.append(np.corrcoef(made[:, 1:].ravel(), made[:, :-1].ravel())[0, 1])
-        found.append(np.mean(correlations))
-    assert found[1] == pytest.approx(found[0], abs=0.2)
-    assert found[1] > 0.3
+        result.append(np.mean(correlations))
+    assert result[1] == pytest.approx(result[0], abs=0.2)
+    assert result[1] > 0.3
 
 
 def test_a_mask_of_block_means_holds_shares_of_foreground():
     mask = np.zeros((64, 64), np.uint8)
-    mask[:, :30] = 1                                                     # half of a block of four
-    made = Views([Slice(Path("a"), mask * np.uint8(200), mask)], 64, downsample=4, intensity={"blur_p": 0.0},
-                 geometry={"rotation": 0.0, "flip_p": 0.0, "vertical_flip_p": 0.0})
+    mask[:, :30] = 1  # half of a block of four
+    made = Views(
+        [Slice(Path("a"), mask * np.uint8(200), mask)],
+        64,
+        downsample=4,
+        intensity={"blur_p": 0.0},
+        geometry={"rotation": 0.0, "flip_p": 0.0, "vertical_flip_p": 0.0},
+    )
     row = made[0, 0]["mask"][0, 3]
     assert row.tolist() == [1.0] * 7 + [pytest.approx(128 / 255)] + [0.0] * 8
 
@@ -269,14 +350,18 @@ def test_noise_on_block_means_is_as_strong_as_block_means_of_noise(name, side):
     grey = np.full((384, 384), 128, np.uint8)
     deviations = []
     for downsample in (1, side):
-        transform = views.build_intensity(blur_p=0.0, intensity_p=1.0, downsample=downsample, **{name: 0.3})
-        image, found = reduce_slice(grey, downsample), []
+        transform = views.build_intensity(
+            Intensity(blur_p=0.0, intensity_p=1.0, **{name: 0.3}), downsample
+        )
+        image, result = reduce_slice(grey, downsample), []
         for seed in range(40):
             views.seed_apart(transform, np.random.default_rng(seed))
             made = transform(image=image)["image"].astype(float)
-            found.append((made if downsample > 1 else blocks(made, side)).std())
-        deviations.append(np.mean(found))
-    assert deviations[1] == pytest.approx(deviations[0], rel=0.25)       # of random strengths, drawn in other orders
+            result.append((made if downsample > 1 else blocks(made, side)).std())
+        deviations.append(np.mean(result))
+    assert deviations[1] == pytest.approx(
+        deviations[0], rel=0.25
+    )  # of random strengths, drawn in other orders
 
 
 def test_blur_on_block_means_is_as_wide_as_in_the_slice():
@@ -287,20 +372,25 @@ def test_blur_on_block_means_is_as_wide_as_in_the_slice():
     def spread(image: np.ndarray) -> float:
         weights = image.astype(float) / image.sum()
         rows, columns = np.indices(image.shape)
-        return sum((weights * (axis - (weights * axis).sum())**2).sum() for axis in (rows, columns))
+        return sum(
+            (weights * (axis - (weights * axis).sum()) ** 2).sum() for axis in (rows, columns)
+        )
+
     widths = []
     for downsample in (1, side):
-        transform = views.build_intensity(blur_p=1.0, motion_blur=0.0, blur_limit=13, downsample=downsample)
-        image, found = reduce_slice(point, downsample), []
+        transform = views.build_intensity(
+            Intensity(blur_p=1.0, motion_blur=0.0, blur_limit=13), downsample
+        )
+        image, result = reduce_slice(point, downsample), []
         for seed in range(60):
             views.seed_apart(transform, np.random.default_rng(seed))
-            found.append(spread(transform(image=image)["image"]) * downsample**2)
-        widths.append(np.mean(found))
+            result.append(spread(transform(image=image)["image"]) * downsample**2)
+        widths.append(np.mean(result))
     assert 0.7 < widths[1] / widths[0] < 1.6
 
 
 def test_items_without_a_weak_view_are_otherwise_the_same():
-    whole, part = Views(labelled(), 48), Views(labelled(), 48, weak=False)
+    whole, part = Views(labelled(), 48), Views(labelled(), 48, has_weak_view=False)
     assert set(part[0, 3]) == {"strong", "mask"}
     for name, tensor in part[0, 3].items():
         assert torch.equal(tensor, whole[0, 3][name])
@@ -309,8 +399,12 @@ def test_items_without_a_weak_view_are_otherwise_the_same():
 def test_quarter_turns_show_all_four_sides():
     corner = np.zeros((64, 64), np.uint8)
     corner[:32, :32] = 255
-    made = Views([Slice(Path("a"), corner)], 64, intensity={"blur_p": 0.0},
-                 geometry={"rotation": 0.0, "flip_p": 0.0, "vertical_flip_p": 0.0, "quarter_turns": True})
+    made = Views(
+        [Slice(Path("a"), corner)],
+        64,
+        intensity={"blur_p": 0.0},
+        geometry={"rotation": 0.0, "flip_p": 0.0, "vertical_flip_p": 0.0, "quarter_turns": True},
+    )
     white = [np.argwhere(made[0, seed]["weak"][0].numpy() > 0.5) for seed in range(80)]
     seen = [tuple(w.min(axis=0).tolist()) for w in white]
     assert all(seen.count(where) > 8 for where in ((0, 0), (0, 32), (32, 0), (32, 32)))
@@ -326,14 +420,28 @@ def test_a_guide_places_the_crops_of_unlabelled_slices():
 
 
 def test_perturbations_never_touch_the_weak_view_they_start_from():
-    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 96)).astype(np.uint8), (0, 0), 2)
-    geometry = views.build_geometry(0.0, 0.0, 0.0)
-    intensity = views.build_intensity(1.0, brightness=0.3, contrast=0.3, gamma=2.0, noise=0.2, correlated_noise=0.2,
-                                      shading=0.2, cutout=5, intensity_p=1.0)
+    image = cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 256, (96, 96)).astype(np.uint8), (0, 0), 2
+    )
+    geometry = views.build_geometry(Geometry(0.0, 0.0, 0.0))
+    intensity = views.build_intensity(
+        Intensity(
+            1.0,
+            brightness=0.3,
+            contrast=0.3,
+            gamma=2.0,
+            noise=0.2,
+            correlated_noise=0.2,
+            shading=0.2,
+            cutout=5,
+            intensity_p=1.0,
+        )
+    )
+    augmentation = views.Augmentation(geometry, intensity)
     expected = geometry(image=image)["image"]
     for seed in range(20):
-        weak, strong, mask = views.make_views(image, None, geometry, intensity, seed, 2)
-        assert mask is None
-        np.testing.assert_array_equal(weak, expected)
-        assert not np.array_equal(strong[0], weak)
-        assert not np.array_equal(strong[0], strong[1])
+        made = views.make_views(image, None, augmentation, seed, strong_views=2)
+        assert made.mask is None
+        np.testing.assert_array_equal(made.weak, expected)
+        assert not np.array_equal(made.strong[0], made.weak)
+        assert not np.array_equal(made.strong[0], made.strong[1])

@@ -8,19 +8,28 @@ import pytest
 from benchmarks import whole_volume
 
 
+@pytest.mark.slow
 def test_a_small_volume_from_slices_to_sizes(checkpoint, workplace, command):
-    code, out, err = command("benchmarks.whole_volume", "--checkpoint", checkpoint, "--slices", 64, "--size", 192)
+    code, out, err = command(
+        "benchmarks.whole_volume", "--checkpoint", checkpoint, "--slices", 64, "--size", 192
+    )
     assert code == 0, err
-    about = json.loads((whole_volume.RUN / "reference.json").read_text())
-    assert about["same bytes after SIGKILL"]
-    assert 2 <= about["steps"]["killed"]["blocks"] < about["steps"]["killed"]["of"] == 4
+    details = json.loads((whole_volume.RUN / "reference.json").read_text())
+    assert details["same bytes after SIGKILL"]
+    assert 2 <= details["steps"]["killed"]["blocks"] < details["steps"]["killed"]["of"] == 4
     assert "the same bytes" in out
     for name in ("predict", "continued", "three axes, spread", "measure"):
-        assert about["steps"][name]["seconds"] > 0
-        assert 100 < about["steps"][name]["peak_mb"] < 4000
-    assert set(about["scores"]["slices"]) == {"dice", "iou", "precision", "recall", "surface_dice"}
-    assert about["scores"]["three axes, total"]["uncertainty"].startswith("error rate ")
-    known, measured = about["sizes"]["known"], about["sizes"]["volume_truth"]
+        assert details["steps"][name]["seconds"] > 0
+        assert 100 < details["steps"][name]["peak_mb"] < 4000
+    assert set(details["scores"]["slices"]) == {
+        "dice",
+        "iou",
+        "precision",
+        "recall",
+        "surface_dice",
+    }
+    assert details["scores"]["three axes, total"]["uncertainty"].startswith("error rate ")
+    known, measured = details["sizes"]["known"], details["sizes"]["volume_truth"]
     table = pd.read_csv("runs/reference_volume/volume_truth.csv")
     assert measured["particles"] == len(table)
     assert measured["D50"] == pytest.approx(table["diameter"][~table["touches_border"]].median())
@@ -28,6 +37,7 @@ def test_a_small_volume_from_slices_to_sizes(checkpoint, workplace, command):
     assert (whole_volume.RUN / "sizes.png").exists()
 
 
+@pytest.mark.slow
 def test_what_ends_before_it_is_killed_and_what_fails(tmp_path, monkeypatch, capfd):
     step = whole_volume.Step(tmp_path / "log", "evaluate", "--help")
     with pytest.raises(RuntimeError, match="ended before it could be killed"):

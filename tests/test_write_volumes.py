@@ -22,7 +22,11 @@ def test_what_is_written_has_the_same_family_axes_and_voxel_size(family, tmp_pat
     write_like(out, volume, iter(mask), dtype, {"made": "by a test"})
     again = reading.open_volume(out)
     assert (again.kind, again.axes, again.shape, again.voxel) == (
-        volume.kind, volume.axes, volume.shape, close(volume.voxel))
+        volume.kind,
+        volume.axes,
+        volume.shape,
+        close(volume.voxel),
+    )
     np.testing.assert_array_equal(content(again), mask)
     if dtype == np.uint8:
         assert again.read(0).dtype == np.uint8
@@ -32,9 +36,17 @@ def test_the_same_slices_give_the_same_bytes(family, tmp_path):
     path, *_ = family
     volume = reading.open_volume(path)
     for name in ("a", "b"):
-        write_like(tmp_path / name / path.name, volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
-    files = [{p.relative_to(tmp_path / name): p.read_bytes() for p in sorted((tmp_path / name).rglob("*"))
-              if p.is_file()} for name in ("a", "b")]
+        write_like(
+            tmp_path / name / path.name, volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {}
+        )
+    files = [
+        {
+            p.relative_to(tmp_path / name): p.read_bytes()
+            for p in sorted((tmp_path / name).rglob("*"))
+            if p.is_file()
+        }
+        for name in ("a", "b")
+    ]
     assert files[0] == files[1]
 
 
@@ -45,24 +57,31 @@ def test_imagej_files_keep_calibration_and_can_be_mapped(tmp_path):
     with tifffile.TiffFile(tmp_path / "mask.tif") as file:
         stated = file.imagej_metadata
         assert file.is_imagej
-        assert {key: stated[key] for key in ("slices", "frames", "unit", "spacing", "finterval")} == {
-            "slices": 3, "frames": 2, "unit": "um", "spacing": 0.05, "finterval": 60.0}
+        assert {
+            key: stated[key] for key in ("slices", "frames", "unit", "spacing", "finterval")
+        } == {"slices": 3, "frames": 2, "unit": "um", "spacing": 0.05, "finterval": 60.0}
     assert tifffile.memmap(tmp_path / "mask.tif", mode="r").shape == (2, 3, 20, 30)
 
 
 @pytest.mark.parametrize("name", ["v2.ome.zarr", "v3.ome.zarr", "five.ome.zarr"])
 def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                     # its imports warn
+        warnings.simplefilter("ignore")  # its imports warn
         from ome_zarr_models.v04.image import ImageAttrs as Version04
         from ome_zarr_models.v05.image import ImageAttrs as Version05
     FAMILIES[name][0](tmp_path / name)
     out = tmp_path / f"mask_{name}"
-    write_like(out, reading.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {})
+    write_like(
+        out, reading.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {}
+    )
     group = zarr.open_group(out, mode="r")
-    about = dict(group.attrs)
-    assert group.metadata.zarr_format == (3 if "ome" in about else 2)
-    model = Version05.model_validate(about["ome"]) if "ome" in about else Version04.model_validate(about)
+    details = dict(group.attrs)
+    assert group.metadata.zarr_format == (3 if "ome" in details else 2)
+    model = (
+        Version05.model_validate(details["ome"])
+        if "ome" in details
+        else Version04.model_validate(details)
+    )
     (image,) = model.multiscales
     (level,) = image.datasets
     assert [axis.name for axis in image.axes][-3:] == ["z", "y", "x"]
@@ -72,8 +91,13 @@ def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
 
 def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
     write_zarr_array(tmp_path / "a.zarr", 3)
-    write_like(tmp_path / "m.zarr", reading.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8,
-                       {"threshold": 0.5})
+    write_like(
+        tmp_path / "m.zarr",
+        reading.open_volume(tmp_path / "a.zarr"),
+        iter(GREY > 500),
+        np.uint8,
+        {"threshold": 0.5},
+    )
     array = zarr.open(tmp_path / "m.zarr", mode="r")
     assert dict(array.attrs) == {"sample": "nickel", "freezelayers": {"threshold": 0.5}}
     assert array.chunks == (1, 20, 30)
@@ -83,8 +107,13 @@ def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
 def test_too_large_for_imagej_becomes_ome_with_its_voxel_size(tmp_path, monkeypatch):
     monkeypatch.setattr("volumes.writing.CLASSIC_BYTES", 1000)
     FAMILIES["imagej.tif"][0](tmp_path / "a.tif")
-    tifffile.imwrite(tmp_path / "shape.tif", GREY, imagej=True, metadata={"axes": "ZYX", "spacing": 3, "unit": "pixel"},
-                     resolution=(1, 1))
+    tifffile.imwrite(
+        tmp_path / "shape.tif",
+        GREY,
+        imagej=True,
+        metadata={"axes": "ZYX", "spacing": 3, "unit": "pixel"},
+        resolution=(1, 1),
+    )
     for name in ("a.tif", "shape.tif"):
         volume = reading.open_volume(tmp_path / name)
         assert volume.kind == "imagej"
@@ -112,7 +141,9 @@ def test_one_slice_is_a_volume_of_one(tmp_path):
 def test_an_ome_slice_keeps_its_voxel_size(tmp_path):
     for name, grey, axes in (("flat", GREY[0], "YX"), ("deep", GREY[:1], "ZYX")):
         path = tmp_path / f"{name}.ome.tif"
-        tifffile.imwrite(path, grey, ome=True, metadata={"axes": axes, **{k: UM[k] for k in UM if "Z" not in k}})
+        tifffile.imwrite(
+            path, grey, ome=True, metadata={"axes": axes, **{k: UM[k] for k in UM if "Z" not in k}}
+        )
         volume = reading.open_volume(path)
         assert volume.voxel == close(FLAT)
         write_like(tmp_path / "out" / path.name, volume, [volume.read(0) > 500], np.uint8, {})
@@ -131,9 +162,21 @@ def test_an_imagej_unit_that_is_not_ascii(tmp_path):
 
 
 def test_zarr_version_2_keeps_its_separator(tmp_path):
-    array = zarr.create_array(tmp_path / "a.zarr", shape=GREY.shape, chunks=(2, 20, 30), dtype="u2", zarr_format=2,
-                              chunk_key_encoding={"name": "v2", "separator": "/"})
+    array = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=GREY.shape,
+        chunks=(2, 20, 30),
+        dtype="u2",
+        zarr_format=2,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+    )
     array[...] = GREY
-    write_like(tmp_path / "m.zarr", reading.open_volume(tmp_path / "a.zarr"), iter(GREY > 500), np.uint8, {})
+    write_like(
+        tmp_path / "m.zarr",
+        reading.open_volume(tmp_path / "a.zarr"),
+        iter(GREY > 500),
+        np.uint8,
+        {},
+    )
     assert (tmp_path / "m.zarr" / "5" / "0" / "0").exists()
     np.testing.assert_array_equal(zarr.open(tmp_path / "m.zarr", mode="r")[...], GREY > 500)

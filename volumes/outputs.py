@@ -1,4 +1,4 @@
-"""Where results go, what they depend on, and how they appear: all at once, never half, never in the place of others."""
+"""How the results of a prediction appear: all at once, never half, never in the place of others."""
 
 import json
 import os
@@ -6,390 +6,325 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from runtime.files import lock, read_json, write_json
 from runtime.messages import InputError
-from slices.reading import TIFF_SUFFIXES, crop_picture, crop_roi, parse_roi
-from volumes.blocks import CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, Blocks, ThreeAxes
-from volumes.reading import Volume, plain_name, stamp
-from volumes.writing import tiff_name, write_like
+from volumes.blocks import MASK, Blocks
+from volumes.prediction_notes import describe_results, inside_masks, notes_on_slices
+from volumes.records import (
+    INSIDE,
+    LATER_SETTINGS,
+    describe_difference,
+    is_there,
+    part_of,
+    record_of,
+    targets,
+    unknown_settings,
+    without_settings,
+)
+from volumes.three_axes import ThreeAxes
+from volumes.volume import Volume, stamp
+from volumes.writing import write_like
 
-INSIDE = "inside"  # where there is sample: a mask that is written where that is not everywhere
-FOLDERS = {MASK: "", "probability": "probabilities", "uncertainty": "uncertainty", INSIDE: "inside"}
-# Settings that earlier versions did not have, with the value that comes closest to what they did; None: any does.
-LATER_SETTINGS = {"precision": None, "outside": "auto", "blank": "none"}
-DIFFERENT = 1.5         # times: a slice whose contrast differs by more from that of training is named
-LOW_CONTRAST = 0.5      # of the usual contrast of a volume: slices with less are named, and left blank if wanted
-OTHER_UNITS = 30.0      # times: where the contrast of a volume and of training differ by more, they are in other units
-SUDDEN = 0.15           # of a slice: where so much more or less lies outside than in the slice before, it is said
-NAMED = 3               # slices that a line names
-NO_TARGET = (".png", ".bmp", ".jpg", ".jpeg", ".npy")
-ELSE = "delete it, or choose another --output"
+CURE = "delete it, or choose another --output"
+BEGUN = "prediction.json"  # in the folder of an interrupted call: what it was begun with
+LOCK = "lock"  # held while a process works there
+WHOLE = "whole"  # is there when all results are, and have only to be moved
+MOVED = "moved"  # is there when they were moved
 
 
-def targets(volume: Volume, output: Path, kinds: list[str]) -> dict[str, Path]:
-    """Where each kind goes: OUT is a file or zarr array, with OUT_probability beside, or a folder, with subfolders.
+@dataclass(frozen=True)
+class Output:
+    """Where the results of a prediction go, and what they depend on.
+
+    Attributes
+    ----------
+    volume : Volume
+        The input.
+    places : dict of kind to Path
+        See `volumes.records.targets`; with the masks.
+    inside : Path
+        Where the map of the sample goes, which is written where not all pixels show it.
+    identity : dict
+        Input, checkpoints and settings: runs with the same identity continue each other.
+    """
+
+    volume: Volume
+    places: dict[str, Path]
+    inside: Path
+    identity: dict
+
+    @property
+    def target(self) -> Path:
+        """Where the masks go."""
+        return self.places[MASK]
+
+    @property
+    def part(self) -> Path:
+        """The folder in which the prediction is made until it is whole."""
+        return part_of(self.target)
+
+    @property
+    def record(self) -> Path:
+        """The file that says how the results were made."""
+        return record_of(self.target, self.volume)
+
+    @property
+    def begun(self) -> dict:
+        """What is kept of an interrupted call, to know whether it can go on."""
+        return self.identity | {"files": stamp(self.volume)}
+
+
+def make_output(volume: Volume, path: Path, kinds: list[str], identity: dict) -> Output:
+    """Return where results go; see `volumes.records.targets` for the errors."""
+    places = targets(volume, path, kinds)
+    inside = targets(volume, path, [INSIDE])[INSIDE]
+    return Output(volume, places, inside, identity)
+
+
+# --- before ---------------------------------------------------------------------------------------
+
+
+def is_finished(output: Output) -> bool:
+    """Return whether all outputs are there, made from this input as it is, with these settings.
 
     Raises
     ------
     InputError
-        When an output would replace an input or lie inside a zarr one, or has the suffix of another family.
+        When something else is in the place of one of them, and no interrupted call is about to put
+        it there.
     """
-    output = output if output.name not in ("", "..") else Path(os.path.abspath(output))
-    stored = {"zarr": ".zarr", "folder": ""}.get(volume.kind, ".tif")
-    suffix = output.suffix.lower()
-    if (suffix == ".zarr" and stored != ".zarr") or (suffix in TIFF_SUFFIXES and stored != ".tif"):
-        raise InputError(f"{output}: the input is a {'TIFF' if stored == '.tif' else stored[1:] or 'folder'}, and so "
-                         "is the output; choose a name without the suffix of another family")
-    if suffix in NO_TARGET and not output.is_dir():
-        raise InputError(f"{output}: results are not written as {suffix}; give a name that ends in {stored}"
-                         if stored else f"{output}: the input is a folder, so the output is one; give it another name")
-    if volume.kind == "folder":
-        found = {kind: output / FOLDERS[kind] for kind in kinds}
-    elif volume.kind != "zarr" and suffix not in TIFF_SUFFIXES:
-        found = {kind: output / FOLDERS[kind] / tiff_name(volume.path) for kind in kinds}
-    else:
-        stem = plain_name(output)
-        rest = output.name[len(stem):]
-        found = {kind: output if kind == MASK else output.with_name(f"{stem}_{kind}{rest}") for kind in kinds}
-    source = volume.path.resolve()
-    for path in found.values():
-        inside = volume.kind == "zarr" and source in path.resolve().parents
-        if path.resolve() == source or path.resolve() in source.parents or inside:
-            raise InputError(f"{path}: would replace the input; choose another --output")
-    return found
-
-
-def record_of(target: Path, volume: Volume) -> Path:
-    """The file that says how a result was made."""
-    return target / "prediction.json" if volume.kind == "folder" else target.with_name(f"{target.name}.json")
-
-
-def roi_of(path: Path) -> tuple[int, int, int, int] | None:
-    """The region in which a mask was predicted, as its record says; None where it says nothing, or all was looked at.
-
-    Outside nothing was looked for: a particle that this border cuts is cut, and no particle beyond is missed.
-    `InputError` where the record is damaged.
-    """
-    path = Path(os.path.abspath(path))
-    for record in (path / "prediction.json", path.with_name(f"{path.name}.json")):
-        if record.is_file():
-            settings = read_json(record).get("settings")
-            roi = settings.get("roi") if isinstance(settings, dict) else None
-            return parse_roi(",".join(map(str, roi))) if isinstance(roi, list) else None
-    return None
-
-
-def crop_volume(volume: Volume, roi: tuple[int, int, int, int] | None) -> Volume:
-    """A volume of what lies in a region of each slice; see `crop_roi`."""
-    if roi is None:
-        return volume
-    return replace(volume, shape=(*volume.shape[:-2], roi[1] - roi[0], roi[3] - roi[2]),
-                   read=lambda i: crop_roi(volume.read(i), roi, volume.names[i]),
-                   decode=lambda i: crop_picture(volume.picture(i), roi, volume.names[i]))
-
-
-def part_of(target: Path) -> Path:
-    """The folder of what is not whole yet."""
-    return target.with_name(f"{target.name}.part")
-
-
-def places_beside(masks: Path, kind: str) -> list[Path]:
-    """Return where `targets` puts another kind of result of the masks in a place, which may be read another way.
-
-    Masks in a folder have a folder inside it, a file in a folder that was the output one there, and other files a
-    neighbour.
-    """
-    masks = Path(os.path.abspath(masks))
-    stem = plain_name(masks)
-    return [masks / FOLDERS[kind], masks.with_name(f"{stem}_{kind}{masks.name[len(stem):]}"),
-            masks.parent / FOLDERS[kind] / masks.name]
-
-
-def is_there(path: Path, volume: Volume) -> bool:
-    """Whether something is in the place of an output; an empty folder is nothing where a folder shall be."""
-    folder = volume.kind in ("folder", "zarr") and path.is_dir() and not path.is_symlink()
-    return os.path.lexists(path) and not (folder and not any(path.iterdir()))
-
-
-def is_finished(found: dict[str, Path], volume: Volume, identity: dict) -> bool:
-    """Whether all outputs are there, made from this input as it is, with these settings.
-
-    Raises
-    ------
-    InputError
-        When something else is in the place of one of them, and no interrupted call is about to put it there.
-    """
-    target, part = found[MASK], part_of(found[MASK])
-    record = record_of(target, volume)
-    there = [path for path in (*reversed(found.values()), record) if is_there(path, volume)]
-    if not there or (part / "whole").exists():
+    candidates = [*reversed(output.places.values()), output.record]
+    there = [path for path in candidates if is_there(path, output.volume)]
+    if not there or (output.part / WHOLE).exists():
         return False
-    made = read_json(record) if record in there else {}
-    unknown = unknown_settings(made)
-    asked_for = identity["settings"]
-    if all(LATER_SETTINGS[name] in (None, asked_for[name]) for name in unknown):
-        identity = without_settings(identity, unknown)          # what earlier versions finished is whole, and stays
-    is_same = identity.items() <= made.items() and made.get("files") == stamp(volume)
-    if len(there) == 1 + len(found) and is_same:
+
+    record = read_json(output.record) if output.record in there else {}
+    unknown = unknown_settings(record)
+    identity = output.identity
+    if all(LATER_SETTINGS[name] in (None, identity["settings"][name]) for name in unknown):
+        # What earlier versions finished is whole, and stays.
+        identity = without_settings(identity, unknown)
+
+    is_same = identity.items() <= record.items() and record.get("files") == stamp(output.volume)
+    if is_same and len(there) == len(candidates):
         if unknown:
-            print(f"{target}: was finished by an earlier version, which knew nothing of --{', --'.join(unknown)}; kept",
-                  file=sys.stderr)
+            options = ", --".join(unknown)
+            print(
+                f"{output.target}: was finished by an earlier version, which knew nothing of "
+                f"--{options}; kept",
+                file=sys.stderr,
+            )
         return True
-    raise InputError(f"{there[0]}: exists, and was not made from this input with these settings"
-                     f"{what_differs(made, identity)}; {ELSE}")
+
+    raise InputError(
+        f"{there[0]}: exists, and was not made from this input with these settings"
+        f"{describe_difference(record, identity)}; {CURE}"
+    )
 
 
-def unknown_settings(record: dict) -> list[str]:
-    """Return the settings of a prediction that the version did not know which wrote a record."""
-    settings = record.get("settings")
-    return [name for name in LATER_SETTINGS if name not in settings] if isinstance(settings, dict) else []
+def refuse_leftover_inside(output: Output) -> None:
+    """Raise `InputError` where the map of the sample of an earlier prediction would be taken for that of this one."""
+    if is_there(output.inside, output.volume) and not output.part.exists():
+        raise InputError(
+            f"{output.inside}: is left from an earlier prediction, and would be taken for the field "
+            "of view of this one; delete it, or choose another --output"
+        )
 
 
-def without_settings(identity: dict, names: list[str]) -> dict:
-    """Return what versions that did not know some settings would have written of the same prediction."""
-    settings = {name: value for name, value in identity["settings"].items() if name not in names}
-    return identity | {"settings": settings}
+def begin(output: Output, leads: bool = True) -> None:
+    """Open the folder in which a prediction is made, or go on in that of an interrupted call.
 
-
-def what_differs(made: dict, wanted: dict) -> str:
-    """Return in words which settings of a prediction are not those that are wanted now; "" where others differ."""
-    before, now = made.get("settings"), wanted["settings"]
-    if not isinstance(before, dict):
-        return ""
-    changed = [f"{name} was {before.get(name, 'not stated')}, is {now[name]}" for name in now
-               if before.get(name) != now[name]]
-    return f" ({', '.join(changed)})" if changed else ""
-
-
-def held_in(part: Path) -> list[Path]:
-    """What the folder of an interrupted call holds, apart from what `begin` and `alone` write."""
-    return [p for p in part.rglob("*") if p.name not in ("prediction.json", "lock")] if part.exists() else []
-
-
-def begin(part: Path, identity: dict, leads: bool = True) -> None:
-    """Open the folder of what is not whole yet.
+    Parameters
+    ----------
+    output : Output
+    leads : bool
+        Whether this process, among those of a team, is the one that writes.
 
     Raises
     ------
     InputError
         When it was begun with another identity and holds blocks already, or holds something else.
     """
-    about, held = part / "prediction.json", held_in(part)
-    if held:
-        try:
-            begun = read_json(about)
-        except InputError:
-            raise InputError(f"{part}: holds {held[0].name} and does not say what it belongs to; {ELSE}") from None
-        if unknown_settings(begun) == ["precision"] and begun == without_settings(identity, ["precision"]):
-            if leads:
-                print(f"{part}: was begun by an earlier version, which does not say in what precision (float32 on a "
-                      f"CPU, bfloat16 on a GPU); goes on in {identity['settings']['precision']}", file=sys.stderr)
-                write_json(about, identity)
-        elif begun != identity and without_settings(identity, unknown_settings(begun)) == begun:
-            raise InputError(f"{part}: was begun by an earlier version, which looked at slices in another way; delete "
-                             "it, and the prediction begins anew")
-        elif begun != identity:
-            raise InputError(f"{part}: was begun with other settings or input{what_differs(begun, identity)}; give "
-                             f"what it was begun with, or {ELSE}")
-    elif leads:
-        write_json(about, identity)
+    path = output.part / BEGUN
+    held = held_in(output.part)
+    if not held:
+        if leads:
+            write_json(path, output.begun)
+        return
+
+    try:
+        begun = read_json(path)
+    except InputError:
+        raise InputError(
+            f"{output.part}: holds {held[0].name} and does not say what it belongs to; {CURE}"
+        ) from None
+
+    if begun == output.begun:
+        return
+
+    unknown = unknown_settings(begun)
+    is_of_earlier_version = begun == without_settings(output.begun, unknown)
+    if is_of_earlier_version and unknown == ["precision"]:
+        if leads:
+            precision = output.identity["settings"]["precision"]
+            print(
+                f"{output.part}: was begun by an earlier version, which does not say in what "
+                f"precision (float32 on a CPU, bfloat16 on a GPU); goes on in {precision}",
+                file=sys.stderr,
+            )
+            write_json(path, output.begun)
+        return
+
+    if is_of_earlier_version:
+        raise InputError(
+            f"{output.part}: was begun by an earlier version, which looked at slices in another way; "
+            "delete it, and the prediction begins anew"
+        )
+
+    raise InputError(
+        f"{output.part}: was begun with other settings or input"
+        f"{describe_difference(begun, output.identity)}; give what it was begun with, or {CURE}"
+    )
+
+
+def held_in(part: Path) -> list[Path]:
+    """Return what the folder of an interrupted call holds, apart from what `begin` and `alone` write."""
+    if not part.exists():
+        return []
+    return [path for path in part.rglob("*") if path.name not in (BEGUN, LOCK)]
 
 
 @contextmanager
 def alone(part: Path, leads: bool = True) -> Iterator[None]:
-    """Nobody else works on the same output while this is open; `InputError` where somebody does.
+    """Let nobody else work on the same output while this is open; `InputError` where somebody does.
 
-    The lock is freed by the system, whatever ends the process. Only the first of a team takes it. A folder in which
-    nothing was kept is removed again.
+    The lock is freed by the system, whatever ends the process. Only the first of a team takes it. A
+    folder in which nothing was kept is removed again.
     """
     if not leads:
         yield
         return
     if part.exists() and not part.is_dir():
-        raise InputError(f"{part}: is in the way; {ELSE}")
+        raise InputError(f"{part}: is in the way; {CURE}")
+
     made = [folder for folder in part.parents if not folder.exists()]
     part.mkdir(parents=True, exist_ok=True)
     is_mine = False
     try:
-        with (part / "lock").open("w") as file:
+        with (part / LOCK).open("w") as file:
             if not lock(file):
-                raise InputError(f"{part}: another process works on this output; wait for it, or choose another "
-                                 "--output")
+                raise InputError(
+                    f"{part}: another process works on this output; wait for it, or choose another "
+                    "--output"
+                )
             is_mine = True
             yield
     finally:
         # The lock is closed here: Windows renames and removes no folder in which a file is open.
-        if is_mine and (part / "moved").exists():
+        if is_mine and (part / MOVED).exists():
             remove(part)
         elif is_mine and part.exists() and not held_in(part):
             shutil.rmtree(part)
-            for folder in made:
-                with suppress(OSError):                         # something is in it
-                    folder.rmdir()
+            remove_empty(made)
 
 
-def finish(results: Blocks | ThreeAxes, volume: Volume, found: dict[str, Path], identity: dict, inside: Path,
-           training: dict | None) -> list[str]:
-    """Put the results together beside the output, then let it appear; what is noticed about slices, a line each.
-
-    Parameters
-    ----------
-    inside : Path
-        Where the map of the sample goes, which is written where not all pixels show it.
-    training : dict, or None
-        Grey values of the slices of training, see `slices.data_folder.training_window`.
-    """
-    target, part = found[MASK], part_of(found[MASK])
-    folder, about = part / "result", record_of(target, volume)
-    if not (part / "whole").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        limits = np.array(list(results.slices(LIMITS)))
-        record = identity | {"files": stamp(volume), "voxel": volume.voxel, "blank": int(np.isnan(limits[:, 0]).sum()),
-                             "limits": [None if np.isnan(low) else [low, high] for low, high in limits.tolist()],
-                             "slices": describe_slices(volume, np.array(list(results.slices(OWN))), training),
-                             **describe_outside(volume, results)}
-        for kind, path in found.items():
-            write_like(folder / path.relative_to(target.parent), volume, results.slices(kind),
-                       np.uint8 if kind == MASK else np.float16, identity)
-        if record["outside"]:
-            write_like(folder / inside.relative_to(target.parent), volume, inside_masks(results), np.uint8, identity)
-        write_json(folder / about.relative_to(target.parent), json.loads(json.dumps(record)))
-        if hasattr(os, "sync"):
-            os.sync()                                           # on the disk, before anything says that it is whole
-        write_json(part / "whole", {})                          # from here on things are only moved
-
-    others = [found[kind] for kind in found if kind != MASK]
-    whole = [target] if volume.kind == "folder" else [*others, inside, about, target]
-    for path in whole:                                          # the masks last: where they are, all is
-        made = folder / path.relative_to(target.parent)
-        if made.exists():                                       # else it was moved before an interruption
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(made, path)
-    write_json(part / "moved", {})                              # `alone` removes the folder, once it has let go of it
-    return notes_on_slices(read_json(about), about)
-
-
-def inside_masks(results: Blocks | ThreeAxes) -> Iterator[np.ndarray]:
-    """Yield where each slice of a volume with padding shows the sample: (H, W) uint8, 255 there.
-
-    A constant slice shows none: above and below the sample there is nothing but padding.
-    """
-    kinds = (results.slices(kind) for kind in (MASK, OUTSIDE, CONSTANT))
-    for mask, outside, is_constant in zip(*kinds, strict=True):
-        if outside.size:
-            yield np.where(outside, np.uint8(0), np.uint8(255))
-        else:
-            yield np.full_like(mask, 0 if is_constant else 255)
-
-
-def describe_outside(volume: Volume, results: Blocks | ThreeAxes) -> dict:
-    """Return the share of a volume that lies outside the sample, and slices where it is quite another than before.
-
-    Constant slices are left out of these: above and below the sample there is nothing to be seen.
-    """
-    outsides, constants = results.slices(OUTSIDE), results.slices(CONSTANT)
-    shares, changes, before = [], {}, None
-    for name, outside, is_constant in zip(volume.names, outsides, constants, strict=True):
-        share = float(outside.mean()) if outside.size else 0.0
-        shares.append(share)
-        if is_constant:
-            continue
-        if before is not None and abs(share - before) > SUDDEN:
-            changes[Path(name).name] = [before, share]
-        before = share
-    flat = {Path(name).name: found.tolist() for name, found in zip(volume.names, results.slices(FLAT), strict=True)
-            if np.isfinite(found[0])}
-    return {"outside": float(np.mean(shares)), "outside_changes": changes, "flat_borders": flat}
-
-
-def describe_slices(volume: Volume, own: np.ndarray, training: dict | None) -> dict:
-    """Return which slices do not look like the others, or like those of training: names, with contrasts and limits.
-
-    Parameters
-    ----------
-    own : (N, 2) ndarray
-        The percentiles of each slice.
-    """
-    contrasts = own[:, 1] - own[:, 0]
-    usual = float(np.percentile(contrasts, 75))
-    described = {"usual_contrast": usual, "low_contrast": {}, "unlike_training": {}, "training": training}
-    for name, (low, high), contrast in zip(volume.names, own.tolist(), contrasts.tolist(), strict=True):
-        if contrast < LOW_CONTRAST * usual:
-            described["low_contrast"][Path(name).name] = {"contrast": contrast, "limits": [low, high]}
-        if training is not None and is_unlike(low, high, training):
-            described["unlike_training"][Path(name).name] = {
-                "times_the_contrast": contrast / training["contrast"], "limits": [low, high]}
-    return described
-
-
-def is_unlike(low: float, high: float, training: dict) -> bool:
-    """Return whether the percentiles of a slice lie elsewhere than those of training, or farther apart, or closer."""
-    contrast = high - low
-    if not training["least_contrast"] / DIFFERENT <= contrast <= training["most_contrast"] * DIFFERENT:
-        return True
-    reach = (DIFFERENT - 1) * training["contrast"]
-    return abs(low - training["low"]) > reach or abs(high - training["high"]) > reach
-
-
-def notes_on_slices(record: dict, path: Path) -> list[str]:
-    """Return what to say about slices that look unlike others, or unlike those of training."""
-    notes, slices = [], record["slices"]
-    count = len(record["limits"])
-    unlike, low = slices["unlike_training"], slices["low_contrast"]
-    if unlike:
-        first, training = next(iter(unlike.values())), slices["training"]
-        values = (f"grey values {first['limits'][0]:g} to {first['limits'][1]:g} instead of {training['low']:g} to "
-                  f"{training['high']:g}")
-        by_training = record["settings"].get("window") == "training"
-        ratio = slices["usual_contrast"] / training["contrast"] if training["contrast"] else np.inf
-        if not 1 / OTHER_UNITS < ratio < OTHER_UNITS:
-            advice = ("--window training is wrong for them" if by_training
-                      else "no matter, as long as each is seen by its own percentiles")
-            notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices have grey values in other units than those "
-                         f"of training: {values}; {advice}")
-        else:
-            advice = "" if by_training else "; --window training shows them as training did"
-            notes.append(f"{shown(unlike)}: {len(unlike)} of {count} slices do not look like those of training: "
-                         f"contrast {first['times_the_contrast']:.3g} times as large, {values} (all in "
-                         f"{path.name}){advice}")
-    if low:
-        first = next(iter(low.values()))
-        left = "are" if record["settings"].get("blank") == "auto" else "can be"
-        notes.append(f"{shown(low)}: {len(low)} of {count} slices have little contrast, {first['contrast']:g} where "
-                     f"{slices['usual_contrast']:g} is usual; air? they {left} left blank by --blank auto")
-    if flat := record["flat_borders"]:
-        value, share = next(iter(flat.values()))
-        notes.append(f"{shown(flat)}: {share:.0%} of the slice are exactly {value:g}, at its border, as in {len(flat)} "
-                     f"of {count} slices, and count as sample; right if it is, else --outside {value:g}")
-    if changes := record["outside_changes"]:
-        before, share = next(iter(changes.values()))
-        notes.append(f"{shown(changes)}: what lies outside the sample changes suddenly there, first from {before:.0%} "
-                     f"to {share:.0%} of the slice; if that is wrong, give its grey value (--outside VALUE), or "
-                     "--outside none")
-    if record["outside"]:
-        notes.append(f"{record['outside']:.1%} of the pixels lie outside the sample and are 0 in the mask; --outside "
-                     "none looks at them, too")
-    elif record["settings"].get("outside") not in ("auto", "none", None):
-        notes.append(f"no slice holds {record['settings']['outside']} at its border, so nothing lies outside: is the "
-                     "value of --outside right?")
-    return notes
-
-
-def shown(names: dict) -> str:
-    """Return the first few names in words."""
-    first = list(names)[:NAMED]
-    return ", ".join(first) + (" …" if len(names) > len(first) else "")
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders in which nothing is."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove(part: Path) -> None:
-    """Remove the folder of a finished prediction; under another name first: half of it must not look like a whole."""
+    """Remove the folder of a finished prediction.
+
+    Under another name first: half of it must not look like a whole.
+    """
     done = part.with_name(f"{part.name}.done")
     shutil.rmtree(done, ignore_errors=True)
     if part.exists():
         part.rename(done)
     shutil.rmtree(done, ignore_errors=True)
+
+
+# --- after ----------------------------------------------------------------------------------------
+
+
+def finish(output: Output, results: Blocks | ThreeAxes, training: dict | None) -> list[str]:
+    """Put the results together beside the output, then let them appear.
+
+    Parameters
+    ----------
+    output : Output
+    results : Blocks or ThreeAxes
+    training : dict, or None
+        Grey values of the slices of training, see `slices.data_folder.training_window`.
+
+    Returns
+    -------
+    list of str
+        What is noticed about slices, a line each.
+    """
+    if not (output.part / WHOLE).exists():
+        put_together(output, results, training)
+    move_into_place(output)
+
+    # `alone` removes the folder, once it has let go of it.
+    write_json(output.part / MOVED, {})
+    return notes_on_slices(read_json(output.record), output.record)
+
+
+def put_together(output: Output, results: Blocks | ThreeAxes, training: dict | None) -> None:
+    """Write all results into the folder of the prediction, and say there that they are whole."""
+    volume, identity = output.volume, output.identity
+    shutil.rmtree(result_folder(output), ignore_errors=True)
+    record = identity | {"files": stamp(volume)} | describe_results(volume, results, training)
+
+    for kind, path in output.places.items():
+        dtype = np.uint8 if kind == MASK else np.float16
+        write_like(waiting_place(output, path), volume, results.slices(kind), dtype, identity)
+    if record["outside"]:
+        place = waiting_place(output, output.inside)
+        write_like(place, volume, inside_masks(results), np.uint8, identity)
+    as_json_has_it = json.loads(json.dumps(record))
+    write_json(waiting_place(output, output.record), as_json_has_it)
+
+    # All has to be on the disk before anything says that it is whole. From then on it is only
+    # moved.
+    if hasattr(os, "sync"):
+        os.sync()
+    write_json(output.part / WHOLE, {})
+
+
+def move_into_place(output: Output) -> None:
+    """Move all results to where they go, the masks last: where they are, all is.
+
+    What is not there any more was moved before an interruption.
+    """
+    if output.volume.kind == "folder":
+        # Everything else lies inside the folder of the masks.
+        paths = [output.target]
+    else:
+        others = [path for kind, path in output.places.items() if kind != MASK]
+        paths = [*others, output.inside, output.record, output.target]
+
+    for path in paths:
+        waiting = waiting_place(output, path)
+        if waiting.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(waiting, path)
+
+
+def result_folder(output: Output) -> Path:
+    """Return the folder in which results wait."""
+    return output.part / "result"
+
+
+def waiting_place(output: Output, path: Path) -> Path:
+    """Return where a result waits until all are there."""
+    return result_folder(output) / path.relative_to(output.target.parent)

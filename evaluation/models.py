@@ -1,0 +1,379 @@
+"""Score models on labelled slices: while they are trained, and at the end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from evaluation.intervals import compare, summarise
+from evaluation.metrics import slice_table, threshold_scores
+from evaluation.otsu import fit_otsu, predict_otsu
+from evaluation.uncertainty import calibration_error, reliability
+from runtime.devices import resolve_precision
+from runtime.files import write_csv, write_json, write_npz
+from slices.reading import Slice, center_patch
+from utils import SlidingWindow, overlap_metrics, predict_images, probability_of
+
+CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
+OTSU = "Otsu"  # the classical baseline, in tables
+
+
+# --- while models are trained ---------------------------------------------------------------------
+
+
+def validate(
+    model: torch.nn.Module,
+    slices: list[Slice],
+    device: torch.device,
+    sliding_window: SlidingWindow,
+    threshold: float,
+    whole_images: bool = False,
+) -> dict[str, float | None]:
+    """Return Dice and IoU of centre patches or of whole images; None without slices.
+
+    Means over slices; but where the truth of one is empty, of the pixels of all slices together.
+    The Dice of an empty slice is 0 or 1, by a single pixel, and would drown the others.
+
+    Parameters
+    ----------
+    model : module
+    slices : list of Slice
+    device : torch.device
+    sliding_window : SlidingWindow
+        Through which whole images are looked at; centre patches are one window.
+    threshold : float
+        Probability from which a pixel is foreground.
+    whole_images : bool
+    """
+    model.eval()
+    if not slices:
+        return {"dice": None, "iou": None}
+
+    if whole_images:
+        images = [s.image for s in slices]
+        probabilities = predict_images(model, images, device, sliding_window)
+        parts = slices
+    else:
+        side = sliding_window.patch_size
+        parts = [center_part(s, side) for s in slices]
+        patches = np.stack([part.image for part in parts])
+        probabilities = probability_of(model, patches, device, precision=sliding_window.precision)
+
+    masks = []
+    for probability, part in zip(probabilities, parts, strict=True):
+        mask = probability >= threshold
+        if part.outside is not None:
+            mask &= ~part.outside
+        masks.append(mask)
+
+    return mean_overlap(masks, [part.mask for part in parts])
+
+
+def center_part(s: Slice, side: int) -> Slice:
+    """Return the centre patch of a slice, with its mask."""
+    outside = None if s.outside is None else center_patch(s.outside, side)
+    return Slice(s.path, center_patch(s.image, side), center_patch(s.mask, side), outside)
+
+
+def mean_overlap(masks: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, float]:
+    """Return Dice and IoU, means over slices.
+
+    Of all pixels together where the truth of a slice is empty.
+    """
+    if all(truth.any() for truth in truths):
+        scores = [overlap_metrics(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
+        return {name: float(np.mean([score[name] for score in scores])) for name in ("dice", "iou")}
+
+    all_masks = np.concatenate([mask.ravel() for mask in masks])
+    all_truths = np.concatenate([truth.ravel() for truth in truths])
+    pooled = overlap_metrics(all_masks, all_truths)
+    return {name: float(pooled[name]) for name in ("dice", "iou")}
+
+
+# --- at the end -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How trained models are scored.
+
+    Attributes
+    ----------
+    sliding_window : SlidingWindow
+    threshold : float
+        Probability from which a pixel is foreground.
+    control : str
+        Method that the others are compared with, slice by slice, where it is among the models.
+    """
+
+    sliding_window: SlidingWindow
+    threshold: float
+    control: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What methods make of the test slices: lists in the order of the slices, by method.
+
+    Attributes
+    ----------
+    maps : dict of str to list of (H, W) float32 ndarrays
+        Probabilities, 0 where there is no sample.
+    full : dict of str to list of (H, W) bool ndarrays
+        Masks of whole images.
+    patches : dict of str to list of (P, P) bool ndarrays
+        Masks of centre patches, predicted from one window.
+    """
+
+    maps: dict[str, list[np.ndarray]]
+    full: dict[str, list[np.ndarray]]
+    patches: dict[str, list[np.ndarray]]
+
+
+def evaluate_models(
+    models: Mapping[str, torch.nn.Module],
+    test: list[Slice],
+    train: list[Slice],
+    folder: Path,
+    scoring: Scoring,
+    device: torch.device,
+) -> dict:
+    """Score models and smoothed Otsu on test slices, as centre patches and as stitched whole images.
+
+    A centre patch is predicted from one window; its inner `CENTRE` pixels are scored, so that
+    recipes with different windows are scored on the same pixels.
+
+    Writes `test_patches.csv`, `test_full.csv`, `summary.json` and, for the figures,
+    `predictions.npz` (images, masks, probabilities as uint8), `calibration.csv` and
+    `thresholds.csv` to `folder`.
+
+    Parameters
+    ----------
+    models : dict of method name to model in eval mode
+    test, train : list of Slice
+        The classical baseline gets its two choices from the latter.
+    folder : Path
+    scoring : Scoring
+    device : torch.device
+
+    Returns
+    -------
+    dict
+        The content of `summary.json`.
+    """
+    sigma, bright = fit_otsu(train)
+    predictions = predict_otsu_everywhere(test, sigma, bright, patch_side(scoring))
+    for method, model in models.items():
+        predict_model(predictions, method, model, test, scoring, device)
+
+    tables = make_tables(predictions, test, scoring)
+    summary = {
+        "threshold": scoring.threshold,
+        "precision": resolve_precision(device, scoring.sliding_window.precision),
+        "control": scoring.control,
+        "otsu": {"sigma": sigma, "bright": bright},
+    }
+    for kind, table in tables.items():
+        write_csv(folder / f"test_{kind}.csv", table)
+        summary[kind] = {
+            "methods": summarise(table),
+            "paired": compare_with_control(table, list(models), scoring.control),
+        }
+
+    if models and test:
+        calibration, thresholds = judge_probabilities(predictions, list(models), test)
+        write_csv(folder / "calibration.csv", calibration)
+        write_csv(folder / "thresholds.csv", thresholds)
+        summary["calibration"] = {
+            method: calibration_error(rows)
+            for method, rows in calibration.groupby("method", sort=False)
+        }
+
+    write_predictions(folder / "predictions.npz", predictions, test, scoring.threshold)
+    # Last: where it is, the others are.
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def patch_side(scoring: Scoring) -> int:
+    """Return the side of the centre patch that is scored [px]."""
+    return min(CENTRE, scoring.sliding_window.patch_size)
+
+
+def predict_otsu_everywhere(
+    test: list[Slice], sigma: float, bright: bool, side: int
+) -> Predictions:
+    """Return what the classical baseline makes of the test slices."""
+    masks = [predict_otsu(s, sigma, bright) for s in test]
+    return Predictions(
+        maps={OTSU: [mask.astype(np.float32) for mask in masks]},
+        full={OTSU: masks},
+        patches={OTSU: [center_patch(mask, side) for mask in masks]},
+    )
+
+
+def predict_model(
+    predictions: Predictions,
+    method: str,
+    model: torch.nn.Module,
+    test: list[Slice],
+    scoring: Scoring,
+    device: torch.device,
+) -> None:
+    """Add what a model makes of the test slices, whole and in their centre."""
+    window = scoring.sliding_window
+    images = [s.image for s in test]
+    maps = []
+    for probability, s in zip(predict_images(model, images, device, window), test, strict=True):
+        maps.append(clear_outside(probability, s))
+    predictions.maps[method] = maps
+    predictions.full[method] = [probability >= scoring.threshold for probability in maps]
+    predictions.patches[method] = []
+    if not test:
+        return
+
+    side = patch_side(scoring)
+    windows = np.stack([center_patch(image, window.patch_size) for image in images])
+    probabilities = probability_of(model, windows, device, window.tta, window.precision)
+    for probability, s in zip(probabilities, test, strict=True):
+        mask = center_patch(probability, side) >= scoring.threshold
+        predictions.patches[method].append(mask & center_patch(inside_of(s), side))
+
+
+def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
+    """Return a map with 0 where there is no sample."""
+    if s.outside is None:
+        return probability
+    return probability * ~s.outside
+
+
+def inside_of(s: Slice) -> np.ndarray:
+    """Return where a slice shows the sample: (H, W) bool."""
+    if s.outside is None:
+        return np.ones(s.image.shape, bool)
+    return ~s.outside
+
+
+def make_tables(
+    predictions: Predictions, test: list[Slice], scoring: Scoring
+) -> dict[str, pd.DataFrame]:
+    """Return the scores of all methods, slice by slice, of centre patches and of whole images."""
+    stems = [s.stem for s in test]
+    truths = [s.mask.astype(bool) for s in test]
+    side = patch_side(scoring)
+    true_patches = [center_patch(truth, side) for truth in truths]
+    return {
+        "patches": slice_table(predictions.patches, true_patches, stems),
+        "full": slice_table(predictions.full, truths, stems),
+    }
+
+
+def compare_with_control(table: pd.DataFrame, methods: list[str], control: str) -> list[dict]:
+    """Return the paired comparison of each method with the control.
+
+    None where that is not there.
+    """
+    if control not in methods or table.empty:
+        return []
+    return [compare(table, method, control) for method in methods if method != control]
+
+
+def judge_probabilities(
+    predictions: Predictions, methods: list[str], test: list[Slice]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return reliability diagram and Dice by threshold of each method, inside the sample."""
+    inside = [inside_of(s) for s in test]
+    truths = [s.mask.astype(bool)[where] for s, where in zip(test, inside, strict=True)]
+    calibration = []
+    thresholds = []
+    for method in methods:
+        maps = predictions.maps[method]
+        probabilities = [
+            probability[where] for probability, where in zip(maps, inside, strict=True)
+        ]
+        calibration.append(reliability(probabilities, truths).assign(method=method))
+        thresholds.append(threshold_scores(probabilities, truths).assign(method=method))
+
+    return pd.concat(calibration), pd.concat(thresholds)
+
+
+def write_predictions(
+    path: Path, predictions: Predictions, test: list[Slice], threshold: float
+) -> None:
+    """Write images, masks and probabilities of the test slices, for the figures."""
+    arrays = {}
+    for method, maps in predictions.maps.items():
+        for i, probability in enumerate(maps):
+            arrays[f"{method}_{i}"] = to_grey(probability, threshold)
+    for i, s in enumerate(test):
+        arrays[f"image_{i}"] = s.image
+    for i, s in enumerate(test):
+        arrays[f"truth_{i}"] = s.mask
+    write_npz(
+        path,
+        stems=np.array([s.stem for s in test]),
+        methods=np.array(list(predictions.maps)),
+        threshold=np.array(threshold),
+        **arrays,
+    )
+
+
+def to_grey(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Return (H, W) uint8, 255 for 1, rounded such that `grey / 255 >= threshold` where the probability is."""
+    grey = np.rint(255 * probability)
+    darkest_foreground = np.argmax(np.arange(256) / 255 >= threshold)
+    is_foreground = probability >= threshold
+    foreground = np.maximum(grey, darkest_foreground)
+    background = np.minimum(grey, darkest_foreground - 1)
+    return np.where(is_foreground, foreground, background).astype(np.uint8)
+
+
+# --- where models are unsure ----------------------------------------------------------------------
+
+
+def uncertainty_maps(
+    student: torch.nn.Module,
+    teacher: torch.nn.Module,
+    images: list[np.ndarray],
+    device: torch.device,
+    sliding_window: SlidingWindow,
+) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """Return the mean probability of both models, and four maps of each image that say how unsure it is.
+
+    `total`, the deviation √(p (1 − p)) of a decision at the mean probability p; `spread`, the
+    deviation of p over models, symmetries and overlapping windows (models: Lakshminarayanan et al.,
+    2017, arXiv:1612.01474; symmetries: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103); that
+    of the teacher alone; and student − teacher.
+
+    Parameters
+    ----------
+    student, teacher : modules
+    images : list of (H, W) uint8 ndarrays
+    device : torch.device
+    sliding_window : SlidingWindow
+        With test-time augmentation.
+    """
+
+    def predict(*models: torch.nn.Module) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return mean and spread of each image."""
+        joint = torch.nn.ModuleList(models)
+        means, spreads = [], []
+        for mean, spread in predict_images(joint, images, device, sliding_window, True):
+            means.append(mean)
+            spreads.append(spread)
+        return means, spreads
+
+    of_student, _ = predict(student)
+    of_teacher, spread_of_teacher = predict(teacher)
+    means, spreads = predict(student, teacher)
+    differences = [abs(one - other) for one, other in zip(of_student, of_teacher, strict=True)]
+    maps = {
+        "total": [np.sqrt(mean * (1 - mean)) for mean in means],
+        "spread": spreads,
+        "spread, teacher alone": spread_of_teacher,
+        "student − teacher": differences,
+    }
+    return means, maps

@@ -1,0 +1,111 @@
+"""The phases of a run, and the methods that they make."""
+
+from dataclasses import dataclass
+
+import torch
+
+from config import Config
+from runtime.team import Team
+from slices.data_folder import Data
+
+CONTROL = "supervised continued"
+LABELS = {
+    "mean_teacher": "Mean Teacher",
+    "cutmix_mt": "CutMix Mean Teacher",
+    "fixmatch": "FixMatch",
+    "unimatch": "UniMatch",
+    "best": "best",
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a run.
+
+    Attributes
+    ----------
+    name : str
+        Its key in `phases.json`, and the name of its weights.
+    label : str
+        What tables and progress bars call what it trains.
+    log : str
+        Its table in the run folder, a row per epoch.
+    epochs : int
+    start : str or None
+        The checkpoint that it begins with, by name; None for random weights.
+    is_semi_supervised : bool
+        Whether a teacher labels unlabelled slices.
+    """
+
+    name: str
+    label: str
+    log: str
+    epochs: int
+    start: str | None = None
+    is_semi_supervised: bool = False
+
+    @property
+    def unlabelled_stream(self) -> str:
+        """The name on which the order and the views of the unlabelled batches depend."""
+        return f"{self.name} unlabelled"
+
+
+def supervised_phase(config: Config) -> Phase:
+    """Return the phase that trains on labelled slices, from random weights: `best_supervised`."""
+    return Phase("supervised", "supervised", "sup_metrics.csv", config.sup_epochs)
+
+
+def control_phase(config: Config) -> Phase:
+    """Return the step-matched control of the semi-supervised phase: `best_continued`.
+
+    It starts where that one starts, with optimizer and schedule reset likewise, and takes as many
+    steps.
+    """
+    start = start_of_second_phase(config)
+    return Phase("continued", CONTROL, "continued_metrics.csv", config.ssl_epochs, start)
+
+
+def semi_supervised_phase(config: Config) -> Phase:
+    """Return the phase of student and teacher on all slices, the encoder partly frozen: `best_ssl_*`."""
+    return Phase(
+        "mean_teacher",
+        LABELS[config.method],
+        "ssl_metrics.csv",
+        config.ssl_epochs,
+        start_of_second_phase(config),
+        is_semi_supervised=True,
+    )
+
+
+def start_of_second_phase(config: Config) -> str | None:
+    """Return the checkpoint with which control and semi-supervised phase begin.
+
+    None for random weights.
+    """
+    return "supervised" if config.warm_start else None
+
+
+def method_names(method: str) -> dict[str, str]:
+    """Return the rows of the tables, in their order: name of the trained model → name of its checkpoint."""
+    names = {"supervised": "supervised", CONTROL: "continued"}
+    if method in LABELS:
+        for kind in ("student", "teacher"):
+            names[f"{LABELS[method]} ({kind})"] = f"ssl_{kind}"
+    return names
+
+
+@dataclass(frozen=True)
+class Job:
+    """A phase, as this process trains it: settings, data, device, and the processes that share it."""
+
+    config: Config
+    data: Data
+    phase: Phase
+    device: torch.device
+    team: Team
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch: one pass over the labelled slices, unless another number is set."""
+        one_pass = max(1, len(self.data.train) // self.config.batch_size)
+        return self.config.steps_per_epoch or one_pass

@@ -1,0 +1,243 @@
+"""Before a run begins, or goes on: read the data, open its folder; and say whether all is as it was then."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from config import FREE, Config, stored_config
+from datasets import Views, view_options
+from runtime.devices import choose_device
+from runtime.files import read_json, remove_leftovers, write_json, write_npz
+from runtime.loaders import LoaderOptions, make_loader
+from runtime.messages import InputError, one_line
+from runtime.run_folder import RunFiles, differences, open_run
+from runtime.team import Team, join_team
+from slices.data_folder import Data, describe_data, load_data, used_files
+from slices.options import DataOptions, Reading
+from slices.splits import SplitOptions
+from slices.windows import parse_outside, read_grey
+
+LEAST_PARTICLE = 3.0  # blocks: smaller particles are hard to see for a network that works on means
+SAMPLE_VIEWS = 8  # of each kind, for the figure
+
+
+def data_options(config: Config) -> DataOptions:
+    """Return which slices a run reads, and how."""
+    split = SplitOptions(
+        config.split, config.val_fraction, config.test_fraction, config.fold, config.seed
+    )
+    reading = Reading(
+        config.roi,
+        config.percentiles,
+        config.mask_foreground,
+        parse_outside(config.outside),
+        config.trust_pairs,
+    )
+    return DataOptions(split, config.labels, config.max_unlabelled, reading)
+
+
+def read_slices(config: Config) -> Data:
+    """Return the data that these settings name, read, preprocessed and split."""
+    return load_data(Path(config.data), data_options(config))
+
+
+def files_of(config: Config) -> dict[str, Path]:
+    """Return the files of the data folder that a run reads, by their names in it."""
+    return used_files(Path(config.data), config.split, config.max_unlabelled)
+
+
+def prepare(config: Config, resume: bool = False) -> Data:
+    """Read the data and open the run folder.
+
+    `split.json` and `samples.npz` (for the figures) are written to it. Until this process ends, no
+    other may work in that folder.
+
+    Raises
+    ------
+    InputError
+        For whatever is wrong with the data, or with what is in the folder.
+    """
+    data = read_slices(config)
+    device = choose_device(config.device)
+    team = join_team(device)
+    check_team(config, team)
+    if team.leads:
+        if device.type != "cpu" or team.size > 1:
+            say_that_digits_vary(f"{team.size} processes" if team.size > 1 else device.type)
+        open_folder(config, data, resume)
+        for note in [*data.notes, *notes_on_blocks(config, data)]:
+            print(note, file=sys.stderr)
+
+    team.wait()
+    return data
+
+
+def check_team(config: Config, team: Team) -> None:
+    """Raise `InputError` where the processes of a team cannot share a run with these settings."""
+    part = team.part_of_batch(config.batch_size)
+    if config.cutmix_p and part == 1:
+        raise InputError(
+            f"--batch-size {config.batch_size}: leaves one sample to each of {team.size} processes, "
+            f"and --cutmix-p mixes the samples of a process; --batch-size {2 * team.size} or more"
+        )
+
+    if config.nonfinite == "skip" and team.size > 1:
+        raise InputError(
+            "--nonfinite skip: is for one process; others would not know of the skipped step"
+        )
+
+
+def say_that_digits_vary(where: str) -> None:
+    """Say that two runs with one seed differ in their last digits on other devices than a single CPU."""
+    print(
+        f"{where}: sums have no fixed order there; the same seed gives the same results but for the "
+        "last digits (one process with --device cpu: the same bytes)",
+        file=sys.stderr,
+    )
+
+
+# --- the run folder -------------------------------------------------------------------------------
+
+
+def open_folder(config: Config, data: Data, resume: bool) -> None:
+    """Open the run folder, or go on in it, and write what is known before training.
+
+    Raises
+    ------
+    InputError
+        Where something else is there, or the data have changed.
+    """
+    refuse_other_weights(config)
+    path = config.run_folder / "config.json"
+    is_of_earlier_version = path.exists() and "outside" not in read_json(path)
+
+    files = RunFiles(
+        settings=as_json_has_it(config),
+        defaults=as_json_has_it(Config()),
+        # A data folder may move; that its pixels stayed is compared below.
+        free=(*FREE, "data"),
+        data=files_of(config),
+    )
+    open_run(config.run_folder, files, choose_device(config.device), resume)
+    remove_leftovers(config.checkpoint_folder)
+    write_split(config, data, is_of_earlier_version)
+
+    stored = read_json(path)
+    if stored["data"] != config.data:
+        write_json(path, stored | {"data": config.data})
+    write_samples(config, data)
+
+
+def as_json_has_it(config: Config) -> dict:
+    """Return settings with lists in the place of tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def refuse_other_weights(config: Config) -> None:
+    """Raise `InputError` where the folder of the weights holds some, and the run folder no run."""
+    weights = list(config.checkpoint_folder.glob("*.*"))
+    if weights and not (config.run_folder / "config.json").exists():
+        raise InputError(
+            f"{config.checkpoint_folder}: holds weights of another run; move them away, or choose "
+            "another --run"
+        )
+
+
+def write_split(config: Config, data: Data, is_of_earlier_version: bool) -> None:
+    """Write which slices have which role, with a hash of their pixels.
+
+    `InputError` where that has changed.
+    """
+    path = config.run_folder / "split.json"
+    described = describe_data(data)
+    if path.exists() and read_json(path) != described:
+        if is_of_earlier_version:
+            raise InputError(
+                f"{config.data}: slices, masks or split are not those of {path}: they changed, or "
+                "this version takes something else for padding or foreground than the earlier one "
+                "that began the run; choose another --run"
+            )
+        raise InputError(
+            f"{config.data}: slices, masks or split changed since {path}; choose another --run"
+        )
+
+    write_json(path, described)
+
+
+def write_samples(config: Config, data: Data) -> None:
+    """Write `samples.npz`: a slice before and after preprocessing, and some views, for the figures."""
+    arrays = {}
+    if config.downsample > 1:
+        arrays["patch_size"] = np.array(config.patch_size)
+    for kind, slices in (("labelled", data.train), ("unlabelled", data.unlabelled)):
+        views = Views(slices, view_options(config))
+        seed = [config.seed, *b"figure", *kind.encode()]
+        batch = next(make_loader(views, LoaderOptions(SAMPLE_VIEWS, seed)))
+        for name, tensor in batch.items():
+            eight_bit = (tensor[:, 0] * 255).round().byte()
+            arrays[f"{kind}_{name}"] = eight_bit.numpy()
+
+    first = data.train[0]
+    write_npz(
+        config.run_folder / "samples.npz",
+        raw=read_grey(first.path, parse_outside(config.outside)).image,
+        image=first.image,
+        mask=first.mask,
+        percentiles=np.array(config.percentiles),
+        **arrays,
+    )
+
+
+# --- particles and the resolution of the network --------------------------------------------------
+
+
+def notes_on_blocks(config: Config, data: Data) -> list[str]:
+    """Return a line where most particles are too small for a network that works on block means."""
+    if config.downsample == 1:
+        return []
+    diameters = np.concatenate([component_diameters(s.mask) for s in data.train])
+    if len(diameters) == 0:
+        return []
+    median = np.median(diameters)
+    if median >= LEAST_PARTICLE * config.downsample:
+        return []
+    fitting = max(1, int(median / LEAST_PARTICLE))
+    return [
+        f"half of the labelled particles are less than {median:.1f} px across, which is "
+        f"{median / config.downsample:.1f} blocks of --downsample {config.downsample}: --downsample "
+        f"{fitting} shows them better"
+    ]
+
+
+def component_diameters(mask: np.ndarray) -> np.ndarray:
+    """Return the diameters of the circles as large as the connected components of a mask [px], (N,)."""
+    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(parts.ravel())[1:]
+    return np.sqrt(4 * areas / np.pi)
+
+
+# --- is a run still what it was? ------------------------------------------------------------------
+
+
+def verify(folder: Path) -> int:
+    """Say whether data, code, weights and versions at hand are those of a run.
+
+    Returns
+    -------
+    int
+        0, or 1 with a line for each difference.
+    """
+    config = stored_config(folder / "config.json")
+    weights = {path.name: path for path in config.checkpoint_folder.glob("best_*.safetensors")}
+    device = choose_device(config.device)
+    lines = differences(folder, device, files_of(config), weights, config.precision)
+    if not lines:
+        print(f"{folder}: data, code, weights and versions are those of the run")
+        return 0
+    for line in lines:
+        print(one_line(line))
+    return 1

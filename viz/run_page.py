@@ -1,0 +1,389 @@
+"""The page of a run: what it found, and how it was made. Needs no other file and no network."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from config import Config, make_config
+from evaluation.intervals import describe
+from evaluation.uncertainty import SMALLEST
+from particles.shapes import particle_table
+from particles.sizes import summarise_sizes
+from viz.run_files import StoredArrays, read_optional, read_table, results_table
+from viz.size_figures import draw_sizes
+from viz.slice_figures import PER_SLICE, to_mask
+
+TEMPLATE = Path(__file__).with_name("run_page.html")
+
+CAPTIONS = {
+    "paired": "Dice of every test slice. A grey line follows one slice through the methods; the black "
+    "bar is the mean.",
+    "methods": "One test slice: errors of each method. Red pixels were marked wrongly, cyan ones were "
+    "missed.",
+    "prediction": "One test slice: probability, mask, and errors of the last method.",
+    "worst": "The test slices with the lowest Dice, and what went wrong there.",
+    "calibration": "Left: observed against predicted share of foreground; ECE is the mean distance from "
+    "the diagonal. Right: Dice when another threshold is taken.",
+    "sizes": "Cumulative distributions of particle sizes in the test slices, of particles that touch no "
+    "border, each with the inverse of its chance to lie inside. Left by number, right by area.",
+    "curves": "Learning curves of the phases. Validation Dice chooses the checkpoint; test slices "
+    "decide nothing.",
+    "slice": "The first training slice: as stored, in the percentile window the network sees, and with "
+    "its mask.",
+    "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
+}
+FIGURES = {
+    "Where it is right, and wrong": ("paired", "methods", "worst", "prediction", "calibration"),
+    "Particle sizes": ("sizes",),
+    "Training": ("curves",),
+    "The data": ("slice", "views"),
+}
+METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice (2 px)"}
+RESULT_CAPTIONS = {
+    "full": "Otsu: a smoothed threshold. Supervised continued: the control, trained for as many further "
+    "steps as student and teacher. Full images, stitched from windows.",
+    "patches": "Centre patches, from one window.",
+}
+
+# With fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05.
+LEAST_SLICES = 6
+
+# Settings that say nothing about the recipe.
+CIRCUMSTANCES = ("data", "run", "pixel_size", "device", "num_workers")
+
+SIZES_DPI = 100
+PAGE_DPI = 110
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the page needs of a table.
+
+    Attributes
+    ----------
+    heads : list of str
+    rows : list of lists
+    caption : str
+    folded : str
+        A folded table opens with a click on these words.
+    marked : set of int
+        Rows that stand out.
+    """
+
+    heads: list[str]
+    rows: list[list]
+    caption: str = ""
+    folded: str = ""
+    marked: set[int] = field(default_factory=set)
+
+
+def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
+    """Return the page of a run, as HTML.
+
+    Parameters
+    ----------
+    run : Path
+    config : Config
+    figures : dict of name to Figure
+        Those of `utils_viz.draw_run`.
+    """
+    figures = dict(figures)
+    unit = "µm" if config.pixel_size else "px"
+    sizes = size_tables(run, config.pixel_size or 1.0)
+    if sizes:
+        figures["sizes"] = draw_sizes(sizes, unit)
+        figures["sizes"].savefig(run / "figures" / "sizes.png", dpi=SIZES_DPI)
+
+    sections: dict[str, list] = {"Results": result_tables(run)}
+    for title, kinds in FIGURES.items():
+        sections[title] = pictures(run, figures, kinds)
+    if sizes:
+        sections["Particle sizes"].append(size_summary(sizes, unit))
+    sections["Training"] += phase_tables(run)
+    sections["The data"] += split_tables(run)
+    sections["How it was made"] = [settings_table(config), *environment_tables(run)]
+    sections["What to annotate next"] = annotation_tables(run)
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        name=config.run,
+        details=describe_run(run, config),
+        found=describe_results(run),
+        sections={title: parts for title, parts in sections.items() if parts},
+    )
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def describe_run(run: Path, config: Config) -> str:
+    """Return in words what was trained, on what, when and where, and what differs from the recipe."""
+    environment = read_optional(run / "environment.json")
+    method = config.method.replace("_", " ")
+    device = environment.get("device", "unknown device")
+    date = str(environment.get("date", ""))[:10] or "unknown date"
+    parts = [f"{method}, width {config.base_channels}, on {config.data}", f"{device}, {date}"]
+
+    changed = []
+    for name, (value, usual) in changes(config).items():
+        if name not in CIRCUMSTANCES:
+            changed.append(f"{name} {as_typed(value)} instead of {as_typed(usual)}")
+    if changed:
+        parts.append(", ".join(changed))
+    return "; ".join(parts)
+
+
+def describe_results(run: Path) -> list[str]:
+    """Return the result in sentences: scores of full test images, and what is clear about the differences."""
+    full = read_optional(run / "summary.json").get("full")
+    if not full or not full["methods"]:
+        return ["No test slice was scored, so nothing can be said about accuracy."]
+
+    scores = {name: metrics["dice"]["mean"] for name, metrics in full["methods"].items()}
+    best = max(scores, key=scores.get)
+    line = f"Highest mean Dice of full test images: {best}, {scores[best]:.3f}"
+    if best != "Otsu" and "Otsu" in scores:
+        line += f"; a threshold (Otsu, smoothed) has {scores['Otsu']:.3f}"
+    lines = [f"{line}."]
+
+    pairs = full["paired"]
+    lines += [describe(pair) for pair in pairs if pair["method"] != "supervised"]
+    if pairs and pairs[0]["slices"] < LEAST_SLICES:
+        slices = pairs[0]["slices"]
+        plural = "s" if slices > 1 else ""
+        lines.append(
+            f"With {slices} test slice{plural} no difference can be significant: it takes "
+            f"{LEAST_SLICES}."
+        )
+
+    return lines
+
+
+def changes(config: Config) -> dict[str, tuple]:
+    """Return value and recipe's value of each setting that differs from the recipe that `config.method` names."""
+    recipe = make_config(method=config.method)
+    changed = {}
+    for name in Config.__dataclass_fields__:
+        value = getattr(config, name)
+        usual = getattr(recipe, name)
+        if value != usual:
+            changed[name] = (value, usual)
+
+    return changed
+
+
+def as_typed(value: object) -> str:
+    """Return a setting as one would type it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def result_tables(run: Path) -> list[Table]:
+    """Return mean and interval of each metric by method, of full images and centre patches."""
+    if not (run / "summary.json").exists():
+        return []
+    tables = []
+    for kind, caption in RESULT_CAPTIONS.items():
+        table = results_table(run, kind)
+        if len(table) == 0:
+            continue
+        heads = ["", *(METRIC_NAMES.get(column, column) for column in table)]
+        rows = [[name, *cells] for name, *cells in table.itertuples()]
+        text = f"{caption} Mean over test slices (95 % bootstrap interval)."
+        tables.append(Table(heads, rows, text))
+
+    return tables
+
+
+def size_tables(run: Path, pixel_size: float) -> dict[str, pd.DataFrame]:
+    """Return the particles of the test slices: the truth's, and those each model finds.
+
+    Of at least `SMALLEST` pixels. Nothing where no predictions are stored.
+    """
+    path = run / "predictions.npz"
+    if not path.exists():
+        return {}
+    return particles_of(StoredArrays(path), pixel_size)
+
+
+def particles_of(stored: Mapping[str, np.ndarray], pixel_size: float) -> dict[str, pd.DataFrame]:
+    """Return the particles in stored test slices, one slice at a time."""
+    threshold = float(stored["threshold"])
+    methods = [str(method) for method in stored["methods"] if method != "Otsu"]
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("truth", *methods)}
+    for i in range(len(stored["stems"])):
+        parts["truth"].append(particle_table(stored[f"truth_{i}"], pixel_size))
+        for method in methods:
+            mask = to_mask(stored[f"{method}_{i}"], threshold)
+            parts[method].append(particle_table(mask, pixel_size))
+
+    tables = {}
+    for name, of_slices in parts.items():
+        if of_slices:
+            table = pd.concat(of_slices)
+            tables[name] = table[table["voxels"] >= SMALLEST]
+
+    return tables
+
+
+def size_summary(tables: dict[str, pd.DataFrame], unit: str) -> Table:
+    """Return number of particles, and D10, D50 and D90 by number and by area."""
+    summaries = {name: summarise_sizes(table) for name, table in tables.items()}
+    columns = list(next(iter(summaries.values())))
+    rows = []
+    for name, summary in summaries.items():
+        rows.append([name, *(size_text(summary[column]) for column in columns)])
+    heads = ["", *(column.replace("_", " by ") for column in columns)]
+    caption = f"Diameters in {unit}, of particles of at least {SMALLEST} pixels that touch no border (whole)."
+    return Table(heads, rows, caption)
+
+
+def size_text(value: float | int | None) -> str:
+    """Return a size or a number as text; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
+
+
+# --- how it was made ------------------------------------------------------------------------------
+
+
+def split_tables(run: Path) -> list[Table]:
+    """Return which slices had which part."""
+    rows = []
+    for part, stems in read_optional(run / "split.json").items():
+        if isinstance(stems, list) and stems:
+            rows.append([part, len(stems), ", ".join(map(str, stems))])
+    if not rows:
+        return []
+    return [Table(["", "slices", ""], rows, folded="Which slices had which part")]
+
+
+def phase_tables(run: Path) -> list[Table]:
+    """Return steps, time and chosen epoch of each phase."""
+    rows = []
+    for phase in read_optional(run / "phases.json").values():
+        for name, best in phase["best"].items():
+            dice = best["val_dice"]
+            rows.append(
+                [
+                    phase.get("label", name),
+                    f"best_{name}",
+                    phase["steps"],
+                    f"{phase['seconds']:.0f} s",
+                    best["epoch"],
+                    "" if dice is None else f"{dice:.3f}",
+                ]
+            )
+
+    if not rows:
+        return []
+    heads = ["phase", "weights", "steps", "time", "chosen epoch", "its validation Dice"]
+    return [Table(heads, rows)]
+
+
+def settings_table(config: Config) -> Table:
+    """Return every setting; those that differ from the recipe are marked."""
+    changed = changes(config)
+    rows = []
+    marked = set()
+    for i, (name, setting) in enumerate(Config.__dataclass_fields__.items()):
+        usual = ""
+        if name in changed:
+            marked.add(i)
+            usual = as_typed(changed[name][1])
+        rows.append([name, as_typed(getattr(config, name)), usual, setting.metadata["help"]])
+
+    heads = ["setting", "value", "in the recipe", "what it is"]
+    folded = f"Settings: {len(changed)} differ from the recipe of {config.method}"
+    return Table(heads, rows, folded=folded, marked=marked)
+
+
+def environment_tables(run: Path) -> list[Table]:
+    """Return versions, device, command, code."""
+    rows = []
+    for name, value in read_optional(run / "environment.json").items():
+        if name == "data":
+            continue
+        text = as_typed(value)
+        if isinstance(value, dict):
+            text = ", ".join(f"{key} {item}" for key, item in value.items())
+        rows.append([name.replace("_", " "), text])
+
+    if not rows:
+        return []
+    return [Table(["", ""], rows, folded="Machine, versions, code")]
+
+
+def annotation_tables(run: Path) -> list[Table]:
+    """Return the first rows of the ranking of what to annotate next, where there is one."""
+    path = run / "annotate_next.csv"
+    if not path.exists():
+        return []
+    ranking = read_table(path, "rank", "file", "coverage", "coverage_alone").head()
+    rows = []
+    for row in ranking.itertuples():
+        rows.append([row.rank, row.file, f"{row.coverage:.2f}", f"{row.coverage_alone:.2f}"])
+    heads = ["", "slice", "coverage up to here", "coverage alone"]
+    caption = "Unlabelled slices unlike those that are labelled, the most useful one first."
+    return [Table(heads, rows, caption)]
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def pictures(run: Path, figures: dict[str, Figure], kinds: tuple[str, ...]) -> list[dict]:
+    """Return the figures of some kinds, with their captions."""
+    shown = []
+    for kind in kinds:
+        name = find_figure(run, figures, kind)
+        if name is not None:
+            shown.append(picture(run, figures, name))
+    return shown
+
+
+def find_figure(run: Path, figures: dict[str, Figure], kind: str) -> str | None:
+    """Return the name of a figure of a kind, drawn now or before; None where there is none.
+
+    Of those that there is one of for each slice the first.
+    """
+    drawn = {*figures, *(path.stem for path in (run / "figures").glob("*.png"))}
+    for name in sorted(drawn):
+        if name == kind or (kind in PER_SLICE and name.startswith(f"{kind}_")):
+            return name
+    return None
+
+
+def picture(run: Path, figures: dict[str, Figure], name: str) -> dict:
+    """Return a figure with its caption, as text that stands in the page.
+
+    One that was drawn now is smaller as WebP.
+    """
+    if name in figures:
+        kind = "webp"
+        buffer = io.BytesIO()
+        figures[name].savefig(buffer, format=kind, dpi=PAGE_DPI, pil_kwargs={"quality": 85})
+        content = buffer.getvalue()
+    else:
+        kind = "png"
+        content = (run / "figures" / f"{name}.png").read_bytes()
+
+    encoded = base64.b64encode(content).decode()
+    return {
+        "caption": CAPTIONS[name.split("_")[0]],
+        "data": f"data:image/{kind};base64,{encoded}",
+    }

@@ -1,0 +1,178 @@
+"""Figures of studies: scores by number of labelled slices, and what each part of a recipe changes."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from viz.panels import BLUE, FOREST, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new_figure
+
+COLOURS = (BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", GREY, "#8a5a00")
+BASELINES = ("Otsu", FOREST)  # which lie too far below to share an axis
+SHIFT = 0.06  # of neighbouring lines, so that their error bars can be told apart
+
+
+def by_budget(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a study by rising number of labelled slices, 0 (all) last.
+
+    Else in their order.
+    """
+
+    def all_last(labels: pd.Series) -> pd.Series:
+        return labels.replace(0, np.inf)
+
+    return summary.sort_values("labels", key=all_last, kind="stable")
+
+
+def error_bars(mean: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    """Return the lengths of error bars.
+
+    Those of equal values are 0, whatever rounding makes of them.
+    """
+    return [(mean - low).clip(lower=0), (high - mean).clip(lower=0)]
+
+
+# --- scores by number of labels -------------------------------------------------------------------
+
+
+def draw_budgets(summary: pd.DataFrame) -> Figure:
+    """Draw the mean score against the number of labelled slices, and the paired gain over the control.
+
+    With 95 % intervals. Scores of Otsu and random forest are given above the plot: they lie too far
+    below to share its axis.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        Of `benchmarks/study.py`: `labels`, `variant`, `role`, `dice`, `low`, `high`, `gain`,
+        `gain_low`, `gain_high`.
+    """
+    figure, axes = new_figure(1, 2, 4.6)
+    scores, gains = axes[0]
+    summary = by_budget(summary)
+    budgets = list(summary["labels"].unique())
+    is_line = ~summary["role"].isin((*BASELINES, "supervised"))
+    lines = list(summary[is_line].groupby(["variant", "role"], sort=False))
+    for i, ((variant, role), table) in enumerate(lines):
+        x = np.array([budgets.index(labels) for labels in table["labels"]], float)
+        x += SHIFT * (i - (len(lines) - 1) / 2)
+        style = {"color": COLOURS[i % len(COLOURS)], "label": f"{variant}: {role}"}
+        draw_line(scores, x, table, ("dice", "low", "high"), style)
+        draw_line(gains, x, table, ("gain", "gain_low", "gain_high"), style)
+
+    gains.axhline(0, color="0.7", lw=1, zorder=0)
+    scores.set_title(describe_baselines(summary), fontsize=9)
+    scores.set_ylabel("full-image Dice on test slices")
+    gains.set_ylabel("gain over the step-matched control")
+    names = [str(labels) if labels else "all" for labels in budgets]
+    for panel in (scores, gains):
+        panel.set_xticks(range(len(budgets)), names)
+        panel.set_xlim(-0.5, len(budgets) - 0.5)
+        panel.set_xlabel("labelled training slices\n(the checkpoint is chosen on further ones)")
+        panel.grid(axis="y", color="0.92")
+
+    figure.legend(
+        *scores.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=7.5,
+        frameon=False,
+    )
+    return figure
+
+
+def draw_line(
+    panel, x: np.ndarray, table: pd.DataFrame, columns: tuple[str, str, str], style: dict
+) -> None:
+    """Draw means with their intervals, if all are known.
+
+    Parameters
+    ----------
+    panel : matplotlib Axes
+    x : (N,) ndarray
+    table : DataFrame
+    columns : names of mean, low and high
+    style : dict
+    """
+    mean, low, high = (table[column] for column in columns)
+    if mean.isna().any():
+        return
+    bars = error_bars(mean, low, high)
+    panel.errorbar(x, mean, bars, fmt="o-", ms=5, lw=1.4, capsize=2, **style)
+
+
+def describe_baselines(summary: pd.DataFrame) -> str:
+    """Return the range of the scores of Otsu and random forest in words, as far as they are known."""
+    texts = []
+    for name in BASELINES:
+        dice = summary.loc[summary["role"] == name, "dice"]
+        if len(dice):
+            ends = dict.fromkeys((f"{dice.min():.2f}", f"{dice.max():.2f}"))
+            texts.append(f"{name} {' to '.join(ends)}")
+
+    return ", ".join(texts)
+
+
+# --- what each part changes -----------------------------------------------------------------------
+
+
+def draw_ablation(
+    summary: pd.DataFrame,
+    column: str = "gain",
+    reference: str = "the control",
+    role: str = "teacher",
+) -> Figure:
+    """Draw bars of a paired difference for each variant of one study, with 95 % intervals and mean scores.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        As in `draw_budgets`; each budget is a panel.
+    column, reference : str
+        `gain` over the control, or `change` against the first variant; what the axis calls it.
+    role : str
+        Row of each variant that is shown; a variant without it (supervised training alone) is left
+        out.
+    """
+    rows = by_budget(summary[(summary["role"] == role) & summary[column].notna()])
+    budgets = rows["labels"].unique()
+    variants = list(rows["variant"].unique())
+    height = 1.2 + 0.34 * len(variants)
+    figure, axes = new_figure(1, len(budgets), height, sharex=True, sharey=True)
+    for panel, budget in zip(axes[0], budgets, strict=True):
+        table = rows[rows["labels"] == budget].set_index("variant").reindex(variants)
+        draw_bars(panel, table, column)
+        plural = "" if budget == 1 else "s"
+        panel.set_title(f"{budget or 'all'} labelled slice{plural}", fontsize=10)
+        panel.set_xlabel(f"full-image Dice\n− that of {reference}")
+        panel.xaxis.set_major_locator(MaxNLocator(5 if len(budgets) < 3 else 3))
+
+    axes[0, 0].margins(x=0.15 if len(budgets) < 3 else 0.3)
+    axes[0, 0].set_yticks(range(len(variants)), variants)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(f"{role}, mean Dice at the bars", fontsize=9)
+    return figure
+
+
+def draw_bars(panel, table: pd.DataFrame, column: str) -> None:
+    """Draw a bar for each variant, with its interval and its mean score."""
+    mean, low, high = (table[column + suffix] for suffix in ("", "_low", "_high"))
+    places = range(len(table))
+    panel.barh(places, mean, color=SKY, xerr=error_bars(mean, low, high), capsize=3)
+    for place, dice, x in zip(itertools.count(), table["dice"], high, strict=False):
+        text, colour = f"{dice:.3f}", "black"
+        if np.isnan(dice):
+            text, colour = "not run", "0.5"
+        panel.annotate(
+            text,
+            (np.fmax(0.0, x), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
+
+    panel.axvline(0, color="0.3", lw=1)
