@@ -1,10 +1,13 @@
 # make run [DATA=data/NAME] [RUN=NAME]   set up, run the notebook end to end (demo data where none is given)
 # make view IMAGE=FILE [MASK=FILE] [UNCERTAINTY=FILE]   set up with napari, and look at a volume
-# make test | bench | lint | lab | notebook      set up, then run the tests, the benchmark beside the peers (seven minutes), the
-#                                                linter, JupyterLab, or refresh the committed notebook
-# make figures                                   draw the figures of the committed results again, from their tables
-# make stress | audit                            set up, then kill and damage a great deal (twelve minutes), or look the pinned
-#                                                packages up in the list of known vulnerabilities (needs a network)
+# make test | test-slow | coverage   set up, then run the quick tests, the slow ones, or all with their coverage
+# make lint | format                 set up, then check style and types, or put the code into its form
+# make bench                         set up, then time the code beside its peers (seven minutes)
+# make stress                        set up, then kill and damage a great deal (twelve minutes)
+# make lab | notebook                set up, then open JupyterLab, or run the committed notebook again
+# make figures                       draw the figures of the committed results again, from their tables
+# make lock | audit                  compile the pinned requirements, or look them up in the list of
+#                                    known vulnerabilities (both need a network)
 SHELL := bash
 PYTHON ?= python3
 DATA ?= data/demo
@@ -16,7 +19,7 @@ found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12 …")'
 NOTEBOOK := main_freezelayers.ipynb
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: run test stress bench figures view lint audit lab notebook lock clean
+.PHONY: run test test-slow coverage stress bench figures view lint format audit lab notebook lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -24,8 +27,17 @@ run: .venv/run
 	$(BIN)/papermill $(NOTEBOOK) "runs/$(RUN)/notebook.ipynb" -r DATA "$(DATA)" -r RUN "$(RUN)" --log-output --no-progress-bar
 	@echo "notebook: runs/$(RUN)/notebook.ipynb   reports: runs/$(RUN)/report.html runs/$(RUN)_best/report.html   weights: checkpoints/$(RUN)"
 
+# One thread each: two processes with one thread are faster here than one with two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: .venv/test
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) -m "not slow and not stress"
+
+test-slow: .venv/test
+	$(PYTEST) -m "slow and not stress"
+
+coverage: .venv/test
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 stress: .venv/test
 	$(BIN)/python -m pytest -m "stress or fuzz" --hypothesis-profile=stress -p no:cacheprovider
@@ -41,41 +53,67 @@ view: .venv/view
 
 lint: .venv/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 audit: .venv/audit
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r requirements.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip $(RUN_PINS:%=-r %)
 
 lab: .venv/run
 	$(BIN)/jupyter lab $(NOTEBOOK)
 
+# Its copy shows the last line of each progress bar: first the cells are run, then lines that were
+# overwritten are taken out.
+NBCONVERT := $(BIN)/jupyter nbconvert --to notebook --inplace
 notebook: .venv/run
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 $(NOTEBOOK)
+	TQDM_DISABLE=1 $(NBCONVERT) --execute --ExecutePreprocessor.timeout=-1 $(NOTEBOOK)
+	$(NBCONVERT) --coalesce-streams $(NOTEBOOK)
 
+# Names of the packages that some pin files hold, as options that leave them out of another file.
+but_not = $$(sed -nE 's/^([a-z0-9._-]+)==.*/--no-emit-package \1/p' $(1) | sort -u)
+COMPILE = $(UV) pip compile -q --universal --generate-hashes --custom-compile-command "make lock"
+RUN_PINS := requirements.txt
+TEST_PINS := $(RUN_PINS) requirements/dev.txt
+BENCH_PINS := $(TEST_PINS) requirements/bench.txt
+VIEW_PINS := $(RUN_PINS) requirements/view.txt
+AUDIT_PINS := $(RUN_PINS) requirements/audit.txt
+
+# Each file of requirements/ holds only what it adds to those before it.
 lock: $(UV)
-	$(UV) pip compile -q --universal --generate-hashes pyproject.toml -o requirements.txt
-	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
-	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group bench -c requirements-dev.txt -o requirements-bench.txt
-	$(UV) pip compile -q --universal --generate-hashes pyproject.toml --group view -c requirements.txt -o requirements-view.txt
-	$(UV) pip compile -q --universal --generate-hashes --group audit -c requirements-bench.txt -o requirements-audit.txt
+	$(COMPILE) pyproject.toml -o requirements.txt
+	$(COMPILE) pyproject.toml --group dev -c requirements.txt \
+		$(call but_not,$(RUN_PINS)) -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --group bench $(TEST_PINS:%=-c %) \
+		$(call but_not,$(TEST_PINS)) -o requirements/bench.txt
+	$(COMPILE) pyproject.toml --group view -c requirements.txt \
+		$(call but_not,$(RUN_PINS)) -o requirements/view.txt
+	$(COMPILE) pyproject.toml --group audit $(BENCH_PINS:%=-c %) \
+		$(call but_not,$(RUN_PINS)) -o requirements/audit.txt
 
-.venv/run: requirements.txt | .venv/bin/python $(UV)
-	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.txt
+INSTALL = VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes $(^:%=-r %)
+
+.venv/run: $(RUN_PINS) | .venv/bin/python $(UV)
+	$(INSTALL)
 	touch $@
 
-.venv/test: requirements-dev.txt | .venv/bin/python $(UV)
-	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-dev.txt
+.venv/test: $(TEST_PINS) | .venv/bin/python $(UV)
+	$(INSTALL)
 	touch $@
 
-.venv/bench: requirements-bench.txt | .venv/bin/python $(UV)
-	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-bench.txt
+.venv/bench: $(BENCH_PINS) | .venv/bin/python $(UV)
+	$(INSTALL)
 	touch $@
 
-.venv/view: requirements-view.txt | .venv/bin/python $(UV)
-	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-view.txt
+.venv/view: $(VIEW_PINS) | .venv/bin/python $(UV)
+	$(INSTALL)
 	touch $@
 
-.venv/audit: requirements-audit.txt | .venv/bin/python $(UV)
-	VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements-audit.txt
+.venv/audit: $(AUDIT_PINS) | .venv/bin/python $(UV)
+	$(INSTALL)
 	touch $@
 
 .venv/bin/python: | $(UV)
@@ -88,4 +126,4 @@ lock: $(UV)
 	.uv/bin/pip install -q --disable-pip-version-check uv
 
 clean:
-	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
