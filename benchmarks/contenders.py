@@ -48,10 +48,10 @@ def per_call(count: int, config: Config) -> int:
     return max(count, 10 * PREFETCH * config.num_workers)
 
 
-def steps_per_call(config: Config, arguments: bool = False) -> int:
+def steps_per_call(config: Config, is_given: bool = False) -> int:
     """Steps of one call; with `given` batches, which no worker loads."""
     steps_at_least = STEPS.get(devices.choose_device(config.device).type, STEPS["cpu"])
-    return steps_at_least if arguments else per_call(steps_at_least, config)
+    return steps_at_least if is_given else per_call(steps_at_least, config)
 
 
 # --- this project ---------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def loader(batches: Callable, config: Config, count: int | None = None) -> Repea
 
 
 def training(
-    step: Callable, batches: Callable, config: Config, semi: bool, arguments: bool = False
+    step: Callable, batches: Callable, config: Config, semi: bool, is_given: bool = False
 ) -> Repeat:
     """Training steps, loading included; with `given` always on the first batch, so without loading."""
     device = devices.choose_device(config.device)
@@ -144,9 +144,9 @@ def training(
         batches(config, part, max(0, config.num_workers), device)
         for part in ("labelled", "unlabelled")[: 1 + semi]
     ]
-    if arguments:
+    if is_given:
         parts = [itertools.repeat(next(part)) for part in parts]
-    return step(config, *(parts if semi else [*parts, None]), steps_per_call(config, arguments))
+    return step(config, *(parts if semi else [*parts, None]), steps_per_call(config, is_given))
 
 
 def other_network(make: Callable[[], torch.nn.Module], config: Config) -> Repeat:
@@ -218,8 +218,8 @@ RACES = {  # name → contender → how it is made from settings
         PLAIN: partial(training, peers.plain_step, peers.plain_batches, semi=True),
     },
     "Mean Teacher step alone": {
-        OURS: partial(training, our_step, batches_of_a_step, semi=True, given=True),
-        PLAIN: partial(training, peers.plain_step, our_batches, semi=True, given=True),
+        OURS: partial(training, our_step, batches_of_a_step, semi=True, is_given=True),
+        PLAIN: partial(training, peers.plain_step, our_batches, semi=True, is_given=True),
     },
     "image": {
         OURS: partial(image, our_image, plain=False),
@@ -406,7 +406,7 @@ def changed(make: Callable[[Config], Repeat], field: str) -> Callable[[Config, i
     return lambda config, value: make(dataclasses.replace(config, **{field: value}))
 
 
-_step = partial(training, our_step, batches_of_a_step, semi=True, given=True)
+_step = partial(training, our_step, batches_of_a_step, semi=True, is_given=True)
 SCALES = {  # axis → values, what is done with each, and what one call is
     "batch size": ((1, 2, 4, 8, 16), changed(_step, "batch_size"), "Mean Teacher step"),
     "base channels": (

@@ -44,7 +44,7 @@ def measure(axes: list[str], config: Config, calls: int) -> Iterator[dict]:
 
     for axis in axes:
         unit = SCALES[axis][2]
-        count = steps_per_call(config, given=True)
+        count = steps_per_call(config, is_given=True)
         if "step" in unit and count > 1:
             unit = f"{count} × {unit}"
         for value in values_of(axis, choose_device(config.device)):
