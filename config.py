@@ -377,7 +377,9 @@ class Config:
         "share of itself the teacher keeps each step, 0 to below 1; 0: the student itself",
         is_share_below_one,
     )
-    consistency: str = option("mse", "consistency loss: mse, bce or bce_dice", one_of(*CONSISTENCY))
+    consistency: str = option(
+        "mse", f"consistency loss: {', '.join(CONSISTENCY)}", one_of(*CONSISTENCY)
+    )
     consistency_weight: float = option(
         1.0, "largest weight of the consistency loss, 0 or more", between(0)
     )
@@ -579,8 +581,8 @@ CPU_PROFILE = {
     "max_unlabelled": 40,
 }
 
-# A resumed run may change these: results stay the same up to rounding, and a run that stopped at
-# numbers that are none may go on.
+# A resumed run may change these. Another device or precision changes digits, which is said when a
+# run goes on; `nonfinite` lets a run go on that stopped at a loss of NaN; the others change nothing.
 FREE = ("device", "num_workers", "precision", "nonfinite", "pixel_size")
 
 

@@ -1,7 +1,7 @@
 """Views of slices for training, and the command that checks a data folder.
 
 A slice flows: file → float32 → ROI → percentile window → uint8 (kept in memory once) → crop →
-recorded geometry → weak / strong view → tensor. `slices.data_folder` does the part up to uint8.
+one geometry → weak / strong view → tensor. `slices.data_folder` does the part up to uint8.
 """
 
 import math
@@ -71,13 +71,13 @@ class ViewOptions:
 def view_options(config: Config, strong_views: int = 1, has_weak_view: bool = True) -> ViewOptions:
     """Return how the views of a run are made."""
     return ViewOptions(
-        config.patch_size,
-        config.downsample,
-        config.geometry,
-        config.intensity,
-        strong_views,
-        has_weak_view,
-        config.foreground_crop,
+        patch_size=config.patch_size,
+        downsample=config.downsample,
+        geometry=config.geometry,
+        intensity=config.intensity,
+        strong_views=strong_views,
+        has_weak_view=has_weak_view,
+        foreground_crop=config.foreground_crop,
     )
 
 
@@ -203,9 +203,7 @@ class Views(Dataset):
 def crop_corner(
     targets: np.ndarray, size: int, shape: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Draw row and column of a crop's corner: around one of the targets with jitter.
-
-    Anywhere without.
+    """Draw row and column of a crop's corner: around one of the targets, or anywhere where none is given.
 
     The crop lies inside the image, and contains the chosen pixel. Along a side shorter than `size`
     it is centred.
@@ -251,14 +249,7 @@ def reduce_inside(slices: list[Slice], downsample: int) -> list[np.ndarray | Non
     """
     if all(s.outside is None for s in slices):
         return [None] * len(slices)
-    return [reduce_slice(inside_of(s), downsample) for s in slices]
-
-
-def inside_of(s: Slice) -> np.ndarray:
-    """Return where a slice shows the sample: (H, W) uint8, 255 there."""
-    if s.outside is None:
-        return np.full(s.image.shape, 255, np.uint8)
-    return np.where(s.outside, np.uint8(0), np.uint8(255))
+    return [reduce_slice(s.inside * np.uint8(255), downsample) for s in slices]
 
 
 def flat_indices(shown: np.ndarray | None) -> np.ndarray:

@@ -22,7 +22,7 @@ from runtime.command_line import Parser, run_command_line
 from runtime.files import write_csv
 from runtime.messages import InputError
 from slices.options import IMAGES, MASKS
-from slices.reading import FOREGROUND, crop_roi
+from slices.reading import FOREGROUND, MASK_SUFFIXES, crop_roi
 from volumes.reading import ZARR_FILES, open_volume
 from volumes.records import inside_file, roi_of
 from volumes.volume import map_reader, refuse_unlike
@@ -58,16 +58,17 @@ class Scored:
 
     @property
     def are_files(self) -> bool:
-        """Whether masks are files of folders, paired by name, or slices of volumes.
+        """Whether masks are files of two folders, which are paired by name.
 
-        A folder beside a stack is a volume, too.
+        Else both sides are volumes, and slices are paired in their order: a folder of slices beside
+        a stack is a volume, too.
         """
         return is_folder(self.pred) and (is_folder(self.truth) or not self.truth.exists())
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was found.
+    """The scores of predicted masks.
 
     Attributes
     ----------
@@ -94,29 +95,30 @@ def score(scored: Scored) -> Scores:
     InputError
         For whatever cannot be read or paired.
     """
-    read_doubt = doubt_reader(scored)
+    read_uncertainty = uncertainty_reader(scored)
     pairs = folder_pairs if scored.are_files else volume_pairs
     roi = roi_of(scored.pred)
     sample = sample_beside(scored.pred, scored.are_files)
 
     rows = []
-    error_counts = None if read_doubt is None else np.zeros((2, CODES), int)
+    error_counts = None if read_uncertainty is None else np.zeros((2, CODES), int)
     for i, pair in enumerate(pairs(scored.pred, scored.truth, scored.foreground)):
-        mask, truth = pair.mask, pair.truth
+        mask = crop_roi(pair.mask, roi, str(pair.name))
+        truth = crop_roi(pair.truth, roi, str(pair.name))
+        inside = np.ones(mask.shape, bool)
         if sample is not None:
-            inside = sample(i, pair.name)
-            mask = mask * inside
-            truth = truth * inside
-        mask = crop_roi(mask, roi, str(pair.name))
-        truth = crop_roi(truth, roi, str(pair.name))
+            inside = crop_roi(sample(i, pair.name), roi).astype(bool)
+        mask = mask * inside
+        truth = truth * inside
 
         row = {"stem": pair.name.stem, **slice_metrics(mask, truth)}
         if scored.pixel_size is not None:
             row |= count_particles(mask, truth, scored.pixel_size)
         rows.append(row)
-        if read_doubt is not None:
-            doubt = crop_roi(read_doubt(i, pair), roi)
-            error_counts += count_errors(doubt, mask.astype(bool) != truth.astype(bool))
+        if read_uncertainty is not None:
+            uncertainty = crop_roi(read_uncertainty(i, pair), roi)
+            wrong = mask.astype(bool) != truth.astype(bool)
+            error_counts += count_errors(uncertainty[inside], wrong[inside])
 
     return Scores(pd.DataFrame(rows), error_counts)
 
@@ -131,11 +133,8 @@ def count_particles(mask: np.ndarray, truth: np.ndarray, pixel_size: float) -> d
     return row
 
 
-def doubt_reader(scored: Scored) -> Callable[[int, MaskPair], np.ndarray] | None:
-    """Return a reader of the uncertainty of a slice, by its number and masks.
-
-    None where there is none.
-    """
+def uncertainty_reader(scored: Scored) -> Callable[[int, MaskPair], np.ndarray] | None:
+    """Return a reader of the uncertainty of a slice, by its number and masks; None where there is none."""
     if scored.uncertainty is None:
         return None
     volume = open_volume(scored.uncertainty)
@@ -144,20 +143,20 @@ def doubt_reader(scored: Scored) -> Callable[[int, MaskPair], np.ndarray] | None
         refuse_unlike(volume, open_volume(scored.pred))
     places = {Path(name).stem: i for i, name in enumerate(volume.names)}
 
-    def read_doubt(i: int, pair: MaskPair) -> np.ndarray:
+    def read_uncertainty(i: int, pair: MaskPair) -> np.ndarray:
         place = places.get(pair.name.stem) if scored.are_files else i
-        doubt = None
+        uncertainty = None
         if place is not None and place < len(volume):
-            doubt = read(place)
-        if doubt is None or doubt.shape != pair.mask.shape:
+            uncertainty = read(place)
+        if uncertainty is None or uncertainty.shape != pair.mask.shape:
             raise InputError(
                 f"{scored.uncertainty}: has no map of {pair.name} of {pair.mask.shape} px; give what "
                 "predict.py --uncertainty wrote beside these masks"
             )
 
-        return doubt
+        return uncertainty
 
-    return read_doubt
+    return read_uncertainty
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -165,12 +164,15 @@ def doubt_reader(scored: Scored) -> Callable[[int, MaskPair], np.ndarray] | None
 
 def make_parser() -> Parser:
     """Return the options of the command line."""
-    parser = Parser(description="Score predicted masks against true ones, slice by slice.")
+    parser = Parser(
+        description="Score predicted masks against true ones, slice by slice.",
+        epilog="evaluate.py particles MASKS measures particles instead; see evaluate.py particles --help",
+    )
     parser.add_argument(
         "--pred",
         type=Path,
         required=True,
-        help="folder of predicted masks (.tif, .png, .npy), or a volume: .tif stack, zarr",
+        help=f"folder of predicted masks ({', '.join(MASK_SUFFIXES)}), or a volume: .tif stack, zarr",
     )
     parser.add_argument(
         "--truth",
@@ -204,7 +206,7 @@ def make_parser() -> Parser:
         "--pred-foreground",
         default="auto",
         choices=FOREGROUND,
-        help="the same of the predicted ones",
+        help="what is foreground in the predicted masks: dark, bright, labels or auto (%(default)s)",
     )
     return parser
 
@@ -221,9 +223,10 @@ def print_scores(scores: Scores) -> None:
     """Print a row per slice, then the means."""
     table = scores.table
     print(table.to_string(index=False, float_format="{:.4f}".format, max_rows=MOST_ROWS))
+    width = max(len(metric) for metric in METRICS)
     for metric in METRICS:
         interval = mean_interval(table[metric].to_numpy())
-        line = f"mean {metric:13s}{interval['mean']:.4f}"
+        line = f"mean {metric:{width}s} {interval['mean']:.4f}"
         if interval["low"] is not None:
             line += f"  95 % interval {interval['low']:.4f} – {interval['high']:.4f}"
         print(line)

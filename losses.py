@@ -80,10 +80,7 @@ def bce_dice_loss(
 
 
 def mean_inside(values: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean of values weighted with `inside`, or of all where that is None.
-
-    0 where nothing is inside.
-    """
+    """Return the mean of values weighted with `inside`, or of all where that is None; 0 where nothing is inside."""
     if inside is None:
         return values.mean()
     return (values * inside).sum() / inside.sum().clamp(min=1.0)
@@ -136,8 +133,10 @@ def consistency_loss(
     bce = mean_inside(of_pixels * sure, inside)
     if kind == "bce":
         return bce
-    weight = sure if inside is None else sure * inside
-    return 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=weight)
+    if kind == "bce_dice":
+        weight = sure if inside is None else sure * inside
+        return 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=weight)
+    raise ValueError(f"no consistency loss is called {kind!r}")
 
 
 # --- mixing ---------------------------------------------------------------------------------------
@@ -217,9 +216,7 @@ def scale_channels(features: list[torch.Tensor], factors: list[torch.Tensor]) ->
 
 
 def cosine_ramp_up(epoch: int, length: int) -> float:
-    """Return ½ (1 − cos π·epoch/length): 0 in epoch 0, 1 from epoch `length` on.
-
-    Always 1 for `length` 0.
+    """Return ½ (1 − cos π·epoch/length): 0 in epoch 0, 1 from epoch `length` on; always 1 for `length` 0.
 
     A consistency weight that starts at zero keeps an untrained teacher from leading: Laine & Aila,
     2017, arXiv:1610.02242 (there with a Gaussian shape).

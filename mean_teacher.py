@@ -1,9 +1,11 @@
 """The training step: student, teacher, pseudo-labels, consistency, and the moving average that makes the teacher.
 
 Mean Teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780): the student learns from labelled slices,
-and on unlabelled ones to predict from a strong view what the teacher predicts from the weak one.
-The teacher is the exponential moving average of the student. CutMix, FixMatch and UniMatch differ
-from it in settings alone (`config.PRESETS`).
+and on unlabelled ones to predict what the teacher predicts, which is the exponential moving average
+of the student. In the paper both see views that are perturbed alike, of labelled images too; here
+the teacher sees a weak view and the student a strong one (UDA, Xie et al., 2020, arXiv:1904.12848),
+of unlabelled crops. CutMix, FixMatch and UniMatch differ from this in settings alone
+(`config.PRESETS`).
 """
 
 import copy
@@ -29,7 +31,7 @@ from losses import (
 )
 from model_unet import CHANNELS, UNet, ema_update, freeze
 from runtime.checkpoints import load_checkpoint
-from runtime.devices import autocast, is_out_of_memory, send
+from runtime.devices import autocast, send
 from runtime.messages import InputError
 
 
@@ -88,7 +90,7 @@ def trained_network(training: Training) -> UNet:
 
 
 def build_models(
-    config: Config, device: torch.device, start: str | None, ssl: bool
+    config: Config, device: torch.device, start: str | None, is_semi_supervised: bool
 ) -> tuple[UNet, UNet | None]:
     """Return the network to train and its moving average, None where a recipe has none.
 
@@ -96,7 +98,7 @@ def build_models(
     ----------
     start : str or None
         The checkpoint to start from, by name; None for random weights.
-    ssl : bool
+    is_semi_supervised : bool
         Whether they are student and teacher of a semi-supervised phase. Then a part of the student
         is frozen.
 
@@ -118,9 +120,9 @@ def build_models(
             ) from None
 
     average = None
-    if ssl or config.weight_average:
+    if is_semi_supervised or config.weight_average:
         average = copy.deepcopy(student).eval().requires_grad_(False)
-    if ssl:
+    if is_semi_supervised:
         freeze(student, config.freeze)
     return student, average
 
@@ -136,9 +138,7 @@ def step_losses(
     unlabelled: dict | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the supervised and the consistency loss of one step.
-
-    The latter is 0 without a teacher.
+    """Return the supervised and the consistency loss of one step; the latter is 0 without a teacher.
 
     Only the student gets gradients. All is at the network's resolution: sides P of `patch_size /
     downsample` pixels.
@@ -161,8 +161,7 @@ def step_losses(
         )
         return supervised, torch.zeros_like(supervised)
 
-    # What is random is drawn before the teacher is asked, so that it travels to the device while
-    # that computes.
+    # What is random is drawn, on the CPU, before the device has anything to do.
     perturbation = draw_perturbation(config, unlabelled, generator)
     pseudo_label = predict_pseudo_label(teacher, unlabelled["weak"])  # (B, 1, P, P)
     views = mix_strong_views(unlabelled, pseudo_label, perturbation.boxes)
@@ -220,12 +219,13 @@ def draw_perturbation(
     config: Config, unlabelled: dict, generator: torch.Generator | None
 ) -> Perturbation:
     """Draw the CutMix boxes and the dropped channels of a step, and send them to the device of the batch."""
-    weak, views = unlabelled["weak"], unlabelled["strong"].shape[1]
+    weak = unlabelled["weak"]  # (B, 1, P, P)
+    strong_views = unlabelled["strong"].shape[1]
     count, size = len(weak), weak.shape[-1]
 
     boxes = []
     if config.cutmix_p:
-        for _ in range(views):
+        for _ in range(strong_views):
             boxes.append(send(draw_boxes(count, size, config.cutmix_p, generator), weak.device))
 
     kept_channels = []
@@ -270,22 +270,21 @@ def mix_strong_views(
     inside = unlabelled.get("inside")
     size = pseudo_label.shape[-1]
 
-    images, targets, insides = [], [], []  # of each view
+    # Where nothing is padding, no view has an entry in `insides`.
+    images, targets, insides = [], [], []
     for i, view in enumerate(unlabelled["strong"].split(1, dim=1)):  # (B, 1, P, P)
-        target, counted = pseudo_label, inside
+        planes = [view, pseudo_label]
+        if inside is not None:
+            planes.append(inside)
         if boxes:
             filled = fill_boxes(boxes[i], size)
-            view, target = mix(view, filled), mix(target, filled)
-            if inside is not None:
-                counted = mix(inside, filled)
-        images.append(view)
-        targets.append(target)
-        if counted is not None:
-            insides.append(counted)
+            planes = [mix(plane, filled) for plane in planes]
+        images.append(planes[0])
+        targets.append(planes[1])
+        insides += planes[2:]
 
-    is_padded = inside is not None
     return StrongViews(
-        torch.cat(images), torch.cat(targets), torch.cat(insides) if is_padded else None
+        torch.cat(images), torch.cat(targets), torch.cat(insides) if insides else None
     )
 
 
@@ -335,6 +334,7 @@ def train_step(
 
     training.optimizer.zero_grad(set_to_none=True)
     (supervised + weight * consistency).backward()
+    # The norm is not clipped: it shows a gradient that is NaN while the losses still are numbers.
     norm = get_total_norm([parameter.grad for parameter in weights if parameter.grad is not None])
     losses = torch.stack([supervised.detach(), consistency.detach(), norm])
 
@@ -342,6 +342,8 @@ def train_step(
     if config.nonfinite == "stop" or losses.isfinite().all():
         training.optimizer.step()
         update_average(training, number)
+
+    # The schedule counts skipped steps, too: it ends with the phase.
     if config.schedule != "plateau":
         training.scheduler.step()
     return losses
@@ -360,14 +362,15 @@ def update_average(training: Training, number: int) -> None:
     """Move the moving average towards the student: average ← α · average + (1 − α) · student.
 
     Where training began with random weights, α is at most (1 + n) / (10 + n) in step n, so that
-    these do not last.
+    these do not last. That warm-up is the one of TensorFlow's ExponentialMovingAverage; the paper
+    takes a smaller α in the first epochs instead.
     """
     if training.average is None:
         return
 
-    alpha = (
-        training.config.ema_alpha if training.is_semi_supervised else training.config.weight_average
-    )
+    alpha = training.config.weight_average
+    if training.is_semi_supervised:
+        alpha = training.config.ema_alpha
     if training.warm_up:
         alpha = min(alpha, (1 + number) / (10 + number))
     ema_update(training.average, trained_network(training), alpha)
@@ -389,7 +392,7 @@ def trying_algorithms() -> Iterator[None]:
 
 
 def mean_losses(losses: list[torch.Tensor], first: int, nonfinite: str) -> dict[str, float]:
-    """Return the mean losses of an epoch, over the steps that are numbers, and how many steps are none.
+    """Return the mean losses of an epoch, and how many steps were left out because a loss was NaN or infinite.
 
     Parameters
     ----------
@@ -422,57 +425,6 @@ def mean_losses(losses: list[torch.Tensor], first: int, nonfinite: str) -> dict[
         "loss_consistency": loss_consistency,
         "skipped": len(table) - int(finite.sum()),
     }
-
-
-# --- what fits into memory ------------------------------------------------------------------------
-
-
-def largest_batch(
-    config: Config, student: torch.nn.Module, teacher: UNet | None, fails: int
-) -> int:
-    """Return the largest batch, below one that `fails`, of which a step fits into the memory of the device.
-
-    0 where not even a single patch fits. Found by bisection.
-    """
-    fits = 0
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        if step_fits(config, student, teacher, middle):
-            fits = middle
-        else:
-            fails = middle
-
-    return fits
-
-
-def step_fits(config: Config, student: torch.nn.Module, teacher: UNet | None, batch: int) -> bool:
-    """Return whether a step of this batch size, forward and backward, finds enough memory.
-
-    Tried on grey patches.
-    """
-    side = config.patch_size // config.downsample
-    patch = torch.full((batch, 1, side, side), 0.5, device=next(student.parameters()).device)
-    labelled = {"strong": patch, "mask": patch.round()}
-    unlabelled = None
-    if teacher is not None:
-        unlabelled = {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}
-
-    try:
-        with autocast(patch.device, config.precision):
-            supervised, consistency = step_losses(
-                config, student, labelled, teacher, unlabelled, torch.Generator()
-            )
-        (supervised + consistency).backward()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    finally:
-        student.zero_grad(set_to_none=True)
-        if patch.is_cuda:
-            torch.cuda.empty_cache()
-
-    return True
 
 
 # --- optimizer ------------------------------------------------------------------------------------

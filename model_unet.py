@@ -167,9 +167,7 @@ class UNet(nn.Module):
         perturb: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None,
         reduced: bool = False,
     ) -> torch.Tensor:
-        """(B, 1, H, W) float images in [0, 1] → (B, 1, H, W) logits.
-
-        `perturb` may change what `encode` gives.
+        """Return the logits (B, 1, H, W) of images (B, 1, H, W) in [0, 1].
 
         With `reduced` the images are means of `downsample`² pixels already, and so are meant the
         logits.
@@ -195,8 +193,9 @@ class UNet(nn.Module):
         return logits
 
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 1, H, W) images at the network's resolution → the features of every level, from (B, c, H, W) to
-        (B, 16c, H/16, W/16).
+        """Return the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16).
+
+        Of (B, 1, H, W) images at the network's resolution.
         """
         x1 = self.down1(x)  # (B,  c, H, W)
         x2 = self.down2(F.max_pool2d(x1, 2))  # (B, 2c, H/2, W/2)

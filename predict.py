@@ -53,7 +53,7 @@ from volumes.outputs import (
     alone,
     begin,
     finish,
-    is_finished,
+    keep_finished,
     make_output,
     refuse_leftover_inside,
 )
@@ -113,7 +113,7 @@ class Options:
     roi: tuple[int, int, int, int] | None = None
     window: str | tuple[float, float] = "slice"
     tta: bool = False
-    threshold: float | None = 0.5
+    threshold: float | None = None
     probabilities: bool = False
     uncertainty: str = ""
     three_axes: bool = False
@@ -178,6 +178,7 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, ModelSettings]:
     except (KeyError, TypeError):
         raise InputError(f"{path}: says not how it was trained; {CURE}") from None
 
+    # A Config checks that these settings are possible.
     try:
         config = Config(**stated, downsample=model.factor)
     except InputError as error:
@@ -301,6 +302,7 @@ def results_of_slice(
         Its probability, and perhaps its standard deviation.
     """
     options = predictor.options
+    # The mask is that of the probability as it is stored, in float16.
     probability = maps[0]
     results = {
         MASK: decide(probability, predictor.threshold),
@@ -397,10 +399,7 @@ def predict_all(predictor: Predictor, folder: Path, volume: Volume) -> Blocks | 
 
 
 def region_of(volume: Volume, roi: tuple[int, int, int, int] | None) -> tuple[slice, slice]:
-    """Return rows and columns that are looked at.
-
-    A slice of the size of the ROI is used as it is.
-    """
+    """Return rows and columns that are looked at; a slice of the size of the ROI is used as it is."""
     if roi is None:
         return WHOLE_SLICE
     top, bottom, left, right = roi
@@ -440,12 +439,14 @@ def predict_across(
 
     of_planes = replace(predictor.options, roi=None, outside="none", blank="none")
     predictor = replace(predictor, options=of_planes)
+    # The slices were windowed already: 0 stays 0, and 255 stays 255.
     window = GreyWindow(predictor.settings.percentiles, (0, 255))
     across = {}
     for name in ACROSS:
         planes = planes_of(folder, name)
         across[name] = Blocks(folder / name, planes)
 
+        # As a default, `planes` is that of this round of the loop.
         def see_plane(i: int, planes: Volume = planes) -> SeenSlice:
             return see_slice(planes, i, of_planes.seeing, window)
 
@@ -467,15 +468,18 @@ def predict_volume(
 ) -> Path:
     """Predict all slices of a volume, or those that an interrupted call left.
 
-    Return the path of the masks.
-
     The processes of a team share the blocks of slices; each needs to see the same files.
+
+    Returns
+    -------
+    Path
+        Of the masks.
 
     Raises
     ------
     InputError
         When the output exists and was made otherwise, or an interrupted one was; as `load_models`
-        and `read_grey`.
+        and `see_slice`.
     """
     models, settings = load_models(checkpoints, device)
     is_single_prediction = len(models) == 1 and not options.tta and not options.three_axes
@@ -487,14 +491,14 @@ def predict_volume(
 
     if options.three_axes:
         check_cubes(volume)
-    # What another device, or no device, would compute in another precision is not mixed with what
-    # is there.
+    # The precision is settled now: an interrupted prediction that goes on elsewhere shall not mix
+    # float32 with bfloat16.
     options = replace(options, precision=resolve_precision(device, options.precision))
     predictor = Predictor(models, settings, options, device, team)
     check_threshold(predictor.threshold)
     identity = identity_of(volume, checkpoints, predictor)
     result = make_output(volume, output, options.kinds, identity)
-    if is_finished(result):
+    if keep_finished(result):
         return result.target
     refuse_leftover_inside(result)
     predict_alone(predictor, result)
@@ -534,6 +538,7 @@ def predict_alone(predictor: Predictor, output: Output) -> None:
         if team.leads:
             begin(output)
         team.wait()
+        # What the first process has begun is what every process was asked for.
         begin(output, leads=False)
         results = predict_all(predictor, output.part, output.volume)
         team.wait()

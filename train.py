@@ -70,16 +70,14 @@ def train_semi_supervised(config: Config, data: Data) -> None:
 
 
 def train_phase(config: Config, data: Data, phase: Phase) -> None:  # noqa: C901, PLR0912 - one loop, to be seen whole
-    """Train one phase to its end, from its last saved state where there is one.
-
-    Leave a finished phase alone.
+    """Train one phase to its end, from its last saved state where there is one; leave a finished phase alone.
 
     Best weights are chosen by validation Dice; the last epoch's where no validation slice has
-    foreground. They are written, and a state to go on from, after every epoch, or as often as
-    `progress.SAVE_SHARE` of the time allows; in a long one every `SAVE_SECONDS`. Ctrl-C and SIGTERM
-    wait for the step in hand and for the state.
+    foreground. They are written, and a state to go on from, after every epoch or, where epochs are
+    short or long, as often as `runtime.progress` says. Ctrl-C and SIGTERM wait for the step in hand
+    and for the state; what they raise comes when all is saved.
     """
-    if is_finished(config, phase):
+    if keep_finished(config, phase):
         return
 
     # Where training stands: at the beginning, or where the last state was saved.
@@ -106,7 +104,7 @@ def train_phase(config: Config, data: Data, phase: Phase) -> None:  # noqa: C901
                 progress.rate = training.optimizer.param_groups[0]["lr"]
 
             training.student.train()
-            has_memory = True
+            ran_out_of_memory = False
             try:
                 with trying_algorithms():
                     for number in range(progress.step, end):
@@ -116,16 +114,17 @@ def train_phase(config: Config, data: Data, phase: Phase) -> None:  # noqa: C901
                         progress.add(losses)
                         if team.leads:
                             progress.save_if_a_minute_passed()
+                        # Other processes of a team end where they wait for this one.
                         if team.leads and signals:
                             break
             except (WorkerDied, RuntimeError, MemoryError) as error:
+                ran_out_of_memory = is_out_of_memory(error)
                 # Whoever tells this process to stop often ends its workers and the others of its
                 # team, too. That is no error.
-                has_memory = not is_out_of_memory(error)
-                if has_memory and not (team.leads and signals):
+                if not ran_out_of_memory and not (team.leads and signals):
                     raise
-            if not has_memory:
-                # Here, what the step that failed held is free again.
+            if ran_out_of_memory:
+                # Outside the handler, what the failed step held is free again.
                 raise out_of_memory_error(job, training)
 
             if progress.step < end:
@@ -143,6 +142,7 @@ def train_phase(config: Config, data: Data, phase: Phase) -> None:  # noqa: C901
             save_or_finish(job, training, progress)
         # Validation ran beside an optimizer and gradients; their memory is free now.
         forget_what_fitted()
+        # A signal that came is raised again where this block ends.
         if not is_stopped:
             team.wait()
         elif not signals:
@@ -150,16 +150,20 @@ def train_phase(config: Config, data: Data, phase: Phase) -> None:  # noqa: C901
             raise Terminated
 
 
-def is_finished(config: Config, phase: Phase) -> bool:
-    """Return whether a phase was trained to its end before, which is said.
+def keep_finished(config: Config, phase: Phase) -> bool:
+    """Return whether a phase was trained to its end before; say so, and check that its weights are there.
 
-    Its weights have to be there.
+    A state that it left is removed.
+
+    Raises
+    ------
+    InputError
+        Where weights are missing or damaged: better here than a table without this method.
     """
     finished = read_phases(config.run_folder)
     if phase.name not in finished:
         return False
 
-    # An error here is better than a table without this method.
     for name in finished[phase.name]["best"]:
         load_checkpoint(config.checkpoint(name))
     print(f"{phase.label}: finished before, kept", file=sys.stderr)
@@ -175,12 +179,12 @@ def open_training(job: Job) -> Training:
     student, average = build_models(config, job.device, phase.start, phase.is_semi_supervised)
     optimizer = make_optimizer(config, student)
     return Training(
-        config,
-        student,
-        average,
-        optimizer,
-        make_scheduler(config, optimizer, phase.epochs * job.steps_per_epoch),
-        phase.is_semi_supervised,
+        config=config,
+        student=student,
+        average=average,
+        optimizer=optimizer,
+        scheduler=make_scheduler(config, optimizer, phase.epochs * job.steps_per_epoch),
+        is_semi_supervised=phase.is_semi_supervised,
         warm_up=phase.start is None,
         rank=job.team.rank,
     )
@@ -190,12 +194,15 @@ def kept_models(phase: Phase, training: Training) -> dict[str, UNet]:
     """Return the models whose best weights are kept, by the names of their checkpoints."""
     if training.teacher is not None:
         return {"ssl_student": trained_network(training), "ssl_teacher": training.teacher}
-    return {phase.name: training.average or trained_network(training)}
+    if training.average is not None:
+        return {phase.name: training.average}
+    return {phase.name: trained_network(training)}
 
 
 def open_progress(job: Job, training: Training) -> Progress:
     """Return how far a phase has come: nowhere, before its state is restored."""
     config, phase = job.config, job.phase
+    # What is stored with weights is what made them: not what may change from call to call.
     settings = dataclasses.asdict(config)
     for name in FREE:
         del settings[name]
@@ -234,14 +241,11 @@ def consistency_weight(config: Config, phase: Phase, epoch: int) -> float:
 
 
 def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
-    """Save the state of a phase that was stopped.
-
-    Write what is known about one that has come to its end.
-    """
+    """Save the state of a phase that was stopped, or write what is known about one that has come to its end."""
     phase = job.phase
     steps = phase.epochs * job.steps_per_epoch
     if progress.step < steps:
-        # From numbers that are none nobody can go on.
+        # A loss that is NaN is an error here: from such a state nobody can go on.
         if progress.losses:
             mean_losses_of(job, progress)
         progress.save()
@@ -256,10 +260,10 @@ def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
         "parameters": sum(tensor.numel() for tensor in weights),
     }
     progress.finish(job.device, details)
-    tqdm.write(describe_end(job, progress))
+    tqdm.write(describe_finished_phase(job, progress))
 
 
-def describe_end(job: Job, progress: Progress) -> str:
+def describe_finished_phase(job: Job, progress: Progress) -> str:
     """Return what a finished phase did, in a line: steps, seconds, and which weights are kept."""
     kept = []
     for name, best in progress.best.items():
@@ -280,7 +284,7 @@ def describe_end(job: Job, progress: Progress) -> str:
 def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> None:
     """Validate where it is due, keep the best weights, and write the row of an epoch.
 
-    In every process of a team.
+    Every process of a team calls this: they average their losses, and learn the scores.
     """
     config, phase, team = job.config, job.phase, job.team
     means = mean_losses_of(job, progress)
@@ -299,26 +303,33 @@ def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> N
 
     val = job.data.val if is_due and team.leads else []
     scores = team.tell(validate_models(job, models, val))
-    current = scores[next(iter(models))]
-
-    row = {"epoch": epoch + 1, "loss_sup": means["loss_sup"]}
-    if phase.is_semi_supervised:
-        row["loss_consistency"] = means["loss_consistency"]
-        row["lam"] = consistency_weight(config, phase, epoch)
-    for metric, value in current.items():
-        row[f"val_{metric}"] = value
-    for metric, value in scores.get("ssl_teacher", {}).items():
-        row[f"teacher_val_{metric}"] = value
-    row["lr"] = progress.rate
-    row["skipped"] = skipped
-
     if is_due:
         if job.data.can_choose and config.schedule == "plateau":
-            training.scheduler.step(current["dice"])
+            trained = "ssl_student" if phase.is_semi_supervised else phase.name
+            training.scheduler.step(scores[trained]["dice"])
         progress.keep_best(models, scores, epoch + 1, job.data.can_choose)
 
     if team.leads:
-        progress.end_epoch(row)
+        progress.end_epoch(epoch_row(job, progress, epoch, means, scores))
+
+
+def epoch_row(job: Job, progress: Progress, epoch: int, means: dict, scores: dict) -> dict:
+    """Return the row of an epoch in the log: its losses, the validation scores, the learning rate."""
+    phase = job.phase
+    row = {"epoch": epoch + 1, "loss_sup": means["loss_sup"]}
+    if phase.is_semi_supervised:
+        row["loss_consistency"] = means["loss_consistency"]
+        row["lam"] = consistency_weight(job.config, phase, epoch)
+
+    trained = "ssl_student" if phase.is_semi_supervised else phase.name
+    for metric, value in scores[trained].items():
+        row[f"val_{metric}"] = value
+    for metric, value in scores.get("ssl_teacher", {}).items():
+        row[f"teacher_val_{metric}"] = value
+
+    row["lr"] = progress.rate
+    row["skipped"] = int(means["skipped"])
+    return row
 
 
 def mean_losses_of(job: Job, progress: Progress) -> dict[str, float]:
@@ -363,7 +374,7 @@ def validate_models(
 def all_finite(models: dict[str, UNet]) -> bool:
     """Return whether all weights are numbers.
 
-    Asked of the device once, not once for each tensor.
+    The device is asked once, not once for each tensor.
     """
     finite = []
     for model in models.values():
@@ -420,7 +431,7 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
 def evaluate_run(config: Config, data: Data) -> dict:
     """Write tables of every trained method on the test slices.
 
-    See `evaluate.evaluate_models` for the files and the result.
+    See `evaluation.models.evaluate_models` for the files and the result.
     """
     if not data.test:
         print(
@@ -499,10 +510,11 @@ def make_parser() -> Parser:
 
 def main() -> int | None:
     """Train, evaluate, and say where the results are; or `--verify` a run."""
-    options = vars(make_parser().parse_args())
+    parser = make_parser()
+    options = vars(parser.parse_args())
     folder = options.pop("verify")
     if folder is not None:
-        refuse_other_options(options)
+        refuse_other_options(parser, options)
         return verify(folder)
 
     resume = options.pop("resume")
@@ -514,10 +526,12 @@ def main() -> int | None:
     return None
 
 
-def refuse_other_options(options: dict) -> None:
+def refuse_other_options(parser: Parser, options: dict) -> None:
     """Raise `InputError` where other options stand beside `--verify`."""
     for name, value in options.items():
-        if value not in (False, "auto"):
+        # Settings of a run have no default here: they are only there where they were given.
+        is_setting = name in Config.__dataclass_fields__
+        if is_setting or value != parser.get_default(name):
             option = name.replace("_", "-")
             raise InputError(f"--{option}: has no meaning with --verify")
 

@@ -458,9 +458,7 @@ class _Stitcher:
         self.waiting.clear()
 
     def pop_finished(self, keep: int = 0) -> Iterator[np.ndarray]:
-        """Yield the results of the first images that are finished, and close them.
-
-        `keep` so many open.
+        """Yield the results of the first images that are finished, and close them, but for the last `keep`.
 
         The last image is kept while others follow: the device works on it while the CPU waits for
         the one before.

@@ -1,4 +1,4 @@
-"""Weak and strong views of a crop: recorded geometry, and what makes a strong view strong.
+"""Weak and strong views of a crop: the geometry that they share, and what makes a strong view strong.
 
 All that depends on albumentations (2.0.8, the last release under the MIT licence) stands here.
 Three of its habits shape this module:
@@ -6,7 +6,8 @@ Three of its habits shape this module:
 - Its random state repeats in every epoch when workers are used, so each draw seeds it anew.
 - A Compose gives all of its transforms one seed: a flipped crop would always be a blurred one. So
   each transform is seeded apart.
-- Crops and padding do not replay, so `datasets` does them in NumPy around the geometry.
+- Its crops know nothing of foreground, and its padding nothing of the pixels around a crop. So
+  `datasets` cuts crops in NumPy, with a margin from which the geometry turns pixels in.
 """
 
 import math
@@ -106,7 +107,7 @@ def build_intensity(intensity: Intensity = Intensity(), downsample: int = 1) -> 
     intensity : Intensity
     downsample : int
         Side of the blocks [px] whose means the image holds. All perturbations are meant in pixels
-        of the slice: kernels shrink, and noise is as weak as the mean of a block of it is.
+        of the slice: kernels shrink, and noise is weaker, as the mean over a block is.
     """
     p = intensity.intensity_p
     transforms = []
@@ -148,24 +149,20 @@ def build_intensity(intensity: Intensity = Intensity(), downsample: int = 1) -> 
 
 
 def build_blur(intensity: Intensity, downsample: int) -> A.OneOf:
-    """Return Gaussian or motion blur of up to `blur_limit` pixels of the slice, on means of blocks.
+    """Return Gaussian or motion blur, by kernels of 3 to `blur_limit` pixels of the slice.
 
-    A motion of fewer than three block means cannot be drawn on their grid: there all blur is
-    Gaussian.
+    On means of blocks kernels are as many times shorter, but never below three block means; what
+    shrinks there is the width of the Gaussian. A motion of fewer than three block means cannot be
+    drawn on their grid: where `blur_limit` is shorter, all blur is Gaussian.
     """
-    motion_blur = intensity.motion_blur
-    if downsample == 1:
-        kernels = (3, intensity.blur_limit)
-        gaussian = A.GaussianBlur(blur_limit=kernels, p=1.0 - motion_blur)
-        motion = A.MotionBlur(blur_limit=kernels, p=motion_blur)
-        return A.OneOf([gaussian, motion], p=intensity.blur_p)
-
-    # Kernels are odd, and shorter by the factor.
+    # Kernels have an odd number of pixels, three at least.
     largest = intensity.blur_limit // downsample
     if largest % 2 == 0:
         largest += 1
     kernels = (3, max(3, largest))
     sigmas = tuple(end / downsample for end in BLUR_SIGMA)
+
+    motion_blur = intensity.motion_blur
     if intensity.blur_limit < 3 * downsample:
         motion_blur = 0.0
     gaussian = A.GaussianBlur(blur_limit=kernels, sigma_limit=sigmas, p=1.0 - motion_blur)
@@ -192,7 +189,7 @@ def deviation_of_means(pitch: int, side: int) -> float:
     )
     of_blocks = of_pixels.reshape(grid, -1, side).mean(2)
 
-    # Away from the ends of the axis. The quarter is counted in blocks, for pixels too: far enough.
+    # The ends of the axis are left out: there the interpolation has no neighbours.
     margin = of_blocks.shape[1] // 4
     variance_of_pixels = np.square(of_pixels).sum(0)[margin:-margin].mean()
     variance_of_blocks = np.square(of_blocks).sum(0)[margin:-margin].mean()

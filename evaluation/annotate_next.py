@@ -39,9 +39,7 @@ def without_label(data: Data) -> list[Slice]:
 
 
 def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
-    """Write `annotate_next.csv`: the unlabelled slices, the one to annotate next first.
-
-    Return the table.
+    """Write `annotate_next.csv`, and return it: the unlabelled slices, the one to annotate next first.
 
     They are in the order of `rank_by_coverage`, with the features that the teacher's deepest blocks
     have for a slice. The half with the lower `entropy` comes first: on the demo the least certain

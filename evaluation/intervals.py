@@ -67,9 +67,7 @@ def scores_by_slice(table: pd.DataFrame, method: str, metric: str) -> pd.Series:
 
 
 def sign_flip_p(differences: np.ndarray, seed: int = 0) -> float:
-    """Return the two-sided p of the mean of independent differences under random signs.
-
-    NaN for a single one.
+    """Return the two-sided p of the mean of independent differences under random signs; NaN for a single one.
 
     Exact up to 13 of them; with n it cannot be below 2/2ⁿ.
     """

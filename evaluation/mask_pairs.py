@@ -149,9 +149,7 @@ def volume_pairs(
 
 
 def sample_beside(pred: Path, are_files: bool) -> Callable[[int, Path], np.ndarray] | None:
-    """Return a reader of where a predicted slice shows the sample, by its number and name.
-
-    None for everywhere.
+    """Return a reader of where a predicted slice shows the sample, by its number and name; None for everywhere.
 
     `predict.py` writes that beside its masks.
 

@@ -7,7 +7,15 @@ from scipy import ndimage
 from utils import overlap_metrics
 
 SURFACE_TOLERANCE = 2.0  # px: about how well two annotators agree on the rim of a faint particle
-METRICS = ("dice", "iou", "precision", "recall", "surface_dice")
+
+# The scores of a slice, with their headings on the page of a run.
+METRICS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "precision",
+    "recall": "recall",
+    "surface_dice": "surface Dice (2 px)",
+}
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 

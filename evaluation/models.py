@@ -79,10 +79,7 @@ def center_part(s: Slice, side: int) -> Slice:
 
 
 def mean_overlap(masks: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, float]:
-    """Return Dice and IoU, means over slices.
-
-    Of all pixels together where the truth of a slice is empty.
-    """
+    """Return Dice and IoU: means over slices, or of all pixels together where a truth is empty."""
     if all(truth.any() for truth in truths):
         scores = [overlap_metrics(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
         return {name: float(np.mean([score[name] for score in scores])) for name in ("dice", "iou")}
@@ -240,7 +237,7 @@ def predict_model(
     probabilities = probability_of(model, windows, device, window.tta, window.precision)
     for probability, s in zip(probabilities, test, strict=True):
         mask = center_patch(probability, side) >= scoring.threshold
-        predictions.patches[method].append(mask & center_patch(inside_of(s), side))
+        predictions.patches[method].append(mask & center_patch(s.inside, side))
 
 
 def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
@@ -248,13 +245,6 @@ def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
     if s.outside is None:
         return probability
     return probability * ~s.outside
-
-
-def inside_of(s: Slice) -> np.ndarray:
-    """Return where a slice shows the sample: (H, W) bool."""
-    if s.outside is None:
-        return np.ones(s.image.shape, bool)
-    return ~s.outside
 
 
 def make_tables(
@@ -272,10 +262,7 @@ def make_tables(
 
 
 def compare_with_control(table: pd.DataFrame, methods: list[str], control: str) -> list[dict]:
-    """Return the paired comparison of each method with the control.
-
-    None where that is not there.
-    """
+    """Return the paired comparison of each method with the control; none without a control."""
     if control not in methods or table.empty:
         return []
     return [compare(table, method, control) for method in methods if method != control]
@@ -285,7 +272,7 @@ def judge_probabilities(
     predictions: Predictions, methods: list[str], test: list[Slice]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return reliability diagram and Dice by threshold of each method, inside the sample."""
-    inside = [inside_of(s) for s in test]
+    inside = [s.inside for s in test]
     truths = [s.mask.astype(bool)[where] for s, where in zip(test, inside, strict=True)]
     calibration = []
     thresholds = []
@@ -337,11 +324,13 @@ def to_grey(probability: np.ndarray, threshold: float) -> np.ndarray:
 def uncertainty_maps(
     student: torch.nn.Module,
     teacher: torch.nn.Module,
-    images: list[np.ndarray],
+    slices: list[Slice],
     device: torch.device,
     sliding_window: SlidingWindow,
 ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
-    """Return the mean probability of both models, and four maps of each image that say how unsure it is.
+    """Return the mean probability of both models, and four maps of each slice that say how unsure it is.
+
+    All are 0 where there is no sample.
 
     `total`, the deviation √(p (1 − p)) of a decision at the mean probability p; `spread`, the
     deviation of p over models, symmetries and overlapping windows (models: Lakshminarayanan et al.,
@@ -351,19 +340,21 @@ def uncertainty_maps(
     Parameters
     ----------
     student, teacher : modules
-    images : list of (H, W) uint8 ndarrays
+    slices : list of Slice
     device : torch.device
     sliding_window : SlidingWindow
         With test-time augmentation.
     """
 
     def predict(*models: torch.nn.Module) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return mean and spread of each image."""
+        """Return mean and spread of each slice."""
         joint = torch.nn.ModuleList(models)
+        images = [s.image for s in slices]
+        predictions = predict_images(joint, images, device, sliding_window, with_spread=True)
         means, spreads = [], []
-        for mean, spread in predict_images(joint, images, device, sliding_window, True):
-            means.append(mean)
-            spreads.append(spread)
+        for s, (mean, spread) in zip(slices, predictions, strict=True):
+            means.append(clear_outside(mean, s))
+            spreads.append(clear_outside(spread, s))
         return means, spreads
 
     of_student, _ = predict(student)

@@ -11,10 +11,7 @@ CODES = 2**15  # numbers from 0 on that float16 knows
 
 
 def binary_entropy(probability: np.ndarray) -> np.ndarray:
-    """Return −p log₂ p − (1 − p) log₂(1 − p) [bit] of each probability of foreground.
-
-    0 where it is 0 or 1.
-    """
+    """Return −p log₂ p − (1 − p) log₂(1 − p) [bit] of each probability of foreground; 0 where it is 0 or 1."""
     p = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-12)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
@@ -185,7 +182,10 @@ class PredictedParticles:
 
 
 def judge(
-    maps: dict[str, list[np.ndarray]], predictions: list[np.ndarray], truths: list[np.ndarray]
+    maps: dict[str, list[np.ndarray]],
+    predictions: list[np.ndarray],
+    truths: list[np.ndarray],
+    insides: list[np.ndarray],
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Return how well each kind of uncertainty tells errors, and its `error_rates`.
 
@@ -197,15 +197,18 @@ def judge(
     ----------
     maps : dict of name to list of (H, W) ndarrays
     predictions, truths : lists of (H, W) bool ndarrays, at least one
+    insides : list of (H, W) bool ndarrays
+        Where each slice shows the sample: other pixels are not counted.
     """
     rates = {}
     rows = {}
-    for name, doubts in maps.items():
+    for name, uncertainties in maps.items():
         counts = np.zeros((2, CODES), int)
-        for doubt, prediction, truth in zip(doubts, predictions, truths, strict=True):
-            counts += count_errors(doubt, prediction != truth)
+        for i, inside in enumerate(insides):
+            wrong = predictions[i] != truths[i]
+            counts += count_errors(uncertainties[i][inside], wrong[inside])
         table = error_rates(counts)
-        particles = judge_particles(doubts, predictions, truths)
+        particles = judge_particles(uncertainties, predictions, truths)
 
         rates[name] = table
         errors = table["errors"]
@@ -222,16 +225,16 @@ def judge(
 
 
 def judge_particles(
-    doubts: list[np.ndarray], predictions: list[np.ndarray], truths: list[np.ndarray]
+    uncertainties: list[np.ndarray], predictions: list[np.ndarray], truths: list[np.ndarray]
 ) -> PredictedParticles:
     """Return the particles of some predictions: 8-connected parts of `SMALLEST` pixels or more."""
     scores = []
     is_invented = []
-    for doubt, prediction, truth in zip(doubts, predictions, truths, strict=True):
+    for uncertainty, prediction, truth in zip(uncertainties, predictions, truths, strict=True):
         labels, _ = ndimage.label(prediction, np.ones((3, 3)))
         sizes = np.bincount(labels.ravel())[1:]
         large = np.flatnonzero(sizes >= SMALLEST) + 1
-        scores.append(ndimage.mean(doubt, labels, large))
+        scores.append(ndimage.mean(uncertainty, labels, large))
         share_true = np.asarray(ndimage.mean(truth, labels, large))
         is_invented.append(share_true < 0.5)
 

@@ -122,10 +122,7 @@ def join(parts: Components, pairs: np.ndarray) -> Components:
 
 
 def touching(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Return (N, 2) pairs of labels of two neighbouring slices that touch, corners included.
-
-    0 is background.
-    """
+    """Return (N, 2) pairs of labels of two neighbouring slices that touch, corners included; 0 is background."""
     height, width = above.shape
     pairs = [np.zeros((0, 2), int)]
     for down in (-1, 0, 1):

@@ -194,7 +194,7 @@ def weight_of(
 def nearest_distances(table: pd.DataFrame, spacing: tuple[float, ...]) -> np.ndarray:
     """Return the distance of each particle's centre to the nearest other one [unit]: (N,).
 
-    NaN for a single particle.
+    The result is NaN for a single particle.
     """
     centres = table[list(PLACES[-len(spacing) :])].to_numpy() * spacing
     if len(centres) < 2:
@@ -253,10 +253,7 @@ def outline_2d(inside: np.ndarray, spacing: tuple[float, float]) -> Outline:
 
 
 def signed_area(contour: np.ndarray) -> float:
-    """Return the area inside a closed contour, (N, 2).
-
-    Negative where it turns the other way (shoelace formula).
-    """
+    """Return the area inside a closed contour, (N, 2): negative where it turns the other way (shoelace formula)."""
     row, column = contour[:-1, 0], contour[:-1, 1]
     next_row, next_column = contour[1:, 0], contour[1:, 1]
     return np.sum(row * next_column - next_row * column) / 2

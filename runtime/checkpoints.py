@@ -13,7 +13,7 @@ from runtime.messages import InputError
 
 
 def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], details: dict) -> None:
-    """Write a state dict as safetensors, with `about` (JSON-serialisable) and a checksum in the header, atomically.
+    """Write a state dict as safetensors, with `details` (JSON-serialisable) and a checksum in the header, atomically.
 
     The same content gives the same bytes; two entries in the header would be in any order.
     """
@@ -23,7 +23,7 @@ def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], details: dict)
 
 
 def checksum(weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values of tensors in memory."""
+    """Return the SHA-256 of names, types, shapes and values of tensors in memory."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -32,7 +32,7 @@ def checksum(weights: dict[str, torch.Tensor]) -> str:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights and `about` of a file that `save_checkpoint` wrote. No code in the file is ever run.
+    """Return weights and `details` of a file that `save_checkpoint` wrote; no code in it is ever run.
 
     Raises
     ------
@@ -61,9 +61,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             "file from checkpoints/"
         )
 
-    if (stated := details.pop("sha256", None)) and stated != checksum(
-        weights
-    ):  # files of earlier versions have none
+    # Files of earlier versions have no checksum.
+    stated = details.pop("sha256", None)
+    if stated and stated != checksum(weights):
         raise InputError(
             f"{path}: was damaged since it was written (wrong checksum); copy it again, or train again"
         )

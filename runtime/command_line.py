@@ -100,10 +100,7 @@ def forget_output() -> None:
 
 
 def describe_end(error: BaseException) -> tuple[int, str | None]:
-    """Return exit status and line for what ended a command.
-
-    No line where only a traceback helps.
-    """
+    """Return exit status and line for what ended a command; no line where only a traceback helps."""
     # Libraries make other errors of an interruption.
     if _came or isinstance(error, KeyboardInterrupt | Terminated):
         was_terminated = signal.SIGTERM in _came or isinstance(error, Terminated)

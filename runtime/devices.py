@@ -105,7 +105,7 @@ def choose_automatically() -> torch.device:
 def say_why_no_gpu(reason: str) -> None:
     """Say, once, why PyTorch cannot use an NVIDIA GPU of this machine.
 
-    Nothing where there is none, or it was hidden.
+    Nothing is said where there is none, or where it was hidden.
 
     `reason` is what torch said of it, if anything.
     """
@@ -141,7 +141,7 @@ def say_why_no_gpu(reason: str) -> None:
 def nvidia_driver() -> str | None:
     """Return the version of the NVIDIA driver of this machine, such as 535.183.01.
 
-    None where there is no such GPU.
+    The result is None where there is no such GPU.
 
     It is asked for once in a process: the program may take seconds to answer.
     """
@@ -186,9 +186,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a small tensor of the CPU on `device`.
-
-    On CUDA without making the CPU wait for what is computed there.
+    """Return a small tensor of the CPU on `device`, without making the CPU wait for what is computed there.
 
     A copy from ordinary memory waits; one from memory that the operating system may not move
     (pinned) is only queued.

@@ -67,16 +67,14 @@ def folder_to_disk(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes of `write_atomically` left.
 
-    Not while another process may be at work.
+    To be called only where no other process may be at work.
     """
     for path in folder.glob(".*.*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def lock(file: IO | int) -> bool:
-    """Lock an open file for this process until it is closed.
-
-    Return False where another process holds it.
+    """Lock an open file for this process until it is closed; return False where another process holds it.
 
     The system frees the lock, whatever ends the process, but only when forked children have closed
     the file, too.

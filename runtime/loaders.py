@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
@@ -107,9 +107,7 @@ def fit_workers(workers: int, batch_bytes: int, free: float) -> tuple[int, int]:
 
 
 def shared_memory() -> float:
-    """Return the bytes of shared memory that one loader may take.
-
-    Infinite where nothing limits it but the memory.
+    """Return the bytes of shared memory that one loader may take; infinite where only the memory limits it.
 
     A container has 64 MB unless it was started with more. Two loaders in each process of a job get
     a part each, and a fifth stays free.
@@ -137,7 +135,7 @@ class LoaderOptions:
     workers : int
         Processes that make views.
     rank, size : int
-        Of this process in its team, which gets every `size`-th part of a batch.
+        Of this process in its team: it gets part number `rank` of each batch, cut into `size`.
     """
 
     batch_size: int
@@ -197,23 +195,26 @@ def drawn(count: int, batch_size: int, seed: list[int], number: int) -> list[int
 # --- what is said when a process dies -------------------------------------------------------------
 
 
-class Views(Protocol):
-    """A data set of views: of slice `index`, made with `seed`, for the key (index, seed)."""
+class SeededViews(Protocol):
+    """A data set of views, such as `datasets.Views`: of slice `index`, made with `seed`, for the key (index, seed)."""
 
     slices: list
-    item_bytes: int
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an item, all its tensors together."""
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Return tensors by name."""
 
 
 class Watched(Dataset):
-    """`Views` that say what they are at, so that a process that dies over a slice tells which.
+    """`SeededViews` that say what they are at, so that a process that dies over a slice tells which.
 
     `at` holds, for each worker, its process number and the slice. Errors name the file.
     """
 
-    def __init__(self, views: Views, workers: int):
+    def __init__(self, views: SeededViews, workers: int):
         self.views = views
         self.at = RawArray("q", 2 * workers) if workers else []
         self.processes: dict[int, multiprocessing.Process] = {}
@@ -267,7 +268,7 @@ class Watched(Dataset):
     def wait_for_a_death(self, seconds: float) -> tuple[int, int] | tuple[None, None]:
         """Return process number and slice of a worker that is dead, or dies within so many seconds.
 
-        None for none.
+        Both are None where no worker does.
         """
         slice_of = {}
         for i in range(0, len(self.at), 2):
@@ -295,11 +296,11 @@ def is_out_of_shared_memory(error: Exception) -> bool:
 
 
 def make_loader(
-    views: Views,
+    views: SeededViews,
     options: LoaderOptions,
     start: int = 0,
     device: torch.device | str = "cpu",
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Generator[dict[str, torch.Tensor], None, None]:
     """Yield endless batches of views on a device, of each the part of this process.
 
     As many processes make them as are asked for, or fewer where shared memory does not hold what
@@ -307,7 +308,7 @@ def make_loader(
 
     Parameters
     ----------
-    views : Views
+    views : SeededViews
     options : LoaderOptions
     start : int
         Number of the first batch.

@@ -42,9 +42,9 @@ def breaks_lines(text: str) -> bool:
 
 
 def say_once(line: str) -> None:
-    """Print a line on standard error, above a progress bar.
+    """Print a line on standard error, above a progress bar, unless it was printed before.
 
-    Once, and in the first process of a job only.
+    Of several processes of a job only the first one prints.
     """
     is_first_process = os.environ.get("RANK", "0") == "0"
     if line in _said or not is_first_process:
@@ -57,10 +57,7 @@ def say_once(line: str) -> None:
 def quiet_bar(
     items: Iterable, title: str, unit: str = "slice", total: int | None = None
 ) -> Iterable:
-    """Return the items, with a progress bar where they take longer than `QUIET_SECONDS`.
-
-    It goes when they are done.
-    """
+    """Return the items, with a progress bar where they take longer than `QUIET_SECONDS`; it goes at the end."""
     return tqdm(
         items,
         title,

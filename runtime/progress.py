@@ -19,7 +19,8 @@ from runtime.run_folder import (
     save_state,
 )
 
-SAVE_SHARE = 0.02  # of the time that states may take: else not every epoch has its own
+# States may take this share of the time: where epochs are shorter than that, not each has a state.
+SAVE_SHARE = 0.02
 SAVE_SECONDS = 60.0  # at most this much training is lost when a run is killed
 
 # Before the first state: that of the full recipe is 500 MB, and an epoch may take 0.1 s.
@@ -27,7 +28,7 @@ FIRST_SECONDS = 15.0
 
 
 class Run(Protocol):
-    """What has to be known of a run: its folder, its checkpoints, and in what precision it computes."""
+    """What has to be known of a run: where its files go, and some of its settings."""
 
     @property
     def run_folder(self) -> Path:
@@ -36,6 +37,10 @@ class Run(Protocol):
     @property
     def precision(self) -> str:
         """Of the computation, as it was asked for."""
+
+    @property
+    def nonfinite(self) -> str:
+        """What becomes of a step whose loss is NaN or infinite: `stop` or `skip`."""
 
     def checkpoint(self, name: str) -> Path:
         """Return the file of the weights called `name`."""
@@ -87,7 +92,7 @@ class Progress:
     def __init__(self, run: Run, kept: Kept):
         self.run = run
         self.kept = kept
-        self.state = state_path(run, kept.phase)
+        self.state_file = state_path(run, kept.phase)
         self.step = 0
         self.losses: list[torch.Tensor] = []
         self.rate = 0.0
@@ -98,8 +103,8 @@ class Progress:
         self._unwritten: dict[str, dict] = {}
         self._began = time.perf_counter()
         self._saved = self._began
-        # Seconds that the last state took; None before the first.
-        self._took: float | None = None
+        # Of the last state; None before the first.
+        self._seconds_of_save: float | None = None
 
     def epoch(self, steps: int) -> int:
         """Return the epoch in hand, of so many `steps` each.
@@ -114,14 +119,12 @@ class Progress:
         return time.perf_counter() - self._began
 
     def restore(self, device: torch.device, leads: bool, wait: Callable[[], None]) -> None:
-        """Go back to the last state that is whole, with the log as it was then.
-
-        To the beginning where there is none.
+        """Go back to the last state that is whole, with the log as it was then, or to the beginning.
 
         Every process of a team reads it; when all have, after `wait`, the one that `leads` may
         write.
         """
-        saved = restore_state(self.state, self.kept.stateful)
+        saved = restore_state(self.state_file, self.kept.stateful)
         log = ""
         if saved is not None:
             log = saved["log"]
@@ -186,17 +189,27 @@ class Progress:
     # --- states -----------------------------------------------------------------------------------
 
     def save_if_due(self) -> None:
-        """Save after an epoch, unless that would cost more than its share of the time since the last state."""
-        interval = FIRST_SECONDS if self._took is None else self._took / SAVE_SHARE
+        """Save after an epoch, if the last state was long ago.
+
+        Long ago is `SAVE_SECONDS`, or less where a state takes so little time that it costs no more
+        than `SAVE_SHARE`.
+        """
+        interval = FIRST_SECONDS
+        if self._seconds_of_save is not None:
+            interval = self._seconds_of_save / SAVE_SHARE
         if self._seconds_since_save() > min(SAVE_SECONDS, interval):
             self.save()
 
     def save_if_a_minute_passed(self) -> None:
-        """Save within an epoch, once a minute, if all is still a number."""
-        interval = FIRST_SECONDS if self._took is None else SAVE_SECONDS
+        """Save within an epoch, once a minute, and the first time after `FIRST_SECONDS`.
+
+        Where a run stops at a loss that is NaN or infinite, a state is kept only while there was
+        none: from spoilt weights nobody can go on.
+        """
+        interval = FIRST_SECONDS if self._seconds_of_save is None else SAVE_SECONDS
         if self._seconds_since_save() <= min(SAVE_SECONDS, interval):
             return
-        if torch.stack(self.losses).isfinite().all():
+        if self.run.nonfinite == "skip" or torch.stack(self.losses).isfinite().all():
             self.save()
 
     def _seconds_since_save(self) -> float:
@@ -217,15 +230,12 @@ class Progress:
             "seconds": self.seconds,
             "log": log.read_text(encoding="utf-8") if log.exists() else "",
         }
-        save_state(self.state, self.kept.stateful, details)
+        save_state(self.state_file, self.kept.stateful, details)
         self._saved = time.perf_counter()
-        self._took = self._saved - began
+        self._seconds_of_save = self._saved - began
 
     def finish(self, device: torch.device, details: dict) -> None:
-        """Write the best weights and, to `phases.json`, what is known about the finished phase.
-
-        Forget its states.
-        """
+        """Write the best weights, and what is known about the finished phase to `phases.json`; forget its states."""
         self._write_best()
         folder = self.run.run_folder
         weights = {f"best_{name}.safetensors": self.run.checkpoint(name) for name in self.best}
@@ -237,7 +247,7 @@ class Progress:
             "environment": environment(device, self.run.precision),
         }
         write_json(folder / "phases.json", {**read_phases(folder), self.kept.phase: phase})
-        forget_state(self.state)
+        forget_state(self.state_file)
 
     def _write_best(self) -> None:
         """Write the best weights that are not on disk yet."""

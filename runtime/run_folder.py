@@ -39,8 +39,12 @@ TRAINING_CODE = (
     "mean_teacher.py",
     "model_unet.py",
     "train.py",
+    "utils.py",
     "views.py",
+    "evaluation/models.py",
+    "runtime/devices.py",
     "runtime/loaders.py",
+    "runtime/progress.py",
     "slices/",
     "training/",
 )
@@ -209,7 +213,7 @@ class RunFiles:
     settings : dict
         What makes the results; JSON-serialisable.
     free : tuple of str
-        Settings that may differ on resuming because they do not change results.
+        Settings that may differ on resuming.
     data : dict of str to Path
         The files that the run reads, of which hashes are kept.
     defaults : dict
@@ -453,9 +457,7 @@ def save_state(path: Path, stateful: dict, details: dict) -> None:
 
 
 def restore_state(path: Path, stateful: dict) -> dict | None:
-    """Load what `save_state` wrote into the parts.
-
-    Return what stood beside them, None where there is no state.
+    """Load what `save_state` wrote into the parts; return what stood beside them, None without a state.
 
     A damaged state is named and passed over, for the one before it, or for none. No code in it is
     ever run.
@@ -486,10 +488,7 @@ def restore_state(path: Path, stateful: dict) -> dict | None:
 
 
 def read_state(path: Path) -> dict | None:
-    """Return the content of a state, on the CPU.
-
-    None, and a line that says why, where it is damaged.
-    """
+    """Return the content of a state, on the CPU; None, and a line that says why, where it is damaged."""
     try:
         content = path.read_bytes()
         checksum, state = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
@@ -503,9 +502,6 @@ def read_state(path: Path) -> dict | None:
 
 
 def forget_state(path: Path) -> None:
-    """Remove the states of a finished phase.
-
-    The last one last: until it is gone, the phase can go on from there.
-    """
+    """Remove the states of a finished phase, the newest one last: until it is gone, the phase can go on."""
     for candidate in (state_before(path), path):
         candidate.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ class Team:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes are here (a barrier)."""
         if self.engine is not None:
             self.engine.wait_for_everyone()
 
@@ -47,7 +47,7 @@ class Team:
         return things[self.rank :: self.size]
 
     def tell(self, value: Any) -> Any:
-        """Return what the first process holds, in all of them."""
+        """Return what the first process holds, in all of them (a broadcast)."""
         if self.engine is None:
             return value
         from accelerate.utils import broadcast_object_list

@@ -117,7 +117,7 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
     train = keep_labels(parts["train"], options.labels)
     refuse_one_class(train, root)
 
-    # All that is not labelled, or plays so.
+    # Scans, and training slices that a smaller number of labels leaves over.
     without_label = [s.without_mask() for s in parts["train"] if s not in train]
     scans = chosen_scans(root, options.max_unlabelled)
     sizes = {s.image.shape for s in labelled.values()}
@@ -305,7 +305,7 @@ def describe_data(data: Data) -> dict:
 def sum_up(data: Data) -> str:
     """Return in words how much there is of what.
 
-    What a folder was taken for shows before anything is trained.
+    So it shows before anything is trained what a folder was taken for.
     """
     labelled = data.labelled
     shapes = ", ".join(dict.fromkeys(size_of(s.image) for s in labelled))

@@ -215,10 +215,7 @@ def read_grey_values(
 
 
 def above_zero(values: np.ndarray, name: str) -> np.ndarray:
-    """Return where whole numbers are above 0, as uint8.
-
-    `InputError` for others and negative ones.
-    """
+    """Return where whole numbers are above 0, as uint8; `InputError` for others and negative ones."""
     expected = "labels are 0, for background, and 1, 2, 3 …"
     if values.dtype.kind == "f" and (values != np.rint(values)).any():
         raise InputError(f"{name}: holds other than whole numbers; {expected}")
@@ -405,9 +402,7 @@ def near(where: np.ndarray, distance: int) -> np.ndarray:
 
 
 def read_painted_copy(paint: Paint, info: MaskInfo) -> MaskReading:
-    """Return the reading of a painted copy: the paint is foreground.
-
-    Of two sides the one that fills more.
+    """Return the reading of a painted copy: the paint is foreground, of two colours the one that fills more.
 
     Where a side is stated, its paint is; where only the other side is painted, all that is not.
 

@@ -121,7 +121,7 @@ class Masks:
     def _find_rule(self) -> "Rule":
         """Return the rule that most masks follow.
 
-        Where all are constant, what they tell together.
+        Where all masks are constant, the rule follows from their values together.
         """
         constants: dict[float, str] = {}
         votes: dict[Rule, int] = {}
@@ -183,10 +183,7 @@ class Rule:
     def apply(
         self, reading: MaskReading, shape: tuple[int, int], name: str, option: str
     ) -> np.ndarray:
-        """Return the mask of a reading as (H, W) uint8.
-
-        `InputError` where it needs another rule.
-        """
+        """Return the mask of a reading as (H, W) uint8; `InputError` where it needs another rule."""
         if reading.kind == "constant":
             return np.full(shape, self.is_full(reading, name), np.uint8)
         if reading.kind == "painted copy" and not reading.side:

@@ -199,10 +199,7 @@ def distance_from_others(value: float, others: np.ndarray) -> tuple[float, float
 
 
 def frame_value(image: np.ndarray) -> float | None:
-    """Return the value of a frame of one or two pixels all around a slice.
-
-    None where there is no such frame.
-    """
+    """Return the value of a frame of one or two pixels all around a slice; None where there is no such frame."""
     if min(image.shape) <= 2 * FRAME:
         return None
     value = image[0, 0]
@@ -220,10 +217,7 @@ def border_of(image: np.ndarray) -> np.ndarray:
 
 
 def value_beside(image: np.ndarray, known: np.ndarray) -> float | None:
-    """Return the value that most pixels next to the `known` padding hold.
-
-    None where no value does.
-    """
+    """Return the value that most pixels next to the `known` padding hold; None where no value does."""
     rim = ndimage.binary_dilation(known, CONNECTED) & ~known
     values, counts = np.unique(image[rim], return_counts=True)
     if values.size == 0:
@@ -252,9 +246,7 @@ def block_of_one_value(block: np.ndarray) -> float | None:
 
 
 def find_varying_padding(image: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Return where padding lies that is not one exact value, and its median.
-
-    None where there is none.
+    """Return where padding lies that is not one exact value, and its median; None where there is none.
 
     Resampling changes the last digits of padding, and lossy compression more near the edge of the
     sample. It fills three corners and no more than half of the slice, is far from all other grey

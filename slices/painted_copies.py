@@ -234,10 +234,7 @@ def without_far_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_units_of_range(array: np.ndarray) -> np.ndarray:
-    """Return an array with its lowest value as 0 and its highest as 1, float64.
-
-    All 0 where they are the same.
-    """
+    """Return an array with its lowest value as 0 and its highest as 1, float64; all 0 where they are the same."""
     array = array.astype(np.float64)
     lowest = array.min()
     reach = array.max() - lowest

@@ -201,9 +201,7 @@ def has_same_parts(image: str, mask: str) -> bool:
 
 
 def labelled_numbers(stem: str) -> tuple[list[str], list[str]]:
-    """Return the parts of a stem: words, with the number that touches them, sorted.
-
-    Bare numbers in order.
+    """Return the parts of a stem, sorted: words with the number that touches them, then bare numbers in order.
 
     `s1_z2` and `z2_s1` are the same place, `s1_z2` and `z1_s2` are two, and so are `tile_3_9` and
     `tile_9_3`.
@@ -289,7 +287,7 @@ def agreement(image: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray 
 def pixels_to_measure(mask: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """Return rows and columns of the outline, of bands at both sides of it, and of the foreground.
 
-    None where the mask has hardly an outline.
+    The result is None where the mask has hardly an outline.
     """
     inside = mask.astype(bool)
     nine = np.ones((9, 9), np.uint8)

@@ -149,10 +149,7 @@ def refuse_bombs(shape: tuple[int, ...], itemsize: int, stored: int) -> None:
 
 
 def grey_plane(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return an array without axes of length 1 as (H, W).
-
-    `InputError` where other axes are left.
-    """
+    """Return an array without axes of length 1 as (H, W); `InputError` where other axes are left."""
     plane = array
     if array.ndim > 2:
         plane = array.reshape([length for length in array.shape if length != 1])
@@ -280,10 +277,7 @@ def channels_last(array: np.ndarray, axis: int, path: Path) -> np.ndarray:
 
 
 def main_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries | None:
-    """Return the images of a TIFF without those that are marked as smaller copies.
-
-    None where several are left.
-    """
+    """Return the images of a TIFF without those that are marked as smaller copies; None where several are left."""
     whole = [series for series in file.series if not series.keyframe.is_reduced]
     if len(whole) != 1:
         return None
@@ -291,10 +285,7 @@ def main_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries | None:
 
 
 def palette_of(page: tifffile.TiffPage) -> np.ndarray | None:
-    """Return the colours that the numbers of a page stand for, (N, 3) uint8.
-
-    None where they are grey values.
-    """
+    """Return the colours that the numbers of a page stand for, (N, 3) uint8; None where they are grey values."""
     if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None:
         return None
     colours = np.ascontiguousarray(page.colormap.T)

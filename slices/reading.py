@@ -39,7 +39,7 @@ class Slice:
     limits : (low, high), or None
         The grey values of the file that became 0 and 255.
     flat_border : (value, share), or None
-        What may be padding and was taken for sample; see `slices.windows.find_flat_border`.
+        What may be padding and was taken for sample; see `slices.padding.find_flat_border`.
     """
 
     path: Path
@@ -48,6 +48,13 @@ class Slice:
     outside: np.ndarray | None = None
     limits: tuple[float, float] | None = None
     flat_border: tuple[float, float] | None = None
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Where the slice shows the sample: (H, W) bool."""
+        if self.outside is None:
+            return np.ones(self.image.shape, bool)
+        return ~self.outside
 
     @property
     def stem(self) -> str:
@@ -117,9 +124,7 @@ def in_order(files: list[Path]) -> list[Path]:
 
 
 def signed_places(stems: list[str]) -> list[int] | None:
-    """Return the numbers in some stems where these lie below and above zero.
-
-    None where they do not.
+    """Return the numbers in some stems where these lie below and above zero; None where they do not.
 
     They do where the stems differ in their last number alone, some have a minus before it, and some
     have none. A hyphen that stands before all of them is none.
@@ -269,10 +274,7 @@ def crop_picture(
 
 
 def reflect_index(index: np.ndarray, length: int) -> np.ndarray:
-    """Return indices outside 0 … length − 1 mirrored back into it, edge pixel not repeated.
-
-    Any distance.
-    """
+    """Return indices, however far outside 0 … length − 1, mirrored back into it; edge pixels are not repeated."""
     if length <= 1:
         return np.zeros_like(index)
     period = 2 * (length - 1)
@@ -312,10 +314,7 @@ def reduce_slice(array: np.ndarray, side: int) -> np.ndarray:
 
 
 def evenly_spaced(items: list, count: int) -> list:
-    """Return `count` of the items, evenly spaced with first and last; all if there are fewer.
-
-    Of one the middle.
-    """
+    """Return `count` of the items, evenly spaced with first and last; of one the middle, of fewer all."""
     if count >= len(items):
         return list(items)
     if count == 1:

@@ -152,7 +152,7 @@ def known_stem(name: object, stems: list[str]) -> object:
 def split_problems(split: dict, stems: list[str]) -> list[str]:
     """Return what is wrong with a split, one line each.
 
-    Unknown parts or stems, a stem that stands twice, and nothing to train on.
+    That is unknown parts or stems, a stem that stands twice, and nothing to train on.
     """
     problems = []
     for part in split:

@@ -12,6 +12,7 @@ from runtime.messages import InputError
 from slices import reading
 from slices.masks import read_mask
 from slices.pairing import pair_files
+from slices.pictures import READERS
 from slices.splits import split_problems
 from volumes.reading import open_volume
 from wrong_files import IMAGES, MASKS, split_file
@@ -67,7 +68,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path, case, changes, kept):
 @FUZZ
 @given(
     st.binary(max_size=300),
-    st.sampled_from([".tif", ".png", ".npy"]),
+    st.sampled_from(sorted(READERS)),
     st.sampled_from(
         [
             b"",
@@ -75,6 +76,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path, case, changes, kept):
             b"MM\0*\0\0\0\x08",
             b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0",
             b"\x89PNG\r\n\x1a\n",
+            b"BM",
             b"\x93NUMPY\x01\0",
             b"\x93NUMPY\x02\0",
         ]

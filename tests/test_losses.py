@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import losses
+from config import CONSISTENCY
 from utils import overlap_metrics
 
 
@@ -108,7 +109,7 @@ def test_where_a_consistency_loss_is_smallest():
     """Squared difference and cross-entropy at the teacher's probability; with Dice beside it at surer ones."""
     target = torch.tensor([0.02, 0.1, 0.6, 0.95]).repeat(16).reshape(1, 1, 8, 8)
     result = {}
-    for kind in ("mse", "bce", "bce_dice"):
+    for kind in CONSISTENCY:
         logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=0.05)
         for _ in range(600):
@@ -177,7 +178,7 @@ def test_what_lies_outside_the_sample_counts_for_nothing():
     assert losses.bce_dice_loss(spoilt, truth, 0.5, inside).item() == pytest.approx(
         losses.bce_dice_loss(logits[left], truth[left], 0.5).item(), rel=1e-5
     )
-    for kind in ("mse", "bce", "bce_dice"):
+    for kind in CONSISTENCY:
         assert losses.consistency_loss(
             spoilt, target, kind, 0.7, inside=inside
         ).item() == pytest.approx(

@@ -102,7 +102,7 @@ def test_states_cost_their_share_of_the_time_and_at_most_a_minute_is_lost(
     phase, monkeypatch, took, ago, saves
 ):
     first, _ = phase
-    first._took, first._saved = took, progress.time.perf_counter() - ago
+    first._seconds_of_save, first._saved = took, progress.time.perf_counter() - ago
     saved = []
     monkeypatch.setattr(first, "save", lambda: saved.append(1))
     first.save_if_due()

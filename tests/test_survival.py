@@ -322,7 +322,7 @@ def test_full_disks(peace, tmp_path, size):
 def test_a_kill_while_the_page_is_made(peace, tmp_path):
     trainer, whole, _ = peace
     assert (
-        trainer.run(tmp_path / "a", f"report.what_was_found = lambda run: {KILL}", page=True)
+        trainer.run(tmp_path / "a", f"report.make_page = lambda *_: {KILL}", page=True)
         == -signal.SIGKILL
     )
     page = tmp_path / "a" / "runs" / "r" / "report.html"

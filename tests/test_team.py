@@ -23,7 +23,7 @@ from datasets import Views, view_options
 from runtime.checkpoints import load_checkpoint
 from runtime.loaders import Draws, LoaderOptions, make_loader
 from runtime.messages import InputError
-from runtime.progress import Progress
+from runtime.progress import Kept, Progress
 from runtime.team import Team, join_team
 from training import preparation
 
@@ -282,7 +282,7 @@ def test_a_team_that_is_told_to_stop_saves_in_the_middle_of_an_epoch(
     assert process.returncode != 0, out
     assert time.monotonic() - began < 25  # after thirty seconds it would be killed
     assert "look at the slice" not in out
-    state = Progress(Config(run="r"), "supervised", workplace / "log.csv", {})
+    state = Progress(Config(run="r"), Kept("supervised", workplace / "log.csv", {}, settings={}))
     state.restore(torch.device("cpu"), True, lambda: None)
     assert 19 <= state.step == len(state.losses) < 100_000, out
 

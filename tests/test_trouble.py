@@ -14,7 +14,7 @@ from conftest import fingerprint, run, write_split
 from runtime import progress
 from runtime.checkpoints import load_checkpoint
 from runtime.messages import InputError
-from training import preparation
+from training import failures, preparation
 
 
 def poison(monkeypatch, *bad: int) -> list[int]:
@@ -126,6 +126,7 @@ def test_memory_that_runs_out_is_known_on_every_device(tiny, monkeypatch, error)
         raise error
 
     monkeypatch.setattr(mean_teacher, "step_losses", losses)
+    monkeypatch.setattr(failures, "step_losses", losses)
     with pytest.raises(InputError, match=r"--batch-size 2: out of memory; not even 1 fits"):
         train.train_supervised(tiny, train.prepare(tiny))
     with pytest.raises(InputError, match="not even 2 fits"):
@@ -163,6 +164,7 @@ def test_what_fits_is_said_when_memory_does_not_suffice(tiny, monkeypatch):
         return real(config, student, labelled, *rest)
 
     monkeypatch.setattr(mean_teacher, "step_losses", losses)
+    monkeypatch.setattr(failures, "step_losses", losses)
     data, limits = train.prepare(config), []
     for limit, words in (
         (37, "37 fits, in a new --run"),

@@ -1,5 +1,7 @@
 """What uncertainty is, and whether it finds errors."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ import torch
 from conftest import disc_slice
 from evaluation import models, uncertainty
 from model_unet import UNet
+from slices.reading import Slice
 from utils import SlidingWindow, predict_images
 
 
@@ -128,8 +131,9 @@ def test_maps_of_two_models():
     torch.manual_seed(0)
     student, teacher = (UNet(2).eval() for _ in range(2))
     images = [(disc_slice(i, (40, 50))[0] * 4e5).astype(np.uint8) for i in range(2)]
+    slices = [Slice(Path(f"s_{i}.tif"), image) for i, image in enumerate(images)]
     window = torch.device("cpu"), SlidingWindow(32, tta=True)
-    means, maps = models.uncertainty_maps(student, teacher, images, *window)
+    means, maps = models.uncertainty_maps(student, teacher, slices, *window)
     one, other = (
         next(predict_images(model, images[:1], *window, with_spread=True))
         for model in (student, teacher)
@@ -143,6 +147,17 @@ def test_maps_of_two_models():
     assert [len(some) for some in maps.values()] == [2] * 4
     assert models.uncertainty_maps(student, teacher, [], *window)[0] == []
 
+    outside = np.zeros((40, 50), bool)
+    outside[:10] = True
+    padded = [Slice(slices[0].path, images[0], outside=outside)]
+    padded_means, padded_maps = models.uncertainty_maps(student, teacher, padded, *window)
+    for whole, part in (
+        (means, padded_means),
+        *zip(maps.values(), padded_maps.values(), strict=True),
+    ):
+        assert not part[0][outside].any()
+        np.testing.assert_array_equal(part[0][~outside], whole[0][~outside])
+
 
 def test_a_map_of_the_errors_is_right_and_its_opposite_wrong():
     truth = np.zeros((40, 50), bool)
@@ -152,7 +167,10 @@ def test_a_map_of_the_errors_is_right_and_its_opposite_wrong():
     prediction[0, 0] = True  # too small to be a particle
     wrong = prediction != truth
     table, rates = uncertainty.judge(
-        {"right": [wrong * 0.4], "opposite": [~wrong * 0.4]}, [prediction], [truth]
+        {"right": [wrong * 0.4], "opposite": [~wrong * 0.4]},
+        [prediction],
+        [truth],
+        [np.ones(truth.shape, bool)],
     )
     assert table["AUC"].tolist() == [1.0, 0.0]
     assert table["particles"].tolist() == [2, 2]
@@ -163,3 +181,15 @@ def test_a_map_of_the_errors_is_right_and_its_opposite_wrong():
     pd.testing.assert_frame_equal(
         rates["right"], uncertainty.error_rates(uncertainty.count_errors(wrong * 0.4, wrong))
     )
+
+
+def test_pixels_without_sample_are_not_counted():
+    truth = np.zeros((20, 20), bool)
+    prediction = truth.copy()
+    prediction[10:12] = True  # 40 wrong pixels, half of them in the sample
+    inside = np.zeros(truth.shape, bool)
+    inside[:, :10] = True
+    maps = {"even": [np.full(truth.shape, 0.2)]}
+    _, rates = uncertainty.judge(maps, [prediction], [truth], [inside])
+    assert rates["even"]["pixels"].sum() == 200
+    assert rates["even"]["errors"].sum() == 20

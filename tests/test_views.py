@@ -1,5 +1,6 @@
 """Weak and strong views: one geometry, recorded and replayed; each perturbation apart from the others."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -199,6 +200,12 @@ PERTURBATIONS = {
     "shading": 0.2,
     "cutout": 3,
 }
+
+
+def test_every_perturbation_is_looked_at():
+    fields = {field.name for field in dataclasses.fields(Intensity)}
+    of_blur = {"blur_p", "blur_limit", "motion_blur"}
+    assert fields == {*PERTURBATIONS, *of_blur, "intensity_p"}  # a new one belongs in PERTURBATIONS
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)

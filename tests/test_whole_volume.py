@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import whole_volume
+from evaluation.metrics import METRICS
 
 
 @pytest.mark.slow
@@ -21,13 +22,7 @@ def test_a_small_volume_from_slices_to_sizes(checkpoint, workplace, command):
     for name in ("predict", "continued", "three axes, spread", "measure"):
         assert details["steps"][name]["seconds"] > 0
         assert 100 < details["steps"][name]["peak_mb"] < 4000
-    assert set(details["scores"]["slices"]) == {
-        "dice",
-        "iou",
-        "precision",
-        "recall",
-        "surface_dice",
-    }
+    assert set(details["scores"]["slices"]) == set(METRICS)
     assert details["scores"]["three axes, total"]["uncertainty"].startswith("error rate ")
     known, measured = details["sizes"]["known"], details["sizes"]["volume_truth"]
     table = pd.read_csv("runs/reference_volume/volume_truth.csv")

@@ -1,7 +1,7 @@
 """The batches of a phase: labelled and unlabelled, the part of this process."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -24,8 +24,8 @@ GUIDE_OVERLAP = 0.25  # of the windows through which foreground is looked for in
 def batches_of(job: Job, start: int) -> Iterator[tuple[Iterator[dict], Iterator[dict | None]]]:
     """Yield the labelled and the unlabelled batches of a phase, from number `start` on.
 
-    In a supervised phase the latter are None. The processes that make them end with the block: what
-    is raised while they do would be lost in a destructor.
+    In a supervised phase the latter are None. The processes that make them are ended when the block
+    is left, and not by the garbage collector, which would swallow their errors.
     """
     config, data, phase = job.config, job.data, job.phase
     views = Views(data.train, view_options(config, has_weak_view=False))
@@ -40,18 +40,18 @@ def batches_of(job: Job, start: int) -> Iterator[tuple[Iterator[dict], Iterator[
             yield labelled, unlabelled
 
 
-def batches(job: Job, views: Views, stream: str, start: int) -> Iterator[dict]:
+def batches(job: Job, views: Views, stream: str, start: int) -> Generator[dict, None, None]:
     """Return endless batches from number `start` on, of each this process's part.
 
     The name of the stream sets their order and views apart from those of other phases.
     """
     config, team = job.config, job.team
     options = LoaderOptions(
-        config.batch_size,
-        seed_of(config.seed, stream),
-        choose_workers(config.num_workers, job.device),
-        team.rank,
-        team.size,
+        batch_size=config.batch_size,
+        seed=seed_of(config.seed, stream),
+        workers=choose_workers(config.num_workers, job.device),
+        rank=team.rank,
+        size=team.size,
     )
     return make_loader(views, options, start, job.device)
 
@@ -69,5 +69,6 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
     window = SlidingWindow(config.patch_size, GUIDE_OVERLAP, precision=config.precision)
     guides = []
     for s in quiet_bar(data.unlabelled, "foreground of the unlabelled"):
-        guides.append(predict_image(model, s.image, device, window) >= config.threshold)
+        is_foreground = predict_image(model, s.image, device, window) >= config.threshold
+        guides.append(is_foreground & s.inside)
     return guides

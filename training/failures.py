@@ -1,9 +1,13 @@
-"""What ends a phase early: numbers that are none, and memory that does not suffice."""
+"""What ends a phase early: losses that are NaN or infinite, and memory that does not suffice."""
 
 from pathlib import Path
 
+import torch
+
 from config import Config
-from mean_teacher import Training, largest_batch, trained_network
+from mean_teacher import Training, step_losses, trained_network
+from model_unet import UNet
+from runtime.devices import autocast, is_out_of_memory
 from runtime.files import read_json, write_json
 from runtime.loaders import drawn, seed_of
 from runtime.messages import InputError
@@ -65,3 +69,54 @@ def out_of_memory_error(job: Job, training: Training) -> InputError:
         )
 
     return InputError(f"--batch-size {config.batch_size}: out of memory; {cure}, in a new --run")
+
+
+# --- what fits into memory ------------------------------------------------------------------------
+
+
+def largest_batch(
+    config: Config, student: torch.nn.Module, teacher: UNet | None, fails: int
+) -> int:
+    """Return the largest batch, below one that `fails`, of which a step fits into the memory of the device.
+
+    It is found by bisection, and 0 where not even a single patch fits.
+    """
+    fits = 0
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if step_fits(config, student, teacher, middle):
+            fits = middle
+        else:
+            fails = middle
+
+    return fits
+
+
+def step_fits(config: Config, student: torch.nn.Module, teacher: UNet | None, batch: int) -> bool:
+    """Return whether a step of this batch size, forward and backward, finds enough memory.
+
+    It is tried on grey patches.
+    """
+    side = config.patch_size // config.downsample
+    patch = torch.full((batch, 1, side, side), 0.5, device=next(student.parameters()).device)
+    labelled = {"strong": patch, "mask": patch.round()}
+    unlabelled = None
+    if teacher is not None:
+        unlabelled = {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}
+
+    try:
+        with autocast(patch.device, config.precision):
+            supervised, consistency = step_losses(
+                config, student, labelled, teacher, unlabelled, torch.Generator()
+            )
+        (supervised + consistency).backward()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        student.zero_grad(set_to_none=True)
+        if patch.is_cuda:
+            torch.cuda.empty_cache()
+
+    return True

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from config import Config
+from runtime.messages import InputError
 from runtime.team import Team
 from slices.data_folder import Data
 
@@ -25,7 +26,9 @@ class Phase:
     Attributes
     ----------
     name : str
-        Its key in `phases.json`, and the name of its weights.
+        Its key in `phases.json`, on which the order of its batches depends, too. The
+        semi-supervised phase is called `mean_teacher` whatever the method. `train.kept_models`
+        names the weights.
     label : str
         What tables and progress bars call what it trains.
     log : str
@@ -59,14 +62,24 @@ def control_phase(config: Config) -> Phase:
     """Return the step-matched control of the semi-supervised phase: `best_continued`.
 
     It starts where that one starts, with optimizer and schedule reset likewise, and takes as many
-    steps.
+    steps. No block of it is frozen: it is the supervised recipe, trained for longer.
     """
     start = start_of_second_phase(config)
     return Phase("continued", CONTROL, "continued_metrics.csv", config.ssl_epochs, start)
 
 
 def semi_supervised_phase(config: Config) -> Phase:
-    """Return the phase of student and teacher on all slices, the encoder partly frozen: `best_ssl_*`."""
+    """Return the phase of student and teacher on all slices: `best_ssl_student`, `best_ssl_teacher`.
+
+    Blocks of the encoder that `config.freeze` names are frozen in the student.
+
+    Raises
+    ------
+    InputError
+        Where the method is `supervised`, and has no such phase.
+    """
+    if config.method not in LABELS:
+        raise InputError(f"--method {config.method}: has no semi-supervised phase")
     return Phase(
         "mean_teacher",
         LABELS[config.method],
@@ -78,10 +91,7 @@ def semi_supervised_phase(config: Config) -> Phase:
 
 
 def start_of_second_phase(config: Config) -> str | None:
-    """Return the checkpoint with which control and semi-supervised phase begin.
-
-    None for random weights.
-    """
+    """Return the checkpoint with which control and semi-supervised phase begin; None for random weights."""
     return "supervised" if config.warm_start else None
 
 

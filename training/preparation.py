@@ -28,14 +28,18 @@ SAMPLE_VIEWS = 8  # of each kind, for the figure
 def data_options(config: Config) -> DataOptions:
     """Return which slices a run reads, and how."""
     split = SplitOptions(
-        config.split, config.val_fraction, config.test_fraction, config.fold, config.seed
+        how=config.split,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        fold=config.fold,
+        seed=config.seed,
     )
     reading = Reading(
-        config.roi,
-        config.percentiles,
-        config.mask_foreground,
-        parse_outside(config.outside),
-        config.trust_pairs,
+        roi=config.roi,
+        percentiles=config.percentiles,
+        mask_foreground=config.mask_foreground,
+        outside=parse_outside(config.outside),
+        trust_pairs=config.trust_pairs,
     )
     return DataOptions(split, config.labels, config.max_unlabelled, reading)
 
@@ -113,6 +117,7 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
     """
     refuse_other_weights(config)
     path = config.run_folder / "config.json"
+    # Earlier versions had no setting `outside`.
     is_of_earlier_version = path.exists() and "outside" not in read_json(path)
 
     files = RunFiles(
@@ -148,10 +153,7 @@ def refuse_other_weights(config: Config) -> None:
 
 
 def write_split(config: Config, data: Data, is_of_earlier_version: bool) -> None:
-    """Write which slices have which role, with a hash of their pixels.
-
-    `InputError` where that has changed.
-    """
+    """Write which slices have which role, with a hash of their pixels; `InputError` where that has changed."""
     path = config.run_folder / "split.json"
     described = describe_data(data)
     if path.exists() and read_json(path) != described:
@@ -186,7 +188,7 @@ def write_samples(config: Config, data: Data) -> None:
         config.run_folder / "samples.npz",
         raw=read_grey(first.path, parse_outside(config.outside)).image,
         image=first.image,
-        mask=first.mask,
+        mask=np.asarray(first.mask),
         percentiles=np.array(config.percentiles),
         **arrays,
     )
@@ -199,7 +201,8 @@ def notes_on_blocks(config: Config, data: Data) -> list[str]:
     """Return a line where most particles are too small for a network that works on block means."""
     if config.downsample == 1:
         return []
-    diameters = np.concatenate([component_diameters(s.mask) for s in data.train])
+    masks = [s.mask for s in data.train if s.mask is not None]
+    diameters = np.concatenate([component_diameters(mask) for mask in masks])
     if len(diameters) == 0:
         return []
     median = np.median(diameters)

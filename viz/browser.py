@@ -37,9 +37,7 @@ def sample(volume: Volume, count: int = SAMPLED) -> list[int]:
 
 
 class SliceBrowser(ipywidgets.VBox):
-    """A slider over the slices of a volume.
-
-    Image, mask (orange) and uncertainty (0 to ½) side by side.
+    """A slider over the slices of a volume: image, mask (orange) and uncertainty (0 to ½) side by side.
 
     Where no kernel runs, as in a notebook on a web page, a few slices are shown instead.
 

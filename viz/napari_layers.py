@@ -91,10 +91,7 @@ def as_dask(volume: Volume) -> dask.array.Array:
 
 
 def voxel_scale(volume: Volume) -> list[float]:
-    """Return the distance of neighbours along each axis [µm], or relative to a pixel's side.
-
-    1 for points in time.
-    """
+    """Return the distance of neighbours along each axis [µm], or relative to a pixel's side; 1 for points in time."""
     known = sides_in_um(volume.voxel) or relative_sides(volume.voxel)
     side = known.get("X", 1.0)
     scale = []

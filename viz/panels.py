@@ -128,10 +128,7 @@ def block_of(shape: tuple[int, ...]) -> int:
 
 
 def reduced(image: np.ndarray, block: int) -> np.ndarray:
-    """Return means of `block`² pixels of a (H, W) or (H, W, 3) image, as float32 for bool.
-
-    Itself for blocks of 1.
-    """
+    """Return means of `block`² pixels of a (H, W) or (H, W, 3) image, as float32 for bool; for 1 the image itself."""
     if block == 1:
         return image
     height, width = image.shape[:2]

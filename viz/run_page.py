@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from config import Config, make_config
 from evaluation.intervals import describe
+from evaluation.metrics import METRICS
 from evaluation.uncertainty import SMALLEST
 from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
@@ -22,30 +23,33 @@ from viz.slice_figures import PER_SLICE, to_mask
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
 
-CAPTIONS = {
-    "paired": "Dice of every test slice. A grey line follows one slice through the methods; the black "
-    "bar is the mean.",
-    "methods": "One test slice: errors of each method. Red pixels were marked wrongly, cyan ones were "
-    "missed.",
-    "prediction": "One test slice: probability, mask, and errors of the last method.",
-    "worst": "The test slices with the lowest Dice, and what went wrong there.",
-    "calibration": "Left: observed against predicted share of foreground; ECE is the mean distance from "
-    "the diagonal. Right: Dice when another threshold is taken.",
-    "sizes": "Cumulative distributions of particle sizes in the test slices, of particles that touch no "
-    "border, each with the inverse of its chance to lie inside. Left by number, right by area.",
-    "curves": "Learning curves of the phases. Validation Dice chooses the checkpoint; test slices "
-    "decide nothing.",
-    "slice": "The first training slice: as stored, in the percentile window the network sees, and with "
-    "its mask.",
-    "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
-}
+# The figures of the page by section, each with its caption.
 FIGURES = {
-    "Where it is right, and wrong": ("paired", "methods", "worst", "prediction", "calibration"),
-    "Particle sizes": ("sizes",),
-    "Training": ("curves",),
-    "The data": ("slice", "views"),
+    "Where it is right, and wrong": {
+        "paired": "Dice of every test slice. A grey line follows one slice through the methods; the "
+        "black bar is the mean.",
+        "methods": "One test slice: errors of each method. Red pixels were marked wrongly, cyan ones "
+        "were missed.",
+        "worst": "The test slices with the lowest Dice, and what went wrong there.",
+        "prediction": "One test slice: probability, mask, and errors of the last method.",
+        "calibration": "Left: observed against predicted share of foreground; ECE is the mean "
+        "distance from the diagonal. Right: Dice when another threshold is taken.",
+    },
+    "Particle sizes": {
+        "sizes": "Cumulative distributions of particle sizes in the test slices, of particles that "
+        "touch no border, each with the inverse of its chance to lie inside. Left by number, right "
+        "by area.",
+    },
+    "Training": {
+        "curves": "Learning curves of the phases. Validation Dice chooses the checkpoint; test "
+        "slices decide nothing.",
+    },
+    "The data": {
+        "slice": "The first training slice: as stored, in the percentile window the network sees, "
+        "and with its mask.",
+        "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
+    },
 }
-METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice (2 px)"}
 RESULT_CAPTIONS = {
     "full": "Otsu: a smoothed threshold. Supervised continued: the control, trained for as many further "
     "steps as student and teacher. Full images, stitched from windows.",
@@ -102,8 +106,8 @@ def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
         figures["sizes"].savefig(run / "figures" / "sizes.png", dpi=SIZES_DPI)
 
     sections: dict[str, list] = {"Results": result_tables(run)}
-    for title, kinds in FIGURES.items():
-        sections[title] = pictures(run, figures, kinds)
+    for title, captions in FIGURES.items():
+        sections[title] = pictures(run, figures, captions)
     if sizes:
         sections["Particle sizes"].append(size_summary(sizes, unit))
     sections["Training"] += phase_tables(run)
@@ -199,7 +203,7 @@ def result_tables(run: Path) -> list[Table]:
         table = results_table(run, kind)
         if len(table) == 0:
             continue
-        heads = ["", *(METRIC_NAMES.get(column, column) for column in table)]
+        heads = ["", *(METRICS.get(column, column) for column in table)]
         rows = [[name, *cells] for name, *cells in table.itertuples()]
         text = f"{caption} Mean over test slices (95 % bootstrap interval)."
         tables.append(Table(heads, rows, text))
@@ -208,9 +212,9 @@ def result_tables(run: Path) -> list[Table]:
 
 
 def size_tables(run: Path, pixel_size: float) -> dict[str, pd.DataFrame]:
-    """Return the particles of the test slices: the truth's, and those each model finds.
+    """Return the particles of the test slices: those of the truth, and those of each model.
 
-    Of at least `SMALLEST` pixels. Nothing where no predictions are stored.
+    Only particles of at least `SMALLEST` pixels count. The result is empty where no predictions are stored.
     """
     path = run / "predictions.npz"
     if not path.exists():
@@ -346,20 +350,20 @@ def annotation_tables(run: Path) -> list[Table]:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def pictures(run: Path, figures: dict[str, Figure], kinds: tuple[str, ...]) -> list[dict]:
-    """Return the figures of some kinds, with their captions."""
+def pictures(run: Path, figures: dict[str, Figure], captions: dict[str, str]) -> list[dict]:
+    """Return the figures of some kinds that there are, with the caption of each kind."""
     shown = []
-    for kind in kinds:
+    for kind, caption in captions.items():
         name = find_figure(run, figures, kind)
         if name is not None:
-            shown.append(picture(run, figures, name))
+            shown.append({"caption": caption, "data": picture(run, figures, name)})
     return shown
 
 
 def find_figure(run: Path, figures: dict[str, Figure], kind: str) -> str | None:
     """Return the name of a figure of a kind, drawn now or before; None where there is none.
 
-    Of those that there is one of for each slice the first.
+    Where each slice has such a figure, it is that of the first.
     """
     drawn = {*figures, *(path.stem for path in (run / "figures").glob("*.png"))}
     for name in sorted(drawn):
@@ -368,11 +372,8 @@ def find_figure(run: Path, figures: dict[str, Figure], kind: str) -> str | None:
     return None
 
 
-def picture(run: Path, figures: dict[str, Figure], name: str) -> dict:
-    """Return a figure with its caption, as text that stands in the page.
-
-    One that was drawn now is smaller as WebP.
-    """
+def picture(run: Path, figures: dict[str, Figure], name: str) -> str:
+    """Return a figure as text that stands in the page; one that was drawn now is smaller as WebP."""
     if name in figures:
         kind = "webp"
         buffer = io.BytesIO()
@@ -383,7 +384,4 @@ def picture(run: Path, figures: dict[str, Figure], name: str) -> dict:
         content = (run / "figures" / f"{name}.png").read_bytes()
 
     encoded = base64.b64encode(content).decode()
-    return {
-        "caption": CAPTIONS[name.split("_")[0]],
-        "data": f"data:image/{kind};base64,{encoded}",
-    }
+    return f"data:image/{kind};base64,{encoded}"

@@ -65,10 +65,7 @@ def colours_of(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def draw_distribution(panel, whole: pd.DataFrame, weights: pd.Series, colour: str) -> float:
-    """Draw the share of all weights that particles up to a diameter have.
-
-    Return the diameter of one half.
-    """
+    """Draw the share of all weights that particles up to a diameter have; return the diameter of one half."""
     share = np.cumsum(weights) / weights.sum()
     panel.step(whole["diameter"], share, where="post", color=colour, lw=1.5)
     return whole["diameter"].iloc[np.searchsorted(share, 0.5)]

@@ -296,9 +296,7 @@ def draw_worst(slices: list[PredictedSlice], pixel_size: float = 0.0) -> Figure:
 
 
 def lost_particles(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the particles of `mask` of which less than half lies in `other`, each with a number.
-
-    0 elsewhere.
+    """Return the particles of `mask` of which less than half lies in `other`, each with a number; 0 elsewhere.
 
     Of the true mask these are the missed particles, of a predicted one the invented ones. Particles
     are 8-connected.

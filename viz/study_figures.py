@@ -15,10 +15,7 @@ SHIFT = 0.06  # of neighbouring lines, so that their error bars can be told apar
 
 
 def by_budget(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a study by rising number of labelled slices, 0 (all) last.
-
-    Else in their order.
-    """
+    """Return the rows of a study by rising number of labelled slices, 0 (all) last, else in their order."""
 
     def all_last(labels: pd.Series) -> pd.Series:
         return labels.replace(0, np.inf)

@@ -1,4 +1,15 @@
-"""How the results of a prediction appear: all at once, never half, never in the place of others."""
+"""How the results of a prediction appear: all at once, never half, never in the place of others.
+
+A prediction is made in a folder of its own, OUT.part beside its output OUT, in this order. Whatever
+ends the process, the next call with the same input and settings goes on from there.
+
+1. `LOCK` is held by the one process, or team, that works there.
+2. `BEGUN` says what the prediction depends on: it only goes on with the same.
+3. Blocks of slices are written, each whole or not there (`volumes.blocks`).
+4. All results are put together in `result/`, and reach the disk; then `WHOLE` is written.
+5. They are moved to where they go, the masks last: where the masks are, all is. Then `MOVED` is
+   written, and the folder is removed.
+"""
 
 import json
 import os
@@ -89,8 +100,10 @@ def make_output(volume: Volume, path: Path, kinds: list[str], identity: dict) ->
 # --- before ---------------------------------------------------------------------------------------
 
 
-def is_finished(output: Output) -> bool:
+def keep_finished(output: Output) -> bool:
     """Return whether all outputs are there, made from this input as it is, with these settings.
+
+    Then nothing has to be done. What an earlier version made is kept, and that is said.
 
     Raises
     ------
@@ -106,8 +119,7 @@ def is_finished(output: Output) -> bool:
     record = read_json(output.record) if output.record in there else {}
     unknown = unknown_settings(record)
     identity = output.identity
-    if all(LATER_SETTINGS[name] in (None, identity["settings"][name]) for name in unknown):
-        # What earlier versions finished is whole, and stays.
+    if does_what_earlier_versions_did(identity, unknown):
         identity = without_settings(identity, unknown)
 
     is_same = identity.items() <= record.items() and record.get("files") == stamp(output.volume)
@@ -127,6 +139,15 @@ def is_finished(output: Output) -> bool:
     )
 
 
+def does_what_earlier_versions_did(identity: dict, unknown: list[str]) -> bool:
+    """Return whether settings that a version did not know have the values that do what it did."""
+    for name in unknown:
+        accepted = LATER_SETTINGS[name]
+        if accepted is not None and identity["settings"][name] != accepted:
+            return False
+    return True
+
+
 def refuse_leftover_inside(output: Output) -> None:
     """Raise `InputError` where the map of the sample of an earlier prediction would be taken for that of this one."""
     if is_there(output.inside, output.volume) and not output.part.exists():
@@ -139,11 +160,14 @@ def refuse_leftover_inside(output: Output) -> None:
 def begin(output: Output, leads: bool = True) -> None:
     """Open the folder in which a prediction is made, or go on in that of an interrupted call.
 
+    The first process of a team begins; then each one checks that it was begun with what it was
+    asked for itself.
+
     Parameters
     ----------
     output : Output
     leads : bool
-        Whether this process, among those of a team, is the one that writes.
+        Whether this call may write; else it only checks.
 
     Raises
     ------
@@ -243,7 +267,7 @@ def remove_empty(folders: list[Path]) -> None:
 def remove(part: Path) -> None:
     """Remove the folder of a finished prediction.
 
-    Under another name first: half of it must not look like a whole.
+    It is renamed before: half of it must not look like a whole.
     """
     done = part.with_name(f"{part.name}.done")
     shutil.rmtree(done, ignore_errors=True)

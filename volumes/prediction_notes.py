@@ -157,10 +157,7 @@ class _Record:
         return self.content["slices"]
 
     def setting(self, name: str) -> object:
-        """Return a setting of the prediction.
-
-        None where the version that made it did not know it.
-        """
+        """Return a setting of the prediction; None where the version that made it did not know it."""
         return self.content["settings"].get(name)
 
 

@@ -6,6 +6,7 @@ Only the slices asked for are read.
 import itertools
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 from runtime.messages import InputError
@@ -95,9 +96,9 @@ def open_folder(path: Path) -> Volume:
 
 def refuse_twins(path: Path, files: list[Path]) -> None:
     """Raise `InputError` where a folder holds a slice twice, in two formats."""
-    stems = [file.stem for file in files]
-    for stem in stems:
-        if stems.count(stem) > 1:
+    counts = Counter(file.stem for file in files)
+    for stem, count in counts.items():
+        if count > 1:
             names = ", ".join(file.name for file in files if file.stem == stem)
             raise InputError(
                 f"{path}: holds {names}, of which one slice was saved twice; keep one of them"
@@ -105,9 +106,7 @@ def refuse_twins(path: Path, files: list[Path]) -> None:
 
 
 def find_other_voxel(files: list[Path], voxel: Voxel) -> tuple[Path, Voxel] | None:
-    """Return a file that states another voxel size than the first one, and what it states.
-
-    None where none does.
+    """Return a file that states another voxel size than the first one, and what it states; None where none does.
 
     Up to `FILES_COMPARED` of them are looked at, evenly spaced, with the last one. A file that
     cannot be read is an error when its slice is asked for, not here.

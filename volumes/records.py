@@ -13,8 +13,8 @@ INSIDE = "inside"  # where there is sample: a mask that is written where that is
 FOLDERS = {MASK: "", PROBABILITY: "probabilities", UNCERTAINTY: "uncertainty", INSIDE: "inside"}
 NO_TARGET = (".png", ".bmp", ".jpg", ".jpeg", ".npy")  # in which results are not written
 
-# Settings that earlier versions did not have, with the value that comes closest to what they did;
-# None: any does.
+# Settings that earlier versions did not have, with the value that reproduces what they did; None:
+# any value is accepted.
 LATER_SETTINGS = {"precision": None, "outside": "auto", "blank": "none"}
 
 
@@ -103,10 +103,10 @@ def tiff_name(path: Path) -> str:
 
 
 def places_beside(masks: Path, kind: str) -> list[Path]:
-    """Return where `targets` puts another kind of result of the masks in a place, which may be read another way.
+    """Return where another kind of result may be that was written together with some masks.
 
-    Masks in a folder have a folder inside it, a file in a folder that was the output one there, and
-    other files a neighbour.
+    The masks may be given as the output folder, as an output file, or as one file of the output
+    folder: for each the place where `targets` puts that kind.
     """
     masks = Path(os.path.abspath(masks))
     folder = FOLDERS[kind]
@@ -114,10 +114,7 @@ def places_beside(masks: Path, kind: str) -> list[Path]:
 
 
 def inside_file(masks: Path) -> Path | None:
-    """Return the map of the sample that `predict.py` wrote beside its masks.
-
-    None where there is none.
-    """
+    """Return the map of the sample that `predict.py` wrote beside its masks; None where there is none."""
     for path in places_beside(masks, INSIDE):
         if path.exists():
             return path
@@ -130,10 +127,7 @@ def part_of(target: Path) -> Path:
 
 
 def is_there(path: Path, volume: Volume) -> bool:
-    """Return whether something is in the place of an output.
-
-    An empty folder is nothing where a folder shall be.
-    """
+    """Return whether something is in the place of an output; an empty folder counts as nothing."""
     if not os.path.lexists(path):
         return False
     is_own_folder = volume.kind in ("folder", "zarr") and path.is_dir() and not path.is_symlink()
@@ -192,7 +186,7 @@ def without_settings(identity: dict, names: list[str]) -> dict:
 def describe_difference(record: dict, wanted: dict) -> str:
     """Return in words which settings of a prediction are not those that are wanted now.
 
-    "" where others differ.
+    An empty text means that the difference lies elsewhere: in the input, or in the checkpoints.
     """
     before = record.get("settings")
     if not isinstance(before, dict):

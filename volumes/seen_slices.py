@@ -191,10 +191,7 @@ def limits_of_all(
 
 
 def usual_contrast(sampled: list[np.ndarray], percentiles: tuple[float, float]) -> float:
-    """Return the contrast that a quarter of the sampled slices exceeds.
-
-    0 where there is nothing to see.
-    """
+    """Return the contrast that a quarter of the sampled slices exceeds; 0 where there is nothing to see."""
     contrasts = []
     for values in sampled:
         if values.size:

@@ -155,7 +155,7 @@ def mean_probability(probabilities: list[np.ndarray]) -> np.ndarray:
 
 
 def joint_spread(means: list[np.ndarray], deviations: list[np.ndarray]) -> np.ndarray:
-    """Return the standard deviation of all that some means and standard deviations sum up, float32.
+    """Return the standard deviation over several groups of predictions, from mean and deviation of each, float32.
 
     √(mean(p² + s²) − (mean p)²), of means p and deviations s.
     """
@@ -285,7 +285,7 @@ def gather_planes(path: Path, blocks: Blocks, kind: str) -> None:
 
 
 def read_slabs(paths: dict[str, Path], block: range) -> list[np.ndarray]:
-    """Return what planes of each kind hold of a block of slices: (slices, H, W) each."""
+    """Return what the planes along each axis hold of a block of slices: (slices, H, W) each."""
     slabs = []
     for name, path in paths.items():
         of_block = mapped(path)[:, block.start : block.stop].copy()

@@ -33,7 +33,7 @@ from volumes.voxel_size import (
 TIFFFILE_IMAGEJ = "1.11a"
 
 RESOLUTION_UNITS = {2: "inch", 3: "cm"}  # as TIFF numbers them
-NO_LIMIT = 2**62  # bytes of several files, which are not counted
+NO_LIMIT = 2**62  # bytes: the size of a series in several files is not checked
 
 
 def open_tiff(path: Path) -> Volume:
@@ -76,15 +76,15 @@ def open_tiff(path: Path) -> Volume:
             return Picture(read(i), None, palette, is_inverted)
 
         volume = Volume(
-            path,
-            kind_of(file),
-            axes,
-            shape,
-            names_of_slices(path, shape),
-            read,
-            voxel,
-            details,
-            decode if is_inverted or palette is not None else None,
+            path=path,
+            kind=kind_of(file),
+            axes=axes,
+            shape=shape,
+            names=names_of_slices(path, shape),
+            read=read,
+            voxel=voxel,
+            details=details,
+            decode=decode if is_inverted or palette is not None else None,
         )
         # The file stays open as long as slices can be read.
         weakref.finalize(read, opened.pop_all().close)
@@ -130,10 +130,7 @@ def kind_of(file: tifffile.TiffFile) -> str:
 
 
 def read_metadata(file: tifffile.TiffFile, path: Path) -> tuple[Voxel, dict]:
-    """Return the voxel size, and what an output inherits.
-
-    `remarks` in it are lines on what is not believed.
-    """
+    """Return the voxel size, and what an output inherits, with `remarks`: lines on what is not believed."""
     details = read_resolution(file)
     if file.is_imagej:
         metadata = file.imagej_metadata or {}
@@ -220,7 +217,7 @@ def imagej_spacing(metadata: dict) -> object:
 
 
 def imagej_inheritance(metadata: dict) -> dict:
-    """Return what an ImageJ file that is written says of its voxels, as the one that was read."""
+    """Return what an ImageJ file says of its voxels, to be written into a file of its masks."""
     names = ("unit", "yunit", "zunit", "finterval", "fps")
     inherited = {name: metadata[name] for name in names if name in metadata}
     spacing = imagej_spacing(metadata)

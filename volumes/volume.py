@@ -27,15 +27,18 @@ class Volume:
     path : Path
     kind : {"slice", "folder", "imagej", "ome", "tiff", "zarr", "planes"}
     axes, shape : str, tuple of int
-        Of the source, such as `TZYX`; a folder has `Z`, and its slices may differ in size.
+        Of the source, such as `TZYX`. A folder has `ZYX` and the shape of its first slice; the
+        others may differ.
     names : list of str
         What each slice is called in messages.
     read : index → (H, W) ndarray
     voxel : dict of axis to (size, unit)
         As far as it is known; see `volumes.voxel_size`.
     details : dict
-        Further metadata that an output inherits, by family; `remarks`, a line for what the file
-        says and cannot be.
+        What else is known, by name. All kinds: `remarks`, a line for each thing that the file says
+        and that cannot be. Folders: `files` and `order`, what is odd about it. TIFF stacks:
+        `imagej`, `ome` and the resolution, which an output inherits. Zarr: the open `array` and
+        its `format`.
     decode : index → Picture, or None
         A slice as its file shows it, where that is more than its grey values.
     """

@@ -39,17 +39,15 @@ def write_like(
     elif volume.kind == "folder":
         path.mkdir(exist_ok=True)
         for file, one in zip(volume.details["files"], slices, strict=True):
-            write_tiff(path / tiff_name(file), open_volume(file), [one], dtype, compress=True)
+            write_tiff(path / tiff_name(file), open_volume(file), [one], dtype)
     else:
-        write_tiff(path, volume, slices, dtype, compress=True)
+        write_tiff(path, volume, slices, dtype)
 
 
 # --- TIFF -----------------------------------------------------------------------------------------
 
 
-def write_tiff(
-    path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, compress: bool
-) -> None:
+def write_tiff(path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype) -> None:
     """Write all slices as one file of the volume's kind, streamed: ImageJ, OME or plain.
 
     float16, which neither ImageJ nor OME knows, becomes float32 there. ImageJ files are not
@@ -67,7 +65,7 @@ def write_tiff(
     is_large = size >= CLASSIC_BYTES
 
     options = {"shape": volume.shape, "dtype": dtype, "photometric": "minisblack"}
-    options["compression"] = "zlib" if compress else None
+    options["compression"] = "zlib"
     for key in ("resolution", "resolutionunit"):
         if key in details:
             options[key] = details[key]
@@ -118,10 +116,7 @@ def stable_uuid(text: str) -> str:
 def write_zarr(
     path: Path, volume: Volume, slices: Iterable[np.ndarray], dtype: np.dtype, details: dict
 ) -> None:
-    """Write all slices as a zarr array of the source's format, a chunk each.
-
-    With OME-Zarr metadata where the source has these.
-    """
+    """Write all slices as a zarr array like the source: its format, a chunk per slice, its OME-Zarr metadata."""
     zarr_format = volume.details["format"]
     image = volume.details["ngff"]
     source = volume.details["array"]
@@ -140,7 +135,7 @@ def write_zarr(
     if image:
         name = "0"
         group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
-        metadata = ngff_of_mask(attributes, image, path.name.removesuffix(".part"))
+        metadata = ngff_of_mask(attributes, image, path.name)
         group.attrs.update(metadata | ours)
         store = group.store
 
@@ -166,10 +161,7 @@ def write_zarr(
 
 
 def ngff_of_mask(attributes: dict, image: dict, name: str) -> dict:
-    """Return OME-Zarr metadata of one level, in the place of an image's finest.
-
-    With its axes and voxel size, and another name.
-    """
+    """Return OME-Zarr metadata of a mask of one level, with the axes and the voxel size of an image's finest level."""
     finest = {**image["datasets"][0], "path": "0"}
     kept = ("axes", "version", "coordinateTransformations")
     metadata = {key: value for key, value in image.items() if key in kept}

@@ -201,7 +201,7 @@ def names_of_axes(stored: _Stored) -> list[str]:
 def ngff_image(attributes: dict) -> dict | None:
     """Return the first multiscale image of OME-Zarr metadata; None where there is none.
 
-    In version 0.5 it stands under `ome`.
+    Version 0.5 has it under `ome`.
     """
     images = attributes.get("ome", attributes).get("multiscales")
     if not images:
