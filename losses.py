@@ -68,11 +68,10 @@ def bce_dice_loss(
     inside : (B, 1, H, W) float tensor, or None
         How much each pixel counts, 0 to 1: 0 where there is no sample. None is all.
     """
-    logits = logits.float()
     if inside is None:
-        bce = F.binary_cross_entropy_with_logits(logits, target)
+        bce = F.binary_cross_entropy_with_logits(logits.float(), target)
     else:
-        of_pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        of_pixels = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         bce = mean_inside(of_pixels, inside)
 
     dice_loss = soft_dice_loss(logits, target, weight=inside)

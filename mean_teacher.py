@@ -154,12 +154,14 @@ def step_losses(
     generator : torch.Generator
         From which CutMix boxes and dropped channels are drawn.
     """
-    if teacher is None or unlabelled is None:
+    if teacher is None:
         logits = student(labelled["strong"], reduced=True)
         supervised = bce_dice_loss(
             logits, labelled["mask"], config.bce_weight, labelled.get("inside")
         )
         return supervised, torch.zeros_like(supervised)
+    if unlabelled is None:
+        raise ValueError("a teacher without an unlabelled batch")
 
     # What is random is drawn, on the CPU, before the device has anything to do.
     perturbation = draw_perturbation(config, unlabelled, generator)

@@ -239,9 +239,10 @@ def freeze(model: UNet, blocks: tuple[str, ...]) -> None:
         if name not in ENCODER_BLOCKS:
             choices = ", ".join(ENCODER_BLOCKS)
             raise ValueError(f"no encoder block {name!r}; choose from {choices}")
-        getattr(model, name).requires_grad_(False)
 
-    model.frozen = blocks
+    for name in blocks:
+        getattr(model, name).requires_grad_(False)
+    model.frozen = (*model.frozen, *blocks)
     model.train(model.training)
 
 

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -228,9 +229,14 @@ def epochs_bar(job: Job, first: int) -> tqdm:
         unit="epoch",
         leave=False,
         mininterval=PROGRESS_SECONDS,
-        file=sys.stderr if sys.stderr.isatty() else sys.stdout,
+        file=progress_stream(),
         disable=not job.team.leads,
     )
+
+
+def progress_stream() -> TextIO:
+    """Return where progress is shown: in a terminal standard error, else, as in a notebook, standard output."""
+    return sys.stderr if sys.stderr.isatty() else sys.stdout
 
 
 def consistency_weight(config: Config, phase: Phase, epoch: int) -> float:
@@ -245,8 +251,8 @@ def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
     phase = job.phase
     steps = phase.epochs * job.steps_per_epoch
     if progress.step < steps:
-        # A loss that is NaN is an error here: from such a state nobody can go on.
-        if progress.losses:
+        # Where a run stops at a loss of NaN, it does so here: from such a state nobody can go on.
+        if progress.losses and job.config.nonfinite == "stop":
             mean_losses_of(job, progress)
         progress.save()
         return
@@ -260,7 +266,7 @@ def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
         "parameters": sum(tensor.numel() for tensor in weights),
     }
     progress.finish(job.device, details)
-    tqdm.write(describe_finished_phase(job, progress))
+    tqdm.write(describe_finished_phase(job, progress), file=progress_stream())
 
 
 def describe_finished_phase(job: Job, progress: Progress) -> str:

@@ -519,7 +519,8 @@ class _HostCopy:
     def __init__(self, tensor: torch.Tensor):
         self.arrived = None
         if tensor.device.type != "cuda":
-            self.host = tensor.cpu()
+            # It is copied when it is asked for: until then the device may go on.
+            self.host = tensor
             return
         self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self.host.copy_(tensor, non_blocking=True)
@@ -529,7 +530,7 @@ class _HostCopy:
     def wait(self) -> np.ndarray:
         """Return the values as soon as they are here."""
         if self.arrived is None:
-            return self.host.numpy()
+            return self.host.cpu().numpy()
         self.arrived.synchronize()
         # Pinned memory is scarce: it is given back with the tensor.
         return self.host.numpy().copy()

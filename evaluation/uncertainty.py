@@ -204,9 +204,10 @@ def judge(
     rows = {}
     for name, uncertainties in maps.items():
         counts = np.zeros((2, CODES), int)
-        for i, inside in enumerate(insides):
-            wrong = predictions[i] != truths[i]
-            counts += count_errors(uncertainties[i][inside], wrong[inside])
+        slices = zip(uncertainties, predictions, truths, insides, strict=True)
+        for uncertainty, prediction, truth, inside in slices:
+            wrong = prediction != truth
+            counts += count_errors(uncertainty[inside], wrong[inside])
         table = error_rates(counts)
         particles = judge_particles(uncertainties, predictions, truths)
 

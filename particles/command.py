@@ -192,9 +192,11 @@ def open_sources(arguments: argparse.Namespace) -> list[Source]:
         Where they cannot be compared: one has a pixel size and another none, or one is a slice and
         another a volume.
     """
+    volumes = [open_volume(path) for path in arguments.masks]
+    say_remarks(*volumes, are_stacked=not arguments.in_slices)
+
     sources = []
-    for name, path in zip(distinct_names(arguments.masks), arguments.masks, strict=True):
-        volume = open_volume(path)
+    for name, volume in zip(distinct_names(arguments.masks), volumes, strict=True):
         spacing, unit = voxel_of(volume, arguments.pixel_size, arguments.slice_distance)
         is_flat = volume.axes[:-2] in ("", "T")
         options = MeasuringOptions(
@@ -209,7 +211,6 @@ def open_sources(arguments: argparse.Namespace) -> list[Source]:
         )
         sources.append(Source(name, volume, unit, options))
 
-    say_remarks(*(source.volume for source in sources), are_stacked=not arguments.in_slices)
     if len({source.unit for source in sources}) > 1:
         raise InputError("one of MASKS has a pixel size and another has none; give --pixel-size")
     if len({source.options.in_slices for source in sources}) > 1:

@@ -204,12 +204,16 @@ class Progress:
         """Save within an epoch, once a minute, and the first time after `FIRST_SECONDS`.
 
         Where a run stops at a loss that is NaN or infinite, a state is kept only while there was
-        none: from spoilt weights nobody can go on.
+        none: from spoilt weights nobody can go on. Where such steps are skipped, the last one has
+        to have a loss.
         """
         interval = FIRST_SECONDS if self._seconds_of_save is None else SAVE_SECONDS
         if self._seconds_since_save() <= min(SAVE_SECONDS, interval):
             return
-        if self.run.nonfinite == "skip" or torch.stack(self.losses).isfinite().all():
+        looked_at = self.losses
+        if self.run.nonfinite == "skip":
+            looked_at = self.losses[-1:]
+        if torch.stack(looked_at).isfinite().all():
             self.save()
 
     def _seconds_since_save(self) -> float:

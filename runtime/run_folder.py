@@ -42,9 +42,11 @@ TRAINING_CODE = (
     "utils.py",
     "views.py",
     "evaluation/models.py",
+    "runtime/checkpoints.py",
     "runtime/devices.py",
     "runtime/loaders.py",
     "runtime/progress.py",
+    "runtime/team.py",
     "slices/",
     "training/",
 )

@@ -103,14 +103,16 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
     labelled = load_labelled(pairing, reading)
     masks = {s.path: s.mask for s in labelled.values()}
 
+    notes = notes_on_pairs(pairing)
+    notes += refuse_strangers(list(labelled.values()), reading)
+    scans = chosen_scans(root, options.max_unlabelled)
+
     # Who trains, chooses and tests.
     split = make_split(root, list(labelled), options.split)
     parts = {part: [labelled[stem] for stem in split[part]] for part in PARTS}
     used = {stem for stems in split.values() for stem in stems}
     unused = [stem for stem in labelled if stem not in used]
 
-    notes = notes_on_pairs(pairing)
-    notes += refuse_strangers(list(labelled.values()), reading)
     notes += notes_on_equal_masks(masks)
     notes += notes_on_outlines(masks)
     refuse_twins(parts)
@@ -119,7 +121,6 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
 
     # Scans, and training slices that a smaller number of labels leaves over.
     without_label = [s.without_mask() for s in parts["train"] if s not in train]
-    scans = chosen_scans(root, options.max_unlabelled)
     sizes = {s.image.shape for s in labelled.values()}
     held_out = [*parts["val"], *parts["test"]]
     read, blank = load_scans(scans, reading, sizes, held_out)

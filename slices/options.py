@@ -23,7 +23,7 @@ class Reading:
     percentiles : (low, high)
         Of the grey values of the sample, which become 0 and 255.
     mask_foreground : {"auto", "dark", "bright", "labels"}
-        As in `slices.masks.read_mask_as`.
+        As in `slices.mask_values.read_mask_as`.
     outside : {"auto", "none"} or float
         Grey value outside the field of view, as in `slices.windows.mark_outside`.
     trust_pairs : bool

@@ -272,7 +272,7 @@ def channels_last(array: np.ndarray, axis: int, path: Path) -> np.ndarray:
     moved = np.moveaxis(array, axis, -1)
     sides = [length for length in moved.shape[:-1] if length != 1]
     if len(sides) != 2:
-        grey_plane(moved, path)  # raises an error that names the shape
+        raise InputError(f"{path}: has shape {array.shape}, expected rows, columns and channels")
     return moved.reshape([*sides, moved.shape[-1]])
 
 

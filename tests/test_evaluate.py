@@ -350,6 +350,17 @@ def test_a_volume_against_its_truth(volume, command):
         assert dice == pytest.approx(metrics.slice_metrics(pred[i] > 0, truth[i] > 0)["dice"])
 
 
+def test_pixels_without_sample_are_neither_certain_nor_right(volume, command):
+    inside = np.zeros((3, 40, 50), np.uint8)
+    inside[:, :, :25] = 255  # half of the pixels, and all that are wrong
+    path = volume / "pred_inside.tif"
+    tifffile.imwrite(path, inside, imagej=True, metadata={"axes": "ZYX"})
+    options = ("--truth", volume / "truth.tif", "--uncertainty", volume / "map.tif")
+    code, out, err = command("evaluate", "--pred", volume / "pred.tif", *options)
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith("error rate 60.0 % in the most uncertain tenth")
+
+
 def test_maps_of_a_folder_belong_to_the_slices_of_their_name(volume, command):
     for name, kept in (("pred", (0, 2)), ("truth", (0, 1, 2)), ("map", (2, 0))):
         (volume / name).mkdir()

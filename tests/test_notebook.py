@@ -1,7 +1,6 @@
 """The notebook, executed in a miniature configuration, and the committed copy."""
 
 import json
-from pathlib import Path
 
 import nbformat
 import papermill

@@ -107,3 +107,24 @@ def test_states_cost_their_share_of_the_time_and_at_most_a_minute_is_lost(
     monkeypatch.setattr(first, "save", lambda: saved.append(1))
     first.save_if_due()
     assert bool(saved) == saves
+
+
+@pytest.mark.parametrize(
+    ("nonfinite", "losses", "saves"),
+    [
+        ("stop", [1.0, 2.0], True),
+        ("stop", [float("nan"), 2.0], False),
+        ("skip", [float("nan"), 2.0], True),
+        ("skip", [1.0, float("inf")], False),
+    ],
+)
+def test_within_an_epoch_no_spoilt_state_is_kept(workplace, monkeypatch, nonfinite, losses, saves):
+    kept = Kept("supervised", Path("runs/r/log.csv"), {"student": UNet(2)}, settings={})
+    first = Progress(Config(run="r", nonfinite=nonfinite), kept)
+    for loss in losses:
+        first.add(torch.full((3,), loss))
+    first._saved -= 100.0
+    saved = []
+    monkeypatch.setattr(first, "save", lambda: saved.append(1))
+    first.save_if_a_minute_passed()
+    assert bool(saved) == saves

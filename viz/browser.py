@@ -113,7 +113,8 @@ class SliceBrowser(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
         slices = {i: self.read_slice(i) for i in sample(self.image)}
-        pixel_size = sides_in_um(self.image.voxel).get("X", 0.0)
+        sides = sides_in_um(self.image.voxel)
+        pixel_size = sides.get("X", sides.get("Y", 0.0))
         figure = draw_volume(slices, MOST_UNCERTAIN, pixel_size)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="jpeg", dpi=PAGE_DPI, pil_kwargs={"quality": PAGE_QUALITY})

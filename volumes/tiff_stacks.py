@@ -58,14 +58,15 @@ def open_tiff(path: Path) -> Volume:
                 f"{path}: {len(file.series)} images of different kinds in one file; export one of "
                 "them"
             )
-        voxel, details = read_metadata(file, path)
         slice_shape = shape_of_single_slice(series)
         if slice_shape is not None:
+            voxel, details = read_metadata(file, path)
             return single_slice(path, slice_shape, voxel, details)
 
         stored_bytes = NO_LIMIT if series.is_multifile else path.stat().st_size
         refuse_bombs(series.shape, series.dtype.itemsize, stored_bytes)
         axes, shape = stacked_axes(path, series.axes, series.shape)
+        voxel, details = read_metadata(file, path)
         array = zarr.open(series.aszarr(level=0), mode="r")
         read = SliceReader(path, array, series.axes, shape)
 

@@ -245,8 +245,10 @@ def ngff_voxel(image: dict | None, path: Path) -> tuple[Voxel, list[str]]:
 
     stated = {}
     for axis, size in zip(axes, sizes, strict=True):
+        if axis.get("type", "space") != "space":
+            continue
         name = axis["name"].upper()
-        if axis.get("type", "space") == "space" and name in ("X", "Y", "Z"):
+        if name in ("X", "Y", "Z"):
             stated[name] = (float(size), axis.get("unit", ""))
 
     return read_voxel(stated, str(path))
