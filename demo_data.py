@@ -2,21 +2,26 @@
 
     python demo_data.py --output data/demo [--seed 0] [--scans 150]
     python demo_data.py --volume data/volume.tif [--seed 0] [--slices 1000] [--size 512]
+    python demo_data.py --material foam --output data/foam [--seed 0] [--slices 12] [--size 768]
 
 One volume of faint faceted particles is cut into correlated slices at three points in time. What
 makes real slices hard is there: contrast below the noise, correlated noise, streaks, rings, slow
 shading, bright needles and clouds that are not particles, and the bright rim with a dark fringe of
 phase contrast. Grey values have the scale of linear attenuation in a real scan (about 2e-4 per
 voxel). `--volume` writes one volume as an ImageJ stack instead, its true mask and a table of its
-particles beside it.
+particles beside it. `--material` writes labelled slices of another material instead: those of
+`phantoms.materials`, each as a scanner sees it.
 """
 
+import argparse
+import dataclasses
 import math
 import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +33,9 @@ import pandas as pd
 import tifffile
 from tqdm import tqdm
 
+from phantoms.data_set import DataSet, stem_of
+from phantoms.data_set import write_slice as write_material_slice
+from phantoms.materials import MATERIALS
 from runtime.command_line import Parser, run_command_line
 from runtime.files import locked, write_atomically, write_csv, write_json
 from runtime.messages import PROGRESS_SECONDS, InputError, quiet_bar
@@ -66,6 +74,10 @@ STREAKED_REGIONS = 5  # in a slice
 RINGS = 2000  # px: radii that rings may have, farther than any corner
 
 MOST_PROCESSES = 8
+
+VOLUME_SLICES = 1000  # of a volume, where nothing else is asked for
+VOLUME_SIDE = 512  # px, likewise
+LEAST_SIDE = 64  # px, of a slice of a material
 
 
 # --- particles ------------------------------------------------------------------------------------
@@ -447,20 +459,10 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
         When `output` or the folder of the truth exists, or `output` is no name.
     """
     output = Path(output)
-    if not output.name.strip("."):
-        raise InputError(f"--output {output}: is no name of a new folder; such as data/demo")
-    lock_file = output.with_name(f".{output.name}.lock")
-    with locked(lock_file, f"{output}: another process is writing it; wait for it"):
-        for target in (output, truth_folder_of(output)):
-            if target.exists():
-                raise InputError(
-                    f"{target}: exists already; choose another --output, or delete it first"
-                )
-        folder = output.with_name(f".{output.name}.part")
-        truth_folder = output.with_name(f".{output.name}_truth.part")
-        make_folders(folder, truth_folder)
+    with new_folders(output, truth_folder_of(output)) as (folder, truth_folder):
+        make_folders(folder)
         draw_slices(folder, truth_folder, seed, scans, labelled)
-        write_split(folder, labelled)
+        write_split(folder, [f"slice_{i:02d}" for i in range(labelled)])
         details = {
             "seed": seed,
             "scans": scans,
@@ -469,17 +471,42 @@ def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LA
             "time_points": len(DRIFT),
         }
         write_json(folder / "demo.json", details)
-        folder.rename(output)
-        truth_folder.rename(truth_folder_of(output))
 
 
-def make_folders(folder: Path, truth_folder: Path) -> None:
-    """Make the folders of a data set anew."""
-    for unfinished in (folder, truth_folder):
-        shutil.rmtree(unfinished, ignore_errors=True)
+@contextmanager
+def new_folders(*targets: Path) -> Iterator[list[Path]]:
+    """Yield an empty folder for each target, which becomes that target when all is written.
+
+    Raises
+    ------
+    InputError
+        When a target exists, the first one is no name, or another process is writing it.
+    """
+    first = targets[0]
+    if not first.name.strip("."):
+        raise InputError(f"--output {first}: is no name of a new folder; such as data/demo")
+    lock_file = first.with_name(f".{first.name}.lock")
+    with locked(lock_file, f"{first}: another process is writing it; wait for it"):
+        for target in targets:
+            if target.exists():
+                raise InputError(
+                    f"{target}: exists already; choose another --output, or delete it first"
+                )
+
+        unfinished = [target.with_name(f".{target.name}.part") for target in targets]
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        yield unfinished
+
+        for folder, target in zip(unfinished, targets, strict=True):
+            folder.rename(target)
+
+
+def make_folders(folder: Path) -> None:
+    """Make the folders inside a data folder."""
     for inside in (IMAGES, MASKS, UNLABELLED, "splits"):
         (folder / inside).mkdir(parents=True)
-    truth_folder.mkdir()
 
 
 def draw_slices(folder: Path, truth_folder: Path, seed: int, scans: int, labelled: int) -> None:
@@ -497,11 +524,32 @@ def draw_slices(folder: Path, truth_folder: Path, seed: int, scans: int, labelle
                 pass
 
 
-def write_split(folder: Path, labelled: int) -> None:
+def write_split(folder: Path, stems: list[str]) -> None:
     """Write which slices train, choose the checkpoint and test: blocks of the volume."""
-    stems = [f"slice_{i:02d}" for i in range(labelled)]
-    held_out = round(HELD_OUT * labelled)
+    held_out = round(HELD_OUT * len(stems))
     write_json(folder / "splits" / "split.json", split_by_blocks(stems, held_out, held_out))
+
+
+def write_material(output: Path, data_set: DataSet) -> None:
+    """Write labelled slices of a synthetic material: a data folder.
+
+    The same arguments give the same bytes. The folder appears only when it is complete.
+
+    Raises
+    ------
+    InputError
+        When `output` exists, or is no name.
+    """
+    output = Path(output)
+    with new_folders(output) as (folder,):
+        make_folders(folder)
+        write = partial(write_material_slice, data_set=data_set, folder=folder)
+        numbers = range(data_set.slices)
+        with drawing_pool() as pool:
+            for _ in quiet_bar(pool.map(write, numbers), data_set.material, total=len(numbers)):
+                pass
+        write_split(folder, [stem_of(data_set, number) for number in numbers])
+        write_json(folder / "material.json", dataclasses.asdict(data_set))
 
 
 def drawing_pool() -> ProcessPoolExecutor:
@@ -650,9 +698,21 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--volume", type=Path, help="write one volume to this .tif instead, its truth beside it"
     )
-    parser.add_argument("--slices", type=int, default=1000, help="of the volume (%(default)s)")
     parser.add_argument(
-        "--size", type=int, default=512, help="rows and columns of the volume [px] (%(default)s)"
+        "--material",
+        choices=list(MATERIALS),
+        help="write labelled slices of this material instead of nano-CT",
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        help=f"of the volume ({VOLUME_SLICES}), or of the material ({DataSet.slices})",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help=f"rows and columns of the volume ({VOLUME_SIDE}), or of each slice of the material "
+        f"({DataSet.side}) [px]",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)"
@@ -667,29 +727,55 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    """Write the demo data and say where."""
+    """Write the demo data, a volume or a material, and say where."""
     arguments = make_parser().parse_args()
     if arguments.seed < 0 or arguments.scans < 0:
         raise InputError("--seed and --scans: must be 0 or more")
-    if arguments.volume is None:
+    if arguments.volume is not None and arguments.material is not None:
+        raise InputError("--material: writes a data folder, and --volume a volume; choose one")
+
+    if arguments.volume is not None:
+        command_volume(arguments)
+    elif arguments.material is not None:
+        command_material(arguments)
+    else:
         write_demo(arguments.output, arguments.seed, arguments.scans)
         print(
             f"{arguments.output}: {LABELLED} labelled slices, {arguments.scans} scans; truth of the "
             f"scans: {truth_folder_of(arguments.output)}"
         )
-        return
 
+
+def command_volume(arguments: argparse.Namespace) -> None:
+    """Write a volume, and say what lies beside it."""
+    slices = VOLUME_SLICES if arguments.slices is None else arguments.slices
+    side = VOLUME_SIDE if arguments.size is None else arguments.size
     is_tiff = arguments.volume.suffix.lower() in (".tif", ".tiff")
-    if not is_tiff or arguments.slices < 1 or not 16 <= arguments.size <= 2**14:
+    if not is_tiff or slices < 1 or not 16 <= side <= 2**14:
         raise InputError(
             "--volume: expected the name of a .tif, --slices 1 or more and --size 16 to 16384"
         )
 
-    write_volume(arguments.volume, arguments.seed, arguments.slices, arguments.size)
+    write_volume(arguments.volume, arguments.seed, slices, side)
     print(
-        f"{arguments.volume}: {arguments.slices} slices of {arguments.size}²; true mask and "
-        "particles: _truth.tif and _particles.csv beside it"
+        f"{arguments.volume}: {slices} slices of {side}²; true mask and particles: _truth.tif and "
+        "_particles.csv beside it"
     )
+
+
+def command_material(arguments: argparse.Namespace) -> None:
+    """Write slices of a material, and say what is painted in them."""
+    slices = DataSet.slices if arguments.slices is None else arguments.slices
+    side = DataSet.side if arguments.size is None else arguments.size
+    if slices < 1 or not LEAST_SIDE <= side <= 2**12:
+        raise InputError(
+            f"--material: expected --slices 1 or more and --size {LEAST_SIDE} to {2**12}"
+        )
+
+    data_set = DataSet(arguments.material, arguments.seed, slices, side)
+    write_material(arguments.output, data_set)
+    kind = MATERIALS[data_set.material]
+    print(f"{arguments.output}: {slices} labelled slices of {side}²: {kind.text}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ LAYERS = [
     {"losses", "model_unet", "utils"},
     {"slices"},
     {"config"},
-    {"views", "viz", "volumes"},
+    {"phantoms", "views", "viz", "volumes"},
     {"datasets", "evaluation", "mean_teacher", "utils_viz"},
     {"demo_data", "particles", "predict", "training", "viz/browser", "viz/napari_layers"},
     {"evaluate", "view", "viz/run_page"},
