@@ -1,9 +1,10 @@
-"""Views of slices for training, and the command that checks a data folder.
+"""Views of slices for training, and the commands that check a data folder and say what it is like.
 
 A slice flows: file → float32 → ROI → percentile window → uint8 (kept in memory once) → crop →
 one geometry → weak / strong view → tensor. `slices.data_folder` does the part up to uint8.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,21 @@ from torch.utils.data import Dataset
 
 from config import Config, Geometry, Intensity
 from runtime.command_line import Parser, run_command_line
+from runtime.files import write_json
 from runtime.messages import InputError
 from slices.data_folder import load_data, sum_up
+from slices.fingerprint import describe_fingerprint, take_fingerprint
 from slices.folder_check import check_data
 from slices.options import DataOptions, Reading
-from slices.reading import FOREGROUND, ROI, Slice, cut_window, parse_roi, reduce_slice
+from slices.reading import (
+    FOREGROUND,
+    ROI,
+    Slice,
+    cut_window,
+    natural_key,
+    parse_roi,
+    reduce_slice,
+)
 from slices.windows import parse_outside
 from views import Augmentation, build_geometry, build_intensity, make_views
 
@@ -272,9 +283,12 @@ def stack_planes(planes: list[np.ndarray]) -> np.ndarray | None:
 
 
 def make_parser() -> Parser:
-    """Return the options of `python datasets.py check`."""
-    parser = Parser(description="Check a data folder; every problem is one line.")
-    parser.add_argument("command", choices=["check"])
+    """Return the options of `python datasets.py`."""
+    parser = Parser(
+        description="check: every problem of a data folder, a line each. fingerprint: what its painted "
+        "slices are like, in numbers."
+    )
+    parser.add_argument("command", choices=["check", "fingerprint"])
     parser.add_argument("folder", type=Path, help="data/NAME")
     parser.add_argument(
         "--roi",
@@ -299,14 +313,19 @@ def make_parser() -> Parser:
         choices=["true", "false"],
         help="take masks that do not agree with their images (%(default)s)",
     )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="fingerprint: write its numbers here, too"
+    )
     return parser
 
 
 def main() -> int:
-    """`python datasets.py check DIR`: 0 when nothing is wrong, 1 with one line per problem."""
+    """Check a data folder, or say what its painted slices are like; 1 where there is a problem."""
     arguments = make_parser().parse_args()
     if not arguments.folder.is_dir():
         raise InputError(f"{arguments.folder}: no such folder")
+    if arguments.output is not None and arguments.command != "fingerprint":
+        raise InputError("--output: has a meaning only for fingerprint")
 
     reading = Reading(
         roi=parse_roi(arguments.roi),
@@ -320,6 +339,14 @@ def main() -> int:
         return 1
 
     data = load_data(arguments.folder, DataOptions(reading=reading))
+    if arguments.command == "fingerprint":
+        slices = sorted(data.labelled, key=lambda s: natural_key(s.stem))
+        fingerprint = take_fingerprint(slices)
+        print(describe_fingerprint(fingerprint))
+        if arguments.output is not None:
+            write_json(arguments.output, dataclasses.asdict(fingerprint))
+        return 0
+
     print(f"{arguments.folder}: no problem found")
     print("\n".join([sum_up(data), *check.masks, *data.notes]))
     return 0

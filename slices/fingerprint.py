@@ -1,0 +1,369 @@
+"""What painted slices are like, in numbers: how large and thin things are, and what tells them apart.
+
+    python datasets.py fingerprint data/NAME
+
+From these numbers a recipe is chosen (`training.recipe`). Lengths are in pixels of the slice. A
+quantity that these slices do not have, such as the gap between parts where there is but one, is
+None.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy import ndimage, stats
+from skimage.feature import structure_tensor
+from skimage.measure import perimeter_crofton
+
+from slices.reading import Slice, reduce_slice
+
+SCALES = (0, 1, 2, 4, 8, 16)  # px: σ of the neighbourhood that is looked at; 0 is the pixel itself
+FACTORS = (1, 2, 3, 4, 6, 8)  # px: sides of the blocks that a network may work on
+SAMPLED = 20_000  # pixels of each class and slice, for what tells them apart
+SMALLEST_PART = 4  # px²: smaller parts are specks of paint
+NEIGHBOUR_BLUR = 2.0  # px: σ, so that noise does not hide that slices are alike
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What painted slices are like.
+
+    Attributes
+    ----------
+    slices : int
+        How many were looked at.
+    foreground : float
+        Its share of the sample.
+    parts : float
+        Connected components in a slice.
+    diameter, smallest, largest : float or None
+        Of components, as circles of their area: median, and the deciles at both ends [px].
+    thickness : float or None
+        Four times the mean distance of foreground to its outline [px]: exactly the width of a
+        strip, and two thirds of the diameter of a disc.
+    gap : float or None
+        Background between two parts along rows and columns: the lowest decile [px].
+    outline : float
+        Length of outlines in an area [1/px].
+    contrast_to_noise : float or None
+        Difference of the mean grey values of both classes, in standard deviations of the noise.
+    separation : dict of str to dict of str to float
+        How well a single number tells foreground from background: the area under the ROC curve, ½
+        to 1, by kind (`grey`, `edges`, `texture`) and by σ of the neighbourhood [px].
+    coherence, direction : float
+        How much more outlines and texture run in one direction than across it, 0 to 1; and that
+        direction, 0 along rows, counted towards columns [degrees].
+    neighbours : float or None
+        Correlation between slices that follow each other in the folder; None for a single one.
+    kept : dict of str to float
+        Dice of the masks that remain when they are made of means over blocks, by side of the block.
+    """
+
+    slices: int
+    foreground: float
+    parts: float
+    diameter: float | None
+    smallest: float | None
+    largest: float | None
+    thickness: float | None
+    gap: float | None
+    outline: float
+    contrast_to_noise: float | None
+    separation: dict[str, dict[str, float]]
+    coherence: float
+    direction: float
+    neighbours: float | None
+    kept: dict[str, float]
+
+    def best_separation(self, kind: str) -> float:
+        """Return how well the best scale of a kind tells foreground from background."""
+        return max(self.separation[kind].values(), default=0.5)
+
+
+def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
+    """Return what painted slices are like.
+
+    Parameters
+    ----------
+    slices : list of Slice
+        With masks, in the order in which they follow each other.
+    seed : int
+        Of the pixels that are drawn.
+    """
+    diameters = np.concatenate([diameters_of_parts(s.mask) for s in slices])
+    gaps = np.concatenate([gaps_between_parts(s.mask, s.inside) for s in slices])
+    sample = sum(np.count_nonzero(s.inside) for s in slices)
+    outlines = sum(perimeter_crofton(s.mask, directions=4) for s in slices)
+    coherence, direction = preferred_direction(slices)
+    return Fingerprint(
+        slices=len(slices),
+        foreground=sum(int(s.mask.sum()) for s in slices) / sample,
+        parts=len(diameters) / len(slices),
+        diameter=quantile(diameters, 0.5),
+        smallest=quantile(diameters, 0.1),
+        largest=quantile(diameters, 0.9),
+        thickness=mean_thickness(slices),
+        gap=quantile(gaps, 0.1),
+        outline=float(outlines / sample),
+        contrast_to_noise=contrast_to_noise(slices),
+        separation=separation_by_scale(slices, np.random.default_rng(seed)),
+        coherence=coherence,
+        direction=direction,
+        neighbours=likeness_of_neighbours(slices),
+        kept={str(factor): dice_of_means(slices, factor) for factor in FACTORS},
+    )
+
+
+def describe_fingerprint(fingerprint: Fingerprint) -> str:
+    """Return a fingerprint as a table of text: what, how much, and what that is."""
+    f = fingerprint
+    rows = [
+        ("foreground", percent(f.foreground), "of the sample"),
+        ("parts", f"{f.parts:.0f}", "connected components in a slice"),
+        (
+            "diameter",
+            f"{px(f.smallest)} – {px(f.diameter)} – {px(f.largest)}",
+            "of components: lowest decile, median, highest decile",
+        ),
+        ("thickness", px(f.thickness), "of what is painted, on average"),
+        ("gap", px(f.gap), "between parts: lowest decile"),
+        ("outline", f"{1000 * f.outline:.1f} px", "in 1000 px² of the sample"),
+        ("contrast", number(f.contrast_to_noise), "of the mean grey values, in σ of the noise"),
+        ("direction", f"{f.coherence:.2f}", f"0: none, 1: all runs at {f.direction:.0f}° to rows"),
+        ("neighbours", number(f.neighbours), "correlation of slices that follow each other"),
+    ]
+    for kind, by_scale in f.separation.items():
+        best = max(by_scale, key=lambda sigma: by_scale[sigma])
+        text = f"chance that it orders a pair of pixels rightly, best at σ {best} px"
+        rows.append((kind, f"{by_scale[best]:.2f}", text))
+    for factor, dice in f.kept.items():
+        if factor != "1":
+            rows.append(
+                (f"{factor}×{factor} means", f"{dice:.3f}", "Dice that their masks can reach")
+            )
+
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    lines = [f"{name:{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in rows]
+    return "\n".join([f"{f.slices} painted slices", *lines])
+
+
+def percent(share: float) -> str:
+    """Return a share in words."""
+    return f"{100 * share:.1f} %"
+
+
+def px(length: float | None) -> str:
+    """Return a length in words."""
+    return "none" if length is None else f"{length:.1f} px"
+
+
+def number(value: float | None) -> str:
+    """Return a number in words."""
+    return "none" if value is None else f"{value:.2f}"
+
+
+def quantile(values: np.ndarray, share: float) -> float | None:
+    """Return a quantile; None of no values."""
+    if len(values) == 0:
+        return None
+    return float(np.quantile(values, share))
+
+
+# --- how large, thin and near -----------------------------------------------------------------------
+
+
+def diameters_of_parts(mask: np.ndarray) -> np.ndarray:
+    """Return the diameters of circles as large as the connected components of a mask [px]: (N,)."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())[1:]
+    return np.sqrt(4 * areas[areas >= SMALLEST_PART] / np.pi)
+
+
+def mean_thickness(slices: list[Slice]) -> float | None:
+    """Return four times the mean distance of foreground pixels to their outline [px]."""
+    distances = []
+    for s in slices:
+        # Half a pixel lies between the middle of a pixel and its side.
+        to_background = ndimage.distance_transform_edt(s.mask) - 0.5
+        distances.append(to_background[s.mask > 0])
+    together = np.concatenate(distances)
+    if len(together) == 0:
+        return None
+    return float(4 * together.mean())
+
+
+def gaps_between_parts(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return the lengths of background between foreground along rows and columns [px]: (N,)."""
+    lengths = []
+    for lines, sample in ((mask, inside), (mask.T, inside.T)):
+        # Padding is no background: a gap across it is none.
+        values = np.where(sample, lines, 2)
+        for line in values:
+            ends = np.flatnonzero(np.diff(line)) + 1
+            starts = np.concatenate([[0], ends])
+            runs = np.diff(np.concatenate([starts, [len(line)]]))
+            kinds = line[starts]
+            is_gap = kinds[1:-1] == 0
+            is_gap &= (kinds[:-2] == 1) & (kinds[2:] == 1)
+            lengths.append(runs[1:-1][is_gap])
+    return np.concatenate(lengths)
+
+
+def dice_of_means(slices: list[Slice], factor: int) -> float:
+    """Return the Dice of masks that were made of means over blocks, and made masks again.
+
+    More than that no network reaches that works on such means, were its every block right.
+    """
+    scores = []
+    for s in slices:
+        height, width = s.mask.shape
+        means = reduce_slice(s.mask * np.uint8(255), factor)
+        full = (means.shape[1] * factor, means.shape[0] * factor)
+        again = cv2.resize(means, full, interpolation=cv2.INTER_LINEAR)[:height, :width] > 127
+        both = np.count_nonzero(again & (s.mask > 0))
+        total = np.count_nonzero(again) + int(s.mask.sum())
+        if total:
+            scores.append(2 * both / total)
+    return float(np.mean(scores)) if scores else 1.0
+
+
+# --- what tells foreground from background --------------------------------------------------------
+
+
+def contrast_to_noise(slices: list[Slice]) -> float | None:
+    """Return the difference of both classes' mean grey values, in standard deviations of the noise.
+
+    None where a class is missing, or where there is no noise.
+    """
+    differences, deviations = [], []
+    for s in slices:
+        is_foreground = s.mask > 0
+        is_background = s.inside & ~is_foreground
+        if is_foreground.any() and is_background.any():
+            differences.append(s.image[is_foreground].mean() - s.image[is_background].mean())
+            deviations.append(noise_of(s))
+    if not differences or np.mean(deviations) == 0:
+        return None
+    return float(abs(np.mean(differences)) / np.mean(deviations))
+
+
+def noise_of(s: Slice) -> float:
+    """Return the standard deviation of the noise of a slice, in grey values of 8 bits.
+
+    Outlines and slow changes cancel in the difference of two Laplacians: Immerkær, Fast noise
+    variance estimation, 1996, doi:10.1006/cviu.1996.0060. Of noise that is correlated over several
+    pixels this is a part.
+    """
+    difference = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])
+    response = ndimage.convolve(s.image.astype(np.float32), difference)
+    inner = ndimage.binary_erosion(s.inside, np.ones((3, 3)))
+    if not inner.any():
+        return 0.0
+    return float(np.sqrt(np.pi / 2) / 6 * np.abs(response[inner]).mean())
+
+
+def separation_by_scale(
+    slices: list[Slice], rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """Return how well the grey value, edges and texture of a neighbourhood tell foreground, by its σ.
+
+    Each as the area under the ROC curve of that single number, ½ to 1.
+    """
+    values: dict[str, dict[str, list]] = {"grey": {}, "edges": {}, "texture": {}}
+    classes = []
+    for s in slices:
+        chosen = draw_pixels(s, rng)
+        classes.append(s.mask.ravel()[chosen] > 0)
+        for kind, sigma, feature in neighbourhood_features(s.image):
+            values[kind].setdefault(str(sigma), []).append(feature.ravel()[chosen])
+
+    is_foreground = np.concatenate(classes)
+    result: dict[str, dict[str, float]] = {}
+    for kind, by_scale in values.items():
+        result[kind] = {}
+        for sigma, parts in by_scale.items():
+            result[kind][sigma] = area_under_curve(np.concatenate(parts), is_foreground)
+    return result
+
+
+def draw_pixels(s: Slice, rng: np.random.Generator) -> np.ndarray:
+    """Draw as many pixels of each class as there are, `SAMPLED` at most: flat indices."""
+    drawn = []
+    is_foreground = s.mask > 0
+    for where in (is_foreground, s.inside & ~is_foreground):
+        pixels = np.flatnonzero(where)
+        drawn.append(rng.choice(pixels, min(SAMPLED, len(pixels)), replace=False))
+    return np.concatenate(drawn)
+
+
+def neighbourhood_features(image: np.ndarray) -> list[tuple[str, int, np.ndarray]]:
+    """Return grey value, edges and texture at each scale: kind, σ [px], (H, W) float32."""
+    grey = image.astype(np.float32)
+    features = [("grey", 0, grey)]
+    for sigma in SCALES[1:]:
+        mean = ndimage.gaussian_filter(grey, sigma)
+        features.append(("grey", sigma, mean))
+        features.append(("edges", sigma, ndimage.gaussian_gradient_magnitude(grey, sigma)))
+        mean_square = ndimage.gaussian_filter(grey**2, sigma)
+        deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
+        features.append(("texture", sigma, deviation))
+    return features
+
+
+def area_under_curve(values: np.ndarray, is_foreground: np.ndarray) -> float:
+    """Return the area under the ROC curve, whichever side is foreground; ½ where a class is missing.
+
+    It is the chance that a pixel of one class has the larger value than one of the other
+    (Mann–Whitney U).
+    """
+    count = np.count_nonzero(is_foreground)
+    others = len(values) - count
+    if count == 0 or others == 0:
+        return 0.5
+    ranks = stats.rankdata(values)
+    wins = ranks[is_foreground].sum() - count * (count + 1) / 2
+    area = wins / (count * others)
+    return float(max(area, 1 - area))
+
+
+# --- direction, and what lies before and behind ------------------------------------------------------
+
+
+def preferred_direction(slices: list[Slice]) -> tuple[float, float]:
+    """Return how much more things run in one direction than across it, 0 to 1, and which [degrees].
+
+    From the structure tensor of the smoothed slices, summed over all pixels (Bigün & Granlund,
+    1987): 0 for material without a preferred direction.
+    """
+    total = np.zeros((2, 2))
+    for s in slices:
+        smooth = ndimage.gaussian_filter(s.image.astype(np.float32), 1.5)
+        rows_rows, rows_columns, columns_columns = structure_tensor(smooth, sigma=1, order="rc")
+        inner = ndimage.binary_erosion(s.inside, iterations=5)
+        crossed = rows_columns[inner].sum()
+        total += [[rows_rows[inner].sum(), crossed], [crossed, columns_columns[inner].sum()]]
+
+    along, across = np.linalg.eigvalsh(total)
+    if along + across == 0:
+        return 0.0, 0.0
+    # Grey values change least along what runs there.
+    runs_along = np.linalg.eigh(total)[1][:, 0]
+    angle = np.degrees(np.arctan2(runs_along[0], runs_along[1])) % 180
+    return float((across - along) / (across + along)), float(angle)
+
+
+def likeness_of_neighbours(slices: list[Slice]) -> float | None:
+    """Return the mean correlation between slices that follow each other; None for fewer than two of a size."""
+    correlations = []
+    for first, second in itertools.pairwise(slices):
+        if first.image.shape != second.image.shape:
+            continue
+        inside = first.inside & second.inside
+        pair = [
+            ndimage.gaussian_filter(s.image.astype(np.float32), NEIGHBOUR_BLUR)[inside]
+            for s in (first, second)
+        ]
+        if all(len(values) > 1 and values.std() > 0 for values in pair):
+            correlations.append(np.corrcoef(*pair)[0, 1])
+    return float(np.mean(correlations)) if correlations else None
