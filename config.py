@@ -22,6 +22,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 SCHEDULES = ("plateau", "cosine", "one_cycle")
 CONSISTENCY = ("mse", "bce", "bce_dice")
 
+# What tables call the methods without a network that every run is compared with.
+OTSU = "Otsu"
+FOREST = "random forest"
+
 
 # --- what a value must satisfy --------------------------------------------------------------------
 
@@ -414,6 +418,9 @@ class Config:
         0.0,
         "side of a pixel [µm], for particle sizes in the report; 0: sizes in pixels",
         between(0, 1e9),
+    )
+    forest: bool = option(
+        True, "also score a random forest on features of pixels, as ilastik has it"
     )
     tta: bool = option(
         False, "test-time augmentation in the final evaluation: mean over flips and quarter turns"

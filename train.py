@@ -455,8 +455,9 @@ def evaluate_run(config: Config, data: Data) -> dict:
             weights, _ = load_checkpoint(config.checkpoint(name))
             models[method] = UNet.from_weights(weights).to(device)
 
-    scoring = Scoring(config.sliding_window, config.threshold, CONTROL)
-    return evaluate_models(models, data.test, data.train, config.run_folder, scoring, device)
+    forest_seed = config.seed if config.forest else None
+    scoring = Scoring(config.sliding_window, config.threshold, CONTROL, forest_seed)
+    return evaluate_models(models, data, config.run_folder, scoring, device)
 
 
 def launch(config: Config, processes: int, resume: bool = False) -> None:

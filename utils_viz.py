@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from config import OTSU
 from runtime.command_line import Parser, run_command_line
 from runtime.messages import InputError
 from viz.panels import ORANGE, PURPLE, RED, STYLE, colour_of, new_figure, write_inside
@@ -129,8 +130,8 @@ def draw_paired(tables: dict[str, pd.DataFrame], metric: str = "dice") -> Figure
     for panel, (title, table) in zip(axes[0], tables.items(), strict=True):
         methods = list(dict.fromkeys(table["method"]))
         scores = table.pivot(index="stem", columns="method", values=metric)[methods]
-        if "Otsu" in scores and scores.shape[1] > 1:
-            title = f"{title} (Otsu: {scores.pop('Otsu').mean():.3f})"
+        if OTSU in scores and scores.shape[1] > 1:
+            title = f"{title} ({OTSU}: {scores.pop(OTSU).mean():.3f})"
         draw_scores(panel, scores)
         panel.set_title(title, fontsize=9, pad=16)
 

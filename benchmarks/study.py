@@ -24,16 +24,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from skimage.feature import multiscale_basic_features
-from skimage.future import TrainableSegmenter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study_statistics import summarise_study  # noqa: E402 - after the path
-from config import FREE, Config, make_config, parse_settings  # noqa: E402
+from config import FOREST, FREE, Config, make_config, parse_settings  # noqa: E402
+from evaluation.forest import fit_forest  # noqa: E402
 from evaluation.metrics import slice_table  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
@@ -45,11 +43,9 @@ from slices.reading import MASK_SUFFIXES  # noqa: E402
 from train import continue_supervised, evaluate_run, train_semi_supervised, train_supervised  # noqa: E402
 from training.phases import Phase, control_phase, method_names, supervised_phase  # noqa: E402
 from training.preparation import prepare, read_slices  # noqa: E402
-from viz.panels import FOREST  # noqa: E402
 from viz.run_files import read_table  # noqa: E402
 from viz.study_figures import draw_ablation, draw_budgets  # noqa: E402
 
-FOREST_PIXELS = 20_000  # random pixels of each training slice that the pixel classifier learns from
 MANY = 4  # variants, beyond which points of one budget cannot be told apart
 PLACE = ("labels", "fold", "seed")
 ROW = ("variant", *PLACE, "role", "stem")
@@ -98,7 +94,7 @@ SPLIT = (
 )
 
 # Settings that earlier studies did not know, with the value that does what they did.
-LATER = {"outside": "auto", "trust_pairs": False}
+LATER = {"outside": "auto", "trust_pairs": False, "forest": False}
 
 
 # --- what is to be run ----------------------------------------------------------------------------
@@ -128,6 +124,7 @@ def plan(study: dict, content: str = "") -> list[tuple[dict, Config]]:
             config = make_config(
                 **{
                     "split": "blocks",
+                    "forest": False,  # it is scored once for all variants
                     **study["settings"],
                     **settings,
                     "data": study["data"],
@@ -367,36 +364,12 @@ def forest_rows(name: dict, config: Config, known: pd.DataFrame) -> pd.DataFrame
     return rows.drop(columns="method")
 
 
-def forest_scores(data: Data, seed: int, pixels: int = FOREST_PIXELS) -> pd.DataFrame:
-    """Return scores of a random forest on multiscale intensity, edge and texture features, one row per test slice.
-
-    As in ilastik (Berg et al., 2019, doi:10.1038/s41592-019-0582-9) and Trainable Weka Segmentation
-    (Arganda-Carreras et al., 2017, doi:10.1093/bioinformatics/btx180), but with `pixels` random
-    pixels of every training slice instead of brush strokes, which is more than anybody paints.
-    """
-    # Of the packages for tests; drawing a study needs none.
-    from sklearn.ensemble import RandomForestClassifier
-
-    rng = np.random.default_rng(seed)
-    samples, labels = [], []
-    for s in data.train:
-        chosen = rng.choice(s.mask.size, min(pixels, s.mask.size), replace=False)
-        features = pixel_features(s.image)
-        samples.append(features.reshape(s.mask.size, -1)[chosen])
-        labels.append(s.mask.ravel()[chosen])
-
-    forest = RandomForestClassifier(100, min_samples_leaf=5, n_jobs=-1, random_state=seed)
-    segmenter = TrainableSegmenter(forest, pixel_features)
-    segmenter.clf.fit(np.concatenate(samples), np.concatenate(labels))
-
-    masks = [segmenter.predict(s.image).astype(bool) for s in data.test]
+def forest_scores(data: Data, seed: int) -> pd.DataFrame:
+    """Return scores of the random forest of `evaluation.forest`, one row per test slice."""
+    forest = fit_forest(data.train, data.val, seed)
+    masks = [forest.probability(s) >= forest.threshold for s in data.test]
     truths = [s.mask.astype(bool) for s in data.test]
     return slice_table({FOREST: masks}, truths, [s.stem for s in data.test])
-
-
-def pixel_features(image: np.ndarray) -> np.ndarray:
-    """Return intensity, edges and texture at several scales around each pixel: (H, W, F)."""
-    return multiscale_basic_features(image, sigma_min=1, sigma_max=16)
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from config import FOREST, OTSU
 from training.phases import CONTROL
-from viz.panels import FOREST
 
 SHARED = (
-    "Otsu",
+    OTSU,
     "supervised",
     CONTROL,
 )  # rows that runs with equal supervised phases have in common
@@ -94,7 +94,7 @@ def summarise_study(table: pd.DataFrame, first: str, metric: str = "dice") -> pd
             "slices": part["stem"].nunique(),
             "trainings": len(part.groupby(["fold", "seed"])),
         }
-        if role not in (CONTROL, "Otsu", FOREST):
+        if role not in (CONTROL, OTSU, FOREST):
             row |= paired(part.join(control, on=["variant", "settings", "stem"]), metric)
         both = part.join(base, on=same, how="inner")
         if variant != first and len(both):

@@ -1,5 +1,7 @@
 """Score models on labelled slices: while they are trained, and at the end."""
 
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +10,22 @@ import numpy as np
 import pandas as pd
 import torch
 
+from config import FOREST, OTSU
+from evaluation.forest import fit_forest
 from evaluation.intervals import compare, summarise
 from evaluation.metrics import slice_table, threshold_scores
 from evaluation.otsu import fit_otsu, predict_otsu
 from evaluation.uncertainty import calibration_error, reliability
 from runtime.devices import resolve_precision
 from runtime.files import write_csv, write_json, write_npz
+from slices.data_folder import Data
 from slices.reading import Slice, center_patch
 from utils import SlidingWindow, overlap_metrics, predict_images, probability_of
 
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
-OTSU = "Otsu"  # the classical baseline, in tables
+
+# Pixels of validation and test slices that a random forest is asked for at most: some minutes.
+FOREST_PIXELS = 40 * 10**6
 
 
 # --- while models are trained ---------------------------------------------------------------------
@@ -104,11 +111,14 @@ class Scoring:
         Probability from which a pixel is foreground.
     control : str
         Method that the others are compared with, slice by slice, where it is among the models.
+    forest_seed : int or None
+        Of the random forest that is scored, too; None: none is.
     """
 
     sliding_window: SlidingWindow
     threshold: float
     control: str
+    forest_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,13 +142,14 @@ class Predictions:
 
 def evaluate_models(
     models: Mapping[str, torch.nn.Module],
-    test: list[Slice],
-    train: list[Slice],
+    data: Data,
     folder: Path,
     scoring: Scoring,
     device: torch.device,
 ) -> dict:
-    """Score models and smoothed Otsu on test slices, as centre patches and as stitched whole images.
+    """Score models and their classical rivals on test slices, as centre patches and as stitched whole images.
+
+    The rivals are smoothed Otsu and, where it is asked for, a random forest.
 
     A centre patch is predicted from one window; its inner `CENTRE` pixels are scored, so that
     recipes with different windows are scored on the same pixels.
@@ -150,8 +161,9 @@ def evaluate_models(
     Parameters
     ----------
     models : dict of method name to model in eval mode
-    test, train : list of Slice
-        The classical baseline gets its two choices from the latter.
+    data : Data
+        Classical methods learn from its training slices; the threshold of the forest is chosen on
+        its validation slices.
     folder : Path
     scoring : Scoring
     device : torch.device
@@ -161,8 +173,9 @@ def evaluate_models(
     dict
         The content of `summary.json`.
     """
-    sigma, bright = fit_otsu(train)
-    predictions = predict_otsu_everywhere(test, sigma, bright, patch_side(scoring))
+    test = data.test
+    predictions = Predictions({}, {}, {})
+    rivals = predict_rivals(predictions, data, scoring)
     for method, model in models.items():
         predict_model(predictions, method, model, test, scoring, device)
 
@@ -171,7 +184,7 @@ def evaluate_models(
         "threshold": scoring.threshold,
         "precision": resolve_precision(device, scoring.sliding_window.precision),
         "control": scoring.control,
-        "otsu": {"sigma": sigma, "bright": bright},
+        **rivals,
     }
     for kind, table in tables.items():
         write_csv(folder / f"test_{kind}.csv", table)
@@ -200,16 +213,63 @@ def patch_side(scoring: Scoring) -> int:
     return min(CENTRE, scoring.sliding_window.patch_size)
 
 
-def predict_otsu_everywhere(
-    test: list[Slice], sigma: float, bright: bool, side: int
-) -> Predictions:
-    """Return what the classical baseline makes of the test slices."""
-    masks = [predict_otsu(s, sigma, bright) for s in test]
-    return Predictions(
-        maps={OTSU: [mask.astype(np.float32) for mask in masks]},
-        full={OTSU: masks},
-        patches={OTSU: [center_patch(mask, side) for mask in masks]},
-    )
+def predict_rivals(predictions: Predictions, data: Data, scoring: Scoring) -> dict[str, dict]:
+    """Add what classical methods make of the test slices; return what was chosen for each, and its seconds."""
+    begun = time.monotonic()
+    sigma, bright = fit_otsu(data.train)
+    masks = [predict_otsu(s, sigma, bright) for s in data.test]
+    maps = [mask.astype(np.float32) for mask in masks]
+    add_rival(predictions, OTSU, maps, masks, scoring)
+    seconds = time.monotonic() - begun
+    chosen: dict[str, dict] = {
+        "otsu": {"sigma": sigma, "bright": bright, "seconds": round(seconds, 1)}
+    }
+    if scoring.forest_seed is None:
+        return chosen
+
+    pixels = sum(s.image.size for s in [*data.val, *data.test])
+    if pixels > FOREST_PIXELS:
+        print(
+            f"{FOREST}: left out; it would take long for {pixels / 10**6:.0f} million pixels of "
+            "validation and test slices",
+            file=sys.stderr,
+        )
+        return chosen
+
+    begun = time.monotonic()
+    forest = fit_forest(data.train, data.val, scoring.forest_seed)
+    maps = [forest.probability(s) for s in data.test]
+    masks = [(p >= forest.threshold) & s.inside for p, s in zip(maps, data.test, strict=True)]
+    maps = [move_threshold(p, forest.threshold, scoring.threshold) for p in maps]
+    add_rival(predictions, FOREST, maps, masks, scoring)
+    seconds = time.monotonic() - begun
+    chosen["forest"] = {"threshold": forest.threshold, "seconds": round(seconds, 1)}
+    return chosen
+
+
+def add_rival(
+    predictions: Predictions,
+    method: str,
+    maps: list[np.ndarray],
+    masks: list[np.ndarray],
+    scoring: Scoring,
+) -> None:
+    """Add maps and masks of a method that looks at whole images."""
+    side = patch_side(scoring)
+    predictions.maps[method] = maps
+    predictions.full[method] = masks
+    predictions.patches[method] = [center_patch(mask, side) for mask in masks]
+
+
+def move_threshold(probability: np.ndarray, of_map: float, wanted: float) -> np.ndarray:
+    """Return a map that reaches `wanted` where a probability reaches `of_map`, and keeps 0, 1 and the order.
+
+    So maps of methods with thresholds of their own can be stored and drawn beside the others.
+    """
+    below = probability * (wanted / of_map)
+    above = 1 - (1 - probability) * ((1 - wanted) / (1 - of_map))
+    moved = np.where(probability >= of_map, np.maximum(above, wanted), below)
+    return moved.astype(np.float32)
 
 
 def predict_model(

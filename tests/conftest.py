@@ -146,6 +146,7 @@ TINY = {
     "val_fraction": 0.25,
     "test_fraction": 0.25,
     "device": "cpu",
+    "forest": False,  # which takes longer than all the rest; tests/test_forest.py has it
     "num_workers": 0,
 }
 

@@ -214,6 +214,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "feature_dropout": 0.5,
     "unlabelled_foreground": True,
     "tta": True,
+    "forest": True,
 }
 
 

@@ -17,6 +17,7 @@ from conftest import disc_slice
 from evaluation import intervals, metrics, models, otsu
 from evaluation.models import Scoring
 from runtime.messages import InputError
+from slices.data_folder import Data
 from slices.reading import Slice
 from slices.windows import percentile_window
 from utils import SlidingWindow, overlap_metrics
@@ -248,6 +249,11 @@ def test_stored_probabilities_give_the_mask_that_was_scored(threshold):
     assert (models.to_grey(steps, threshold) == np.arange(256)).all()
 
 
+def only(train: Slice, test: Slice) -> Data:
+    """Data of one slice to learn from and one to test."""
+    return Data([train], [], [test], [])
+
+
 def test_otsu_comes_from_the_training_slices_and_test_time_views_are_averaged_everywhere(tmp_path):
     made = [disc_slice(i, (64, 64)) for i in range(2)]
     train, test = (
@@ -256,7 +262,7 @@ def test_otsu_comes_from_the_training_slices_and_test_time_views_are_averaged_ev
     )
     inverted = Slice(test.path, test.image, 1 - test.mask)
     details = models.evaluate_models(
-        {}, [inverted], [train], tmp_path, Scoring(SlidingWindow(32), 0.5, "m"), CPU
+        {}, only(train, inverted), tmp_path, Scoring(SlidingWindow(32), 0.5, "m"), CPU
     )
     assert details["otsu"]["bright"]
     assert pd.read_csv(tmp_path / "test_full.csv")["dice"].item() < 0.5
@@ -270,8 +276,7 @@ def test_otsu_comes_from_the_training_slices_and_test_time_views_are_averaged_ev
     for tta, fraction in ((False, 0.5), (True, 1.0)):  # the mean over all views is 0.5 everywhere
         models.evaluate_models(
             {"m": LeftHalf()},
-            [test],
-            [train],
+            only(train, test),
             tmp_path,
             Scoring(SlidingWindow(64, tta=tta), 0.499, "m"),
             CPU,
@@ -294,7 +299,11 @@ def test_windows_of_any_size_are_scored_on_the_same_centre(tmp_path, monkeypatch
     some = [Slice(Path("s"), percentile_window(image), truth)]
     for side in (32, 64):
         models.evaluate_models(
-            {"m": Threshold()}, some, some, tmp_path, Scoring(SlidingWindow(side), 0.5, "m"), CPU
+            {"m": Threshold()},
+            only(some[0], some[0]),
+            tmp_path,
+            Scoring(SlidingWindow(side), 0.5, "m"),
+            CPU,
         )
         rows = pd.read_csv(tmp_path / "test_patches.csv").set_index("method")
         window = some[0].image[48 - side // 2 : 48 + side // 2, 48 - side // 2 : 48 + side // 2]

@@ -153,6 +153,7 @@ def test_every_import_is_declared():
     names = {
         "cv2": "opencv-python-headless",
         "skimage": "scikit-image",
+        "sklearn": "scikit-learn",
         "mpl_toolkits": "matplotlib",
     }
     used = {names.get(n, n) for path in MODULES.values() for n in imports_of(path)}

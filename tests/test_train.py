@@ -42,6 +42,7 @@ RUN_FILES = [
 
 
 def test_a_run_leaves_what_the_design_names(tiny):
+    tiny = dataclasses.replace(tiny, forest=True)
     run(tiny)
     assert sorted(p.name for p in tiny.run_folder.iterdir()) == RUN_FILES
     assert sorted(p.name for p in Path("checkpoints/base").iterdir()) == [
@@ -56,6 +57,7 @@ def test_a_run_leaves_what_the_design_names(tiny):
     table = pd.read_csv(tiny.run_folder / "test_full.csv")
     assert table["method"].unique().tolist() == [
         "Otsu",
+        "random forest",
         "supervised",
         "supervised continued",
         "Mean Teacher (student)",
@@ -189,12 +191,13 @@ def test_weights_of_a_run_whose_folder_is_gone_are_not_taken_up(tiny):
 
 
 def test_only_methods_of_this_run_are_reported(tiny):
-    config = dataclasses.replace(tiny, method="supervised")
+    config = dataclasses.replace(tiny, method="supervised", forest=True)
     run(config)
     config.checkpoint("continued").write_bytes(config.checkpoint("supervised").read_bytes())
     train.evaluate_run(config, train.prepare(config, resume=True))
     assert pd.read_csv(config.run_folder / "test_full.csv")["method"].unique().tolist() == [
         "Otsu",
+        "random forest",
         "supervised",
     ]
 
@@ -217,10 +220,10 @@ def test_what_is_not_a_number_stops_the_run(tiny, method, steps):
 
 
 def test_test_slices_decide_nothing(tiny):
-    """Other test masks, other scores; the same curves, checkpoints and Otsu."""
+    """Other test masks, other scores; the same curves, checkpoints, Otsu and forest."""
     results = []
     for name, turn in (("a", lambda mask: mask), ("b", lambda mask: 1 - mask)):
-        config = dataclasses.replace(tiny, run=name, sup_epochs=6, ssl_epochs=6)
+        config = dataclasses.replace(tiny, run=name, sup_epochs=6, ssl_epochs=6, forest=True)
         data = train.prepare(config)
         data = dataclasses.replace(
             data, test=[dataclasses.replace(s, mask=turn(s.mask)) for s in data.test]
@@ -234,12 +237,13 @@ def test_test_slices_decide_nothing(tiny):
         results.append(
             (
                 kept,
-                summary["otsu"],
+                summary["otsu"] | {"seconds": None},
+                summary["forest"] | {"seconds": None},
                 pd.read_csv(config.run_folder / "test_full.csv")["dice"].tolist(),
             )
         )
-    assert results[0][:2] == results[1][:2]
-    assert results[0][2] != results[1][2]
+    assert results[0][:3] == results[1][:3]
+    assert results[0][3] != results[1][3]
 
 
 def test_a_best_that_the_saved_state_does_not_know_stays_the_best(tiny, monkeypatch):

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
+from config import FOREST, OTSU
+
 ORANGE = "#E69F00"
 SKY = "#56B4E9"
 GREEN = "#009E73"
@@ -40,9 +42,6 @@ WIDTH = 9.5  # inches: a notebook column
 # px: of a larger slice means of blocks are shown, so that a figure takes little memory.
 MOST_SHOWN = 1200
 
-FOREST = "random forest"  # the pixel classifier of `benchmarks/study.py`
-
-
 # --- figures --------------------------------------------------------------------------------------
 
 
@@ -58,7 +57,7 @@ def colour_of(method: str) -> str:
     """Return one colour for what a row of a table is: Otsu, supervised, its continuation, a student or a teacher."""
     known = {
         "truth": "k",
-        "Otsu": GREY,
+        OTSU: GREY,
         FOREST: PURPLE,
         "supervised": SKY,
         "supervised continued": BLUE,

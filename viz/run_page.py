@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from config import Config, make_config
+from config import FOREST, OTSU, Config, make_config
 from evaluation.intervals import describe
 from evaluation.metrics import METRICS
 from evaluation.uncertainty import SMALLEST
@@ -51,10 +51,16 @@ FIGURES = {
     },
 }
 RESULT_CAPTIONS = {
-    "full": "Otsu: a smoothed threshold. Supervised continued: the control, trained for as many further "
+    "full": "Otsu: a smoothed threshold. Random forest: a classifier of pixels by features of several "
+    "scales, as ilastik has it. Supervised continued: the control, trained for as many further "
     "steps as student and teacher. Full images, stitched from windows.",
     "patches": "Centre patches, from one window.",
 }
+
+# Methods without a network, in words, and where `summary.json` has what was chosen for them.
+RIVALS = {FOREST: "a random forest on features of pixels", OTSU: "a threshold (Otsu, smoothed)"}
+RIVAL_KEYS = {FOREST: "forest", OTSU: "otsu"}
+AS_GOOD = 0.01  # of Dice, by which a rival may be below the networks
 
 # With fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05.
 LEAST_SLICES = 6
@@ -154,9 +160,10 @@ def describe_results(run: Path) -> list[str]:
     scores = {name: metrics["dice"]["mean"] for name, metrics in full["methods"].items()}
     best = max(scores, key=scores.get)
     line = f"Highest mean Dice of full test images: {best}, {scores[best]:.3f}"
-    if best != "Otsu" and "Otsu" in scores:
-        line += f"; a threshold (Otsu, smoothed) has {scores['Otsu']:.3f}"
-    lines = [f"{line}."]
+    for rival, words in RIVALS.items():
+        if rival in scores and rival != best:
+            line += f"; {words} has {scores[rival]:.3f}"
+    lines = [f"{line}.", *describe_rivals(run, scores)]
 
     pairs = full["paired"]
     lines += [describe(pair) for pair in pairs if pair["method"] != "supervised"]
@@ -168,6 +175,25 @@ def describe_results(run: Path) -> list[str]:
             f"{LEAST_SLICES}."
         )
 
+    return lines
+
+
+def describe_rivals(run: Path, scores: dict[str, float]) -> list[str]:
+    """Say plainly where a method without a network is as good as the networks."""
+    networks = [score for name, score in scores.items() if name not in RIVALS]
+    if not networks:
+        return []
+
+    lines = []
+    for rival, words in RIVALS.items():
+        if rival in scores and scores[rival] >= max(networks) - AS_GOOD:
+            chosen = read_optional(run / "summary.json").get(RIVAL_KEYS[rival], {})
+            seconds = chosen.get("seconds")
+            after = "" if seconds is None else f" after {seconds:.0f} s"
+            lines.append(
+                f"{words.capitalize()} is as good here as the networks{after}: its Dice is "
+                f"{scores[rival]:.3f}, theirs at most {max(networks):.3f}."
+            )
     return lines
 
 
@@ -225,7 +251,7 @@ def size_tables(run: Path, pixel_size: float) -> dict[str, pd.DataFrame]:
 def particles_of(stored: Mapping[str, np.ndarray], pixel_size: float) -> dict[str, pd.DataFrame]:
     """Return the particles in stored test slices, one slice at a time."""
     threshold = float(stored["threshold"])
-    methods = [str(method) for method in stored["methods"] if method != "Otsu"]
+    methods = [str(method) for method in stored["methods"] if method != OTSU]
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("truth", *methods)}
     for i in range(len(stored["stems"])):
         parts["truth"].append(particle_table(stored[f"truth_{i}"], pixel_size))

@@ -1,0 +1,125 @@
+"""The pixel classifier that users compare with: a random forest on features of several scales.
+
+As ilastik (Berg et al., 2019, doi:10.1038/s41592-019-0582-9) and Trainable Weka Segmentation
+(Arganda-Carreras et al., 2017, doi:10.1093/bioinformatics/btx180) have it, but with random pixels
+of whole painted slices in the place of brush strokes: more than anybody paints there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from skimage.feature import multiscale_basic_features
+
+from slices.reading import Slice
+from utils import overlap_metrics
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import RandomForestClassifier
+
+PIXELS = 20_000  # of each training slice, from which the forest learns
+TREES = 100
+LEAST_LEAF = 5  # pixels of training in a leaf
+SCALES = (1.0, 16.0)  # px: smallest and largest σ of the features
+PIXELS_AT_ONCE = 2**18  # of a slice, in a prediction: more need memory without need
+THRESHOLDS = np.arange(0.05, 0.96, 0.05)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelForest:
+    """A trained pixel classifier.
+
+    Attributes
+    ----------
+    classifier : RandomForestClassifier
+    threshold : float
+        Probability from which a pixel is foreground.
+    """
+
+    classifier: "RandomForestClassifier"
+    threshold: float
+
+    def probability(self, s: Slice) -> np.ndarray:
+        """Return the probability of foreground: (H, W) float32, 0 where there is no sample."""
+        return forest_probability(self.classifier, s)
+
+
+def pixel_features(image: np.ndarray) -> np.ndarray:
+    """Return intensity, edges and texture at several scales around each pixel: (H, W, F) float32."""
+    smallest, largest = SCALES
+    features = multiscale_basic_features(image, sigma_min=smallest, sigma_max=largest)
+    return features.astype(np.float32, copy=False)
+
+
+def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
+    """Train a forest on labelled slices.
+
+    Parameters
+    ----------
+    train : list of Slice
+        Not empty; pixels without sample are left out.
+    val : list of Slice
+        The threshold is the one with the best mean Dice on these, where one of them has foreground;
+        else ½.
+    seed : int
+        Of the pixels that are drawn, and of the forest.
+    """
+    # It takes a second to import, which no other command needs to wait for.
+    from sklearn.ensemble import RandomForestClassifier
+
+    rng = np.random.default_rng(seed)
+    samples, labels = [], []
+    for s in train:
+        inside = np.flatnonzero(s.inside)
+        chosen = rng.choice(inside, min(PIXELS, len(inside)), replace=False)
+        features = pixel_features(s.image)
+        samples.append(features.reshape(s.mask.size, -1)[chosen])
+        labels.append(s.mask.ravel()[chosen] > 0)
+
+    classifier = RandomForestClassifier(
+        TREES, min_samples_leaf=LEAST_LEAF, n_jobs=-1, random_state=seed
+    )
+    classifier.fit(np.concatenate(samples), np.concatenate(labels))
+    return PixelForest(classifier, choose_threshold(classifier, val))
+
+
+def choose_threshold(classifier: "RandomForestClassifier", val: list[Slice]) -> float:
+    """Return the threshold with the best mean Dice on labelled slices; ½ where none has foreground.
+
+    Of several that are as good, the one next to ½.
+    """
+    if not any(s.mask.any() for s in val):
+        return 0.5
+
+    probabilities = [forest_probability(classifier, s) for s in val]
+    best, best_dice = 0.5, -1.0
+    for threshold in sorted(THRESHOLDS, key=lambda value: abs(value - 0.5)):
+        dice = []
+        for probability, s in zip(probabilities, val, strict=True):
+            mask = (probability >= threshold) & s.inside
+            dice.append(overlap_metrics(mask, s.mask)["dice"])
+        if np.mean(dice) > best_dice:
+            best, best_dice = float(threshold), float(np.mean(dice))
+
+    return best
+
+
+def forest_probability(classifier: "RandomForestClassifier", s: Slice) -> np.ndarray:
+    """Return the probability of foreground in a slice: (H, W) float32, 0 where there is no sample."""
+    probability = np.zeros(s.image.shape, np.float32)
+    # A forest that has seen but one class knows no other.
+    if True not in classifier.classes_:
+        return probability
+
+    of_foreground = list(classifier.classes_).index(True)
+    features = pixel_features(s.image).reshape(s.image.size, -1)
+    for part in parts_of(s.image.size):
+        probability.ravel()[part] = classifier.predict_proba(features[part])[:, of_foreground]
+    return probability * s.inside
+
+
+def parts_of(count: int) -> Iterator[slice]:
+    """Yield the pixels of a slice in parts that are predicted at once."""
+    for start in range(0, count, PIXELS_AT_ONCE):
+        yield slice(start, start + PIXELS_AT_ONCE)
