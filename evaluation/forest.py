@@ -18,7 +18,8 @@ from utils import overlap_metrics
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
 
-PIXELS = 20_000  # of each training slice, from which the forest learns
+PIXELS = 20_000  # of a training slice, from which the forest learns
+MOST_PIXELS = 100_000  # of all training slices: more take time, and add little
 TREES = 100
 LEAST_LEAF = 5  # pixels of training in a leaf
 SCALES = (1.0, 16.0)  # px: smallest and largest σ of the features
@@ -69,10 +70,11 @@ def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
     from sklearn.ensemble import RandomForestClassifier
 
     rng = np.random.default_rng(seed)
+    pixels = min(PIXELS, MOST_PIXELS // len(train))
     samples, labels = [], []
     for s in train:
         inside = np.flatnonzero(s.inside)
-        chosen = rng.choice(inside, min(PIXELS, len(inside)), replace=False)
+        chosen = rng.choice(inside, min(pixels, len(inside)), replace=False)
         features = pixel_features(s.image)
         samples.append(features.reshape(s.mask.size, -1)[chosen])
         labels.append(s.mask.ravel()[chosen] > 0)
