@@ -45,6 +45,7 @@ from slices.splits import split_by_blocks
 
 SHAPE = (1160, 1000)  # rows and columns of a scan [px]; the labelled slices are its ROI
 LABELLED = 22  # labelled slices
+SCANS = 150  # unlabelled scans, where no other number is asked for
 SPACING = 10  # their distance along z [px]
 DEPTH = LABELLED * SPACING  # of the volume [px]
 SIZE = (DEPTH, *SHAPE)
@@ -448,7 +449,7 @@ def truth_folder_of(output: Path) -> Path:
     return output.with_name(output.name + "_truth")
 
 
-def write_demo(output: Path, seed: int = 0, scans: int = 150, labelled: int = LABELLED) -> None:
+def write_demo(output: Path, seed: int = 0, scans: int = SCANS, labelled: int = LABELLED) -> None:
     """Write the demo data set: `output` in the real layout, and the truth of its scans beside it.
 
     The same arguments give the same bytes. Both folders appear only when they are complete.
@@ -720,8 +721,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--scans",
         type=int,
-        default=150,
-        help="unlabelled scans of the two later times (%(default)s)",
+        help=f"unlabelled scans of the two later times ({SCANS})",
     )
     return parser
 
@@ -729,21 +729,33 @@ def make_parser() -> Parser:
 def main() -> None:
     """Write the demo data, a volume or a material, and say where."""
     arguments = make_parser().parse_args()
-    if arguments.seed < 0 or arguments.scans < 0:
-        raise InputError("--seed and --scans: must be 0 or more")
-    if arguments.volume is not None and arguments.material is not None:
-        raise InputError("--material: writes a data folder, and --volume a volume; choose one")
-
+    refuse_options_without_meaning(arguments)
     if arguments.volume is not None:
         command_volume(arguments)
     elif arguments.material is not None:
         command_material(arguments)
     else:
-        write_demo(arguments.output, arguments.seed, arguments.scans)
+        scans = SCANS if arguments.scans is None else arguments.scans
+        write_demo(arguments.output, arguments.seed, scans)
         print(
-            f"{arguments.output}: {LABELLED} labelled slices, {arguments.scans} scans; truth of the "
-            f"scans: {truth_folder_of(arguments.output)}"
+            f"{arguments.output}: {LABELLED} labelled slices, {scans} scans; truth of the scans: "
+            f"{truth_folder_of(arguments.output)}"
         )
+
+
+def refuse_options_without_meaning(arguments: argparse.Namespace) -> None:
+    """Raise `InputError` where an option stands beside one with which it has no meaning, or a number is negative."""
+    if arguments.seed < 0 or (arguments.scans or 0) < 0:
+        raise InputError("--seed and --scans: must be 0 or more")
+
+    is_demo = arguments.volume is None and arguments.material is None
+    if arguments.volume is not None and arguments.material is not None:
+        raise InputError("--material: writes a data folder, and --volume a volume; choose one")
+    if arguments.scans is not None and not is_demo:
+        raise InputError("--scans: are of the demo; has no meaning with --volume or --material")
+    for name in ("slices", "size"):
+        if getattr(arguments, name) is not None and is_demo:
+            raise InputError(f"--{name}: has a meaning only with --volume or --material")
 
 
 def command_volume(arguments: argparse.Namespace) -> None:

@@ -147,9 +147,9 @@ def evaluate_models(
     scoring: Scoring,
     device: torch.device,
 ) -> dict:
-    """Score models and their classical rivals on test slices, as centre patches and as stitched whole images.
+    """Score models and classical baselines on test slices, as centre patches and as stitched whole images.
 
-    The rivals are smoothed Otsu and, where it is asked for, a random forest.
+    The baselines are smoothed Otsu and, where it is asked for, a random forest.
 
     A centre patch is predicted from one window; its inner `CENTRE` pixels are scored, so that
     recipes with different windows are scored on the same pixels.
@@ -175,7 +175,7 @@ def evaluate_models(
     """
     test = data.test
     predictions = Predictions({}, {}, {})
-    rivals = predict_rivals(predictions, data, scoring)
+    baselines = predict_baselines(predictions, data, scoring)
     for method, model in models.items():
         predict_model(predictions, method, model, test, scoring, device)
 
@@ -184,7 +184,7 @@ def evaluate_models(
         "threshold": scoring.threshold,
         "precision": resolve_precision(device, scoring.sliding_window.precision),
         "control": scoring.control,
-        **rivals,
+        **baselines,
     }
     for kind, table in tables.items():
         write_csv(folder / f"test_{kind}.csv", table)
@@ -213,17 +213,15 @@ def patch_side(scoring: Scoring) -> int:
     return min(CENTRE, scoring.sliding_window.patch_size)
 
 
-def predict_rivals(predictions: Predictions, data: Data, scoring: Scoring) -> dict[str, dict]:
-    """Add what classical methods make of the test slices; return what was chosen for each, and its seconds."""
-    begun = time.monotonic()
-    sigma, bright = fit_otsu(data.train)
-    masks = [predict_otsu(s, sigma, bright) for s in data.test]
-    maps = [mask.astype(np.float32) for mask in masks]
-    add_rival(predictions, OTSU, maps, masks, scoring)
-    seconds = time.monotonic() - begun
-    chosen: dict[str, dict] = {
-        "otsu": {"sigma": sigma, "bright": bright, "seconds": round(seconds, 1)}
-    }
+def predict_baselines(predictions: Predictions, data: Data, scoring: Scoring) -> dict[str, dict]:
+    """Add what classical methods make of the test slices.
+
+    Returns
+    -------
+    dict
+        For `otsu` and, where there is one, `forest`: what was chosen for it, and its `seconds`.
+    """
+    chosen = {"otsu": predict_with_otsu(predictions, data, scoring)}
     if scoring.forest_seed is None:
         return chosen
 
@@ -236,18 +234,39 @@ def predict_rivals(predictions: Predictions, data: Data, scoring: Scoring) -> di
         )
         return chosen
 
-    begun = time.monotonic()
-    forest = fit_forest(data.train, data.val, scoring.forest_seed)
-    maps = [forest.probability(s) for s in data.test]
-    masks = [(p >= forest.threshold) & s.inside for p, s in zip(maps, data.test, strict=True)]
-    maps = [move_threshold(p, forest.threshold, scoring.threshold) for p in maps]
-    add_rival(predictions, FOREST, maps, masks, scoring)
-    seconds = time.monotonic() - begun
-    chosen["forest"] = {"threshold": forest.threshold, "seconds": round(seconds, 1)}
+    chosen["forest"] = predict_with_forest(predictions, data, scoring, scoring.forest_seed)
     return chosen
 
 
-def add_rival(
+def predict_with_otsu(predictions: Predictions, data: Data, scoring: Scoring) -> dict:
+    """Add what smoothed Otsu makes of the test slices; return its choices, and its seconds."""
+    begun = time.monotonic()
+    sigma, bright = fit_otsu(data.train)
+    masks = [predict_otsu(s, sigma, bright) for s in data.test]
+
+    maps = [mask.astype(np.float32) for mask in masks]
+    add_baseline(predictions, OTSU, maps, masks, scoring)
+    seconds = round(time.monotonic() - begun, 1)
+    return {"sigma": sigma, "bright": bright, "seconds": seconds}
+
+
+def predict_with_forest(
+    predictions: Predictions, data: Data, scoring: Scoring, seed: int
+) -> dict[str, float]:
+    """Add what a random forest makes of the test slices; return its threshold, and its seconds."""
+    begun = time.monotonic()
+    forest = fit_forest(data.train, data.val, seed)
+    probabilities = [forest.probability(s) for s in data.test]
+    masks = []
+    for probability, s in zip(probabilities, data.test, strict=True):
+        masks.append((probability >= forest.threshold) & s.inside)
+
+    maps = [move_threshold(p, forest.threshold, scoring.threshold) for p in probabilities]
+    add_baseline(predictions, FOREST, maps, masks, scoring)
+    return {"threshold": forest.threshold, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def add_baseline(
     predictions: Predictions,
     method: str,
     maps: list[np.ndarray],
@@ -261,14 +280,15 @@ def add_rival(
     predictions.patches[method] = [center_patch(mask, side) for mask in masks]
 
 
-def move_threshold(probability: np.ndarray, of_map: float, wanted: float) -> np.ndarray:
-    """Return a map that reaches `wanted` where a probability reaches `of_map`, and keeps 0, 1 and the order.
+def move_threshold(probability: np.ndarray, own: float, wanted: float) -> np.ndarray:
+    """Return a map that is at least `wanted` where a probability is at least `own`; it keeps 0, 1 and the order.
 
     So maps of methods with thresholds of their own can be stored and drawn beside the others.
     """
-    below = probability * (wanted / of_map)
-    above = 1 - (1 - probability) * ((1 - wanted) / (1 - of_map))
-    moved = np.where(probability >= of_map, np.maximum(above, wanted), below)
+    below = probability * (wanted / own)
+    above = 1 - (1 - probability) * ((1 - wanted) / (1 - own))
+    # Rounding must not push a pixel at the threshold below it.
+    moved = np.where(probability >= own, np.maximum(above, wanted), below)
     return moved.astype(np.float32)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from phantoms.materials import MATERIALS, Look, Material
+from phantoms.materials import MATERIALS, Material
 from phantoms.scanner import scan, side_of_sample
 from phantoms.shapes import Plane
 from slices.options import IMAGES, MASKS
@@ -64,18 +64,24 @@ def draw_slice(data_set: DataSet, number: int) -> tuple[np.ndarray, np.ndarray]:
     kind = MATERIALS[data_set.material]
     side = data_set.side_of_plane
     z = number * SPACING
-    look: Look = build_material(data_set).at(Plane(z, (side, side)))
+    look = build_material(data_set).at(Plane(z, (side, side)))
 
-    of_detector = np.random.default_rng([data_set.seed, *b"detector"])
-    gains = of_detector.normal(size=side) * np.sin(z / RING_PITCH) + of_detector.normal(
-        size=side
-    ) * np.cos(z / RING_PITCH)  # variance 1 for every z
     rng = np.random.default_rng([data_set.seed, *b"noise", number])
-    image = scan(look.attenuation, kind.scanner, rng, gains)
+    image = scan(look.attenuation, kind.scanner, rng, detector_gains(data_set, z))
 
     margin = (side - data_set.side) // 2
     inner = slice(margin, margin + data_set.side)
     return image[inner, inner], look.truth[inner, inner]
+
+
+def detector_gains(data_set: DataSet, z: float) -> np.ndarray:
+    """Return the gains of the detector's pixels at a place along the volume, where they change slowly: (N,).
+
+    Their mean is 0 and their variance 1, everywhere.
+    """
+    of_detector = np.random.default_rng([data_set.seed, *b"detector"])
+    first, second = of_detector.normal(size=(2, data_set.side_of_plane))
+    return np.sin(z / RING_PITCH) * first + np.cos(z / RING_PITCH) * second
 
 
 def stem_of(data_set: DataSet, number: int) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from phantoms.scanner import Scanner
-from phantoms.shapes import Plane, Rods, make_balls, make_cells, make_field, make_rods, make_sheet
+from phantoms.shapes import Plane, make_balls, make_cells, make_field, make_rods, make_sheet
 
 AIR = 0.0
 
@@ -111,6 +111,7 @@ class Holder:
         column = np.arange(columns, dtype=np.float32) - columns / 2
         radius = np.hypot(row, column) / min(rows, columns)
         in_sample = radius < self.sample
+        # A sample that is wider than the wall stands without one.
         in_wall = (radius > self.inner) & (radius < self.outer)
         around = np.where(in_wall, np.float32(self.wall), np.float32(AIR))
         return Look(np.where(in_sample, look.attenuation, around), look.truth & in_sample)
@@ -294,7 +295,7 @@ class Pores:
         attenuation = 1 + 0.03 * self.matrix.at(plane)
         attenuation = blend(attenuation, 1.7, share_inside(inclusions))
         attenuation = blend(attenuation, 0.5, share_inside(pores))
-        return Holder(sample=0.47, inner=0.6, outer=0.6).put_in(Look(attenuation, pores < 0))
+        return Holder(sample=0.47, wall=AIR).put_in(Look(attenuation, pores < 0))
 
 
 class Electrode:
@@ -304,7 +305,7 @@ class Electrode:
         radii = np.clip(rng.lognormal(math.log(38), 0.5, 4000), 15, 100)
         share = 0.75 * math.prod(side + 2 * radii.max() for side in size)
         radii = radii[np.cumsum(4 / 3 * math.pi * radii**3) < share]
-        self.particles: Rods = make_balls(rng, size, radii, overlap=0.25)
+        self.particles = make_balls(rng, size, radii, overlap=0.25)
         self.grey = rng.normal(1, 0.04, len(self.particles.radii)).astype(np.float32)
         self.outline = make_field(rng, 30)
         self.cracks = make_field(rng, 40)

@@ -2,9 +2,8 @@
 
     python datasets.py fingerprint data/NAME
 
-From these numbers a recipe is chosen (`training.recipe`). Lengths are in pixels of the slice. A
-quantity that these slices do not have, such as the gap between parts where there is but one, is
-None.
+Lengths are in pixels of the slice. A quantity that these slices do not have, such as the gap between
+parts where there is but one, is None.
 """
 
 import itertools
@@ -17,11 +16,12 @@ from skimage.feature import structure_tensor
 from skimage.measure import perimeter_crofton
 
 from slices.reading import Slice, reduce_slice
+from utils import overlap_metrics
 
 SCALES = (0, 1, 2, 4, 8, 16)  # px: σ of the neighbourhood that is looked at; 0 is the pixel itself
 FACTORS = (1, 2, 3, 4, 6, 8)  # px: sides of the blocks that a network may work on
 SAMPLED = 20_000  # pixels of each class and slice, for what tells them apart
-SMALLEST_PART = 4  # px²: smaller parts are specks of paint
+SPECK = 2.0  # px: smaller parts are specks of paint
 NEIGHBOUR_BLUR = 2.0  # px: σ, so that noise does not hide that slices are alike
 
 
@@ -41,7 +41,8 @@ class Fingerprint:
         Of components, as circles of their area: median, and the deciles at both ends [px].
     thickness : float or None
         Four times the mean distance of foreground to its outline [px]: exactly the width of a
-        strip, and two thirds of the diameter of a disc.
+        strip, and two thirds of the diameter of a disc. What the border cuts seems thicker than
+        that: its outline is not seen there.
     gap : float or None
         Background between two parts along rows and columns: the lowest decile [px].
     outline : float
@@ -57,7 +58,8 @@ class Fingerprint:
     neighbours : float or None
         Correlation between slices that follow each other in the folder; None for a single one.
     kept : dict of str to float
-        Dice of the masks that remain when they are made of means over blocks, by side of the block.
+        Dice of masks that are made of means over blocks, by side of the block: about what a network
+        can reach that works on such means.
     """
 
     slices: int
@@ -76,10 +78,6 @@ class Fingerprint:
     neighbours: float | None
     kept: dict[str, float]
 
-    def best_separation(self, kind: str) -> float:
-        """Return how well the best scale of a kind tells foreground from background."""
-        return max(self.separation[kind].values(), default=0.5)
-
 
 def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
     """Return what painted slices are like.
@@ -91,7 +89,8 @@ def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
     seed : int
         Of the pixels that are drawn.
     """
-    diameters = np.concatenate([diameters_of_parts(s.mask) for s in slices])
+    diameters = np.concatenate([component_diameters(s.mask) for s in slices])
+    diameters = diameters[diameters >= SPECK]
     gaps = np.concatenate([gaps_between_parts(s.mask, s.inside) for s in slices])
     sample = sum(np.count_nonzero(s.inside) for s in slices)
     outlines = sum(perimeter_crofton(s.mask, directions=4) for s in slices)
@@ -140,7 +139,7 @@ def describe_fingerprint(fingerprint: Fingerprint) -> str:
     for factor, dice in f.kept.items():
         if factor != "1":
             rows.append(
-                (f"{factor}×{factor} means", f"{dice:.3f}", "Dice that their masks can reach")
+                (f"{factor}×{factor} means", f"{dice:.3f}", "Dice of masks that are made of them")
             )
 
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
@@ -173,17 +172,22 @@ def quantile(values: np.ndarray, share: float) -> float | None:
 # --- how large, thin and near -----------------------------------------------------------------------
 
 
-def diameters_of_parts(mask: np.ndarray) -> np.ndarray:
+def component_diameters(mask: np.ndarray) -> np.ndarray:
     """Return the diameters of circles as large as the connected components of a mask [px]: (N,)."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel())[1:]
-    return np.sqrt(4 * areas[areas >= SMALLEST_PART] / np.pi)
+    return np.sqrt(4 * areas / np.pi)
 
 
 def mean_thickness(slices: list[Slice]) -> float | None:
-    """Return four times the mean distance of foreground pixels to their outline [px]."""
-    distances = []
+    """Return four times the mean distance of foreground pixels to their outline [px].
+
+    None where no slice shows an outline.
+    """
+    distances = [np.empty(0)]
     for s in slices:
+        if s.mask.all():
+            continue
         # Half a pixel lies between the middle of a pixel and its side.
         to_background = ndimage.distance_transform_edt(s.mask) - 0.5
         distances.append(to_background[s.mask > 0])
@@ -211,21 +215,15 @@ def gaps_between_parts(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def dice_of_means(slices: list[Slice], factor: int) -> float:
-    """Return the Dice of masks that were made of means over blocks, and made masks again.
-
-    More than that no network reaches that works on such means, were its every block right.
-    """
+    """Return the mean Dice of masks that were reduced to means over blocks, and interpolated again."""
     scores = []
     for s in slices:
         height, width = s.mask.shape
         means = reduce_slice(s.mask * np.uint8(255), factor)
         full = (means.shape[1] * factor, means.shape[0] * factor)
         again = cv2.resize(means, full, interpolation=cv2.INTER_LINEAR)[:height, :width] > 127
-        both = np.count_nonzero(again & (s.mask > 0))
-        total = np.count_nonzero(again) + int(s.mask.sum())
-        if total:
-            scores.append(2 * both / total)
-    return float(np.mean(scores)) if scores else 1.0
+        scores.append(overlap_metrics(again, s.mask)["dice"])
+    return float(np.mean(scores))
 
 
 # --- what tells foreground from background --------------------------------------------------------
@@ -314,16 +312,14 @@ def neighbourhood_features(image: np.ndarray) -> list[tuple[str, int, np.ndarray
 def area_under_curve(values: np.ndarray, is_foreground: np.ndarray) -> float:
     """Return the area under the ROC curve, whichever side is foreground; ½ where a class is missing.
 
-    It is the chance that a pixel of one class has the larger value than one of the other
-    (Mann–Whitney U).
+    It is the chance that a pixel of one class has a larger value than one of the other: the share of
+    pairs that the U statistic of Mann and Whitney counts.
     """
-    count = np.count_nonzero(is_foreground)
-    others = len(values) - count
-    if count == 0 or others == 0:
+    foreground, background = values[is_foreground], values[~is_foreground]
+    pairs = len(foreground) * len(background)
+    if pairs == 0:
         return 0.5
-    ranks = stats.rankdata(values)
-    wins = ranks[is_foreground].sum() - count * (count + 1) / 2
-    area = wins / (count * others)
+    area = stats.mannwhitneyu(foreground, background).statistic / pairs
     return float(max(area, 1 - area))
 
 

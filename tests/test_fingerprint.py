@@ -87,14 +87,13 @@ def test_what_tells_foreground_is_found_at_its_scale():
     grey = bright.separation["grey"]
     assert grey["0"] == pytest.approx(0.76, abs=0.02)  # Φ(1 / √2)
     assert grey["8"] > 0.97
-    assert bright.best_separation("grey") == max(grey.values())
 
     # As bright as its surroundings, but rougher.
     rough = painted(disc(120), contrast=0, noise=5)
     rng = np.random.default_rng(1)
     rough.image[rough.mask > 0] = rng.normal(100, 20, np.count_nonzero(rough.mask)).round()
     fingerprint = take_fingerprint([rough])
-    assert fingerprint.best_separation("texture") > 0.95
+    assert max(fingerprint.separation["texture"].values()) > 0.95
     assert fingerprint.separation["grey"]["0"] < 0.55
 
 
@@ -129,8 +128,14 @@ def test_slices_without_foreground_have_a_fingerprint_too():
     assert fingerprint.parts == 0
     assert fingerprint.diameter is fingerprint.thickness is fingerprint.gap is None
     assert fingerprint.contrast_to_noise is None
-    assert fingerprint.best_separation("grey") == 0.5
+    assert set(fingerprint.separation["grey"].values()) == {0.5}
     assert "none" in describe_fingerprint(fingerprint)
+
+
+def test_a_slice_that_is_foreground_all_over_shows_no_outline():
+    full, half = painted(np.ones((SIDE, SIDE), bool)), painted(strips(8, 40))
+    assert take_fingerprint([full]).thickness is None
+    assert take_fingerprint([full, half]).thickness == pytest.approx(8, rel=0.1)
 
 
 def test_only_the_sample_counts():

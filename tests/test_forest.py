@@ -11,7 +11,7 @@ import torch
 
 from conftest import labelled
 from evaluation import models
-from evaluation.forest import choose_threshold, fit_forest, forest_probability
+from evaluation.forest import PixelForest, choose_threshold, fit_forest, forest_probability
 from evaluation.models import Scoring, evaluate_models, move_threshold
 from slices.data_folder import Data
 from slices.reading import Slice
@@ -27,25 +27,28 @@ def data() -> Data:
     return Data(train=slices[:3], val=slices[3:4], test=slices[4:], unlabelled=[])
 
 
-def dice_of(forest, s: Slice) -> float:
+@pytest.fixture(scope="module")
+def forest(data) -> PixelForest:
+    return fit_forest(data.train, data.val, seed=0)
+
+
+def dice_of(forest: PixelForest, s: Slice) -> float:
     return overlap_metrics(forest.probability(s) >= forest.threshold, s.mask)["dice"]
 
 
-def test_the_forest_finds_what_features_tell(data):
-    forest = fit_forest(data.train, data.val, seed=0)
+def test_the_forest_finds_what_features_tell(data, forest):
     assert min(dice_of(forest, s) for s in data.test) > 0.8
 
 
-def test_the_same_seed_gives_the_same_forest(data):
-    first, again, other = [fit_forest(data.train, data.val, seed) for seed in (0, 0, 1)]
-    maps = [forest.probability(data.test[0]) for forest in (first, again, other)]
-    assert (maps[0] == maps[1]).all()
-    assert (maps[0] != maps[2]).any()
+def test_the_same_seed_gives_the_same_forest(data, forest):
+    again, other = [fit_forest(data.train, [], seed) for seed in (0, 1)]
+    image = data.test[0]
+    assert (again.probability(image) == forest.probability(image)).all()
+    assert (other.probability(image) != forest.probability(image)).any()
 
 
-def test_the_threshold_is_chosen_on_validation_slices_only(data):
-    forest = fit_forest(data.train, [], seed=0)
-    assert forest.threshold == 0.5
+def test_the_threshold_is_chosen_on_validation_slices_only(data, forest):
+    assert choose_threshold(forest.classifier, []) == 0.5
 
     # Where only what is quite sure is painted, a high threshold is the best one.
     probability = forest.probability(data.val[0])
@@ -72,8 +75,7 @@ def test_padding_is_neither_learnt_from_nor_marked(data):
     assert not forest.probability(dataclasses.replace(s, outside=outside))[outside].any()
 
 
-def test_a_slice_is_predicted_in_parts_as_at_once(data, monkeypatch):
-    forest = fit_forest(data.train, [], seed=0)
+def test_a_slice_is_predicted_in_parts_as_at_once(data, forest, monkeypatch):
     at_once = forest_probability(forest.classifier, data.test[0])
     monkeypatch.setattr("evaluation.forest.PIXELS_AT_ONCE", 1000)
     assert (forest_probability(forest.classifier, data.test[0]) == at_once).all()
@@ -103,11 +105,10 @@ def scored(data: Data, folder: Path, seed: int | None) -> dict:
     return evaluate_models({"supervised": Nothing()}, data, folder, scoring, CPU)
 
 
-def test_the_forest_stands_in_the_tables_with_its_seconds(data, tmp_path):
+def test_the_forest_stands_in_the_tables_with_its_seconds(data, forest, tmp_path):
     summary = scored(data, tmp_path, seed=0)
     assert summary["forest"]["seconds"] > 0
     table = pd.read_csv(tmp_path / "test_full.csv").set_index(["method", "stem"])
-    forest = fit_forest(data.train, data.val, seed=0)
     for s in data.test:
         assert table.loc[("random forest", s.stem), "dice"] == pytest.approx(dice_of(forest, s))
     without = scored(data, tmp_path, seed=None)

@@ -182,6 +182,10 @@ def test_what_lies_outside_a_round_field_of_view_is_no_sample(tmp_path):
         ["--material", "foam", "--slices", "0"],
         ["--material", "foam", "--volume", "volume.tif"],
         ["--material", "marble"],
+        ["--material", "foam", "--scans", "3"],
+        ["--volume", "volume.tif", "--scans", "3"],
+        ["--slices", "12"],
+        ["--size", "768"],
     ],
 )
 def test_the_command_refuses_what_cannot_be(options, tmp_path, monkeypatch, capsys):

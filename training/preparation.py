@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from config import FREE, Config, stored_config
 from datasets import Views, view_options
@@ -17,6 +16,7 @@ from runtime.messages import InputError, one_line
 from runtime.run_folder import RunFiles, differences, open_run
 from runtime.team import Team, join_team
 from slices.data_folder import Data, describe_data, load_data, used_files
+from slices.fingerprint import component_diameters
 from slices.options import DataOptions, Reading
 from slices.splits import SplitOptions
 from slices.windows import parse_outside, read_grey
@@ -214,13 +214,6 @@ def notes_on_blocks(config: Config, data: Data) -> list[str]:
         f"{median / config.downsample:.1f} blocks of --downsample {config.downsample}: --downsample "
         f"{fitting} shows them better"
     ]
-
-
-def component_diameters(mask: np.ndarray) -> np.ndarray:
-    """Return the diameters of the circles as large as the connected components of a mask [px], (N,)."""
-    parts, _ = ndimage.label(mask, np.ones((3, 3)))
-    areas = np.bincount(parts.ravel())[1:]
-    return np.sqrt(4 * areas / np.pi)
 
 
 # --- is a run still what it was? ------------------------------------------------------------------

@@ -58,9 +58,9 @@ RESULT_CAPTIONS = {
 }
 
 # Methods without a network, in words, and where `summary.json` has what was chosen for them.
-RIVALS = {FOREST: "a random forest on features of pixels", OTSU: "a threshold (Otsu, smoothed)"}
-RIVAL_KEYS = {FOREST: "forest", OTSU: "otsu"}
-AS_GOOD = 0.01  # of Dice, by which a rival may be below the networks
+BASELINES = {FOREST: "a random forest on features of pixels", OTSU: "a threshold (Otsu, smoothed)"}
+BASELINE_KEYS = {FOREST: "forest", OTSU: "otsu"}
+AS_GOOD = 0.01  # of Dice, by which a baseline may be below the networks
 
 # With fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05.
 LEAST_SLICES = 6
@@ -160,10 +160,10 @@ def describe_results(run: Path) -> list[str]:
     scores = {name: metrics["dice"]["mean"] for name, metrics in full["methods"].items()}
     best = max(scores, key=scores.get)
     line = f"Highest mean Dice of full test images: {best}, {scores[best]:.3f}"
-    for rival, words in RIVALS.items():
-        if rival in scores and rival != best:
-            line += f"; {words} has {scores[rival]:.3f}"
-    lines = [f"{line}.", *describe_rivals(run, scores)]
+    for baseline, words in BASELINES.items():
+        if baseline in scores and baseline != best:
+            line += f"; {words} has {scores[baseline]:.3f}"
+    lines = [f"{line}.", *describe_baselines(run, scores)]
 
     pairs = full["paired"]
     lines += [describe(pair) for pair in pairs if pair["method"] != "supervised"]
@@ -178,21 +178,21 @@ def describe_results(run: Path) -> list[str]:
     return lines
 
 
-def describe_rivals(run: Path, scores: dict[str, float]) -> list[str]:
+def describe_baselines(run: Path, scores: dict[str, float]) -> list[str]:
     """Say plainly where a method without a network is as good as the networks."""
-    networks = [score for name, score in scores.items() if name not in RIVALS]
+    networks = [score for name, score in scores.items() if name not in BASELINES]
     if not networks:
         return []
 
     lines = []
-    for rival, words in RIVALS.items():
-        if rival in scores and scores[rival] >= max(networks) - AS_GOOD:
-            chosen = read_optional(run / "summary.json").get(RIVAL_KEYS[rival], {})
+    for baseline, words in BASELINES.items():
+        if baseline in scores and scores[baseline] >= max(networks) - AS_GOOD:
+            chosen = read_optional(run / "summary.json").get(BASELINE_KEYS[baseline], {})
             seconds = chosen.get("seconds")
             after = "" if seconds is None else f" after {seconds:.0f} s"
             lines.append(
                 f"{words.capitalize()} is as good here as the networks{after}: its Dice is "
-                f"{scores[rival]:.3f}, theirs at most {max(networks):.3f}."
+                f"{scores[baseline]:.3f}, theirs at most {max(networks):.3f}."
             )
     return lines
 
