@@ -589,8 +589,9 @@ CPU_PROFILE = {
 }
 
 # A resumed run may change these. Another device or precision changes digits, which is said when a
-# run goes on; `nonfinite` lets a run go on that stopped at a loss of NaN; the others change nothing.
-FREE = ("device", "num_workers", "precision", "nonfinite", "pixel_size")
+# run goes on; `nonfinite` lets a run go on that stopped at a loss of NaN; `forest` adds a row to the
+# tables or takes it away; the others change nothing.
+FREE = ("device", "num_workers", "precision", "nonfinite", "pixel_size", "forest")
 
 
 def profile(name: str, device: torch.device) -> dict:

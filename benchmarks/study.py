@@ -94,7 +94,7 @@ SPLIT = (
 )
 
 # Settings that earlier studies did not know, with the value that does what they did.
-LATER = {"outside": "auto", "trust_pairs": False, "forest": False}
+LATER = {"outside": "auto", "trust_pairs": False}
 
 
 # --- what is to be run ----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from utils import SlidingWindow, overlap_metrics, predict_images, probability_of
 
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
 
-# Pixels of validation and test slices that a random forest is asked for at most: some minutes.
+# Pixels of labelled slices that are too many for a random forest: it would take many minutes.
 FOREST_PIXELS = 40 * 10**6
 
 
@@ -225,11 +225,10 @@ def predict_baselines(predictions: Predictions, data: Data, scoring: Scoring) ->
     if scoring.forest_seed is None:
         return chosen
 
-    pixels = sum(s.image.size for s in [*data.val, *data.test])
+    pixels = sum(s.image.size for s in data.labelled)
     if pixels > FOREST_PIXELS:
         print(
-            f"{FOREST}: left out; it would take long for {pixels / 10**6:.0f} million pixels of "
-            "validation and test slices",
+            f"{FOREST}: left out; it would take long for {pixels / 10**6:.0f} million labelled pixels",
             file=sys.stderr,
         )
         return chosen

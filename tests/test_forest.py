@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import labelled
+from conftest import labelled, run
 from evaluation import models
 from evaluation.forest import PixelForest, choose_threshold, fit_forest, forest_probability
 from evaluation.models import Scoring, evaluate_models, move_threshold
@@ -21,6 +21,14 @@ from viz.run_page import describe_results
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    """A small forest is as good for a test, and there sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.forest.TREES", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
 def data() -> Data:
     slices = labelled(6)
@@ -28,7 +36,7 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
-def forest(data) -> PixelForest:
+def forest(data, few_trees) -> PixelForest:
     return fit_forest(data.train, data.val, seed=0)
 
 
@@ -129,3 +137,13 @@ def test_too_many_pixels_are_left_to_the_networks(data, tmp_path, monkeypatch, c
     monkeypatch.setattr(models, "FOREST_PIXELS", 100)
     assert "forest" not in scored(data, tmp_path, seed=0)
     assert "random forest: left out" in capsys.readouterr().err
+
+
+def test_a_finished_run_may_add_the_forest_and_leave_it_out_again(tiny):
+    run(tiny)
+    weights = {path.name: path.read_bytes() for path in tiny.checkpoint_folder.iterdir()}
+    for forest in (True, False):
+        run(dataclasses.replace(tiny, forest=forest), resume=True)
+        methods = set(pd.read_csv(tiny.run_folder / "test_full.csv")["method"])
+        assert ("random forest" in methods) == forest
+    assert weights == {path.name: path.read_bytes() for path in tiny.checkpoint_folder.iterdir()}

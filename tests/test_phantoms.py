@@ -168,6 +168,7 @@ def test_a_folder_of_a_material_can_be_trained_on(tmp_path):
         demo_data.write_material(folder, DataSet("rods", slices=4, side=160))
 
 
+@pytest.mark.slow
 def test_what_lies_outside_a_round_field_of_view_is_no_sample(tmp_path):
     folder = tmp_path / "pores"
     demo_data.write_material(folder, DataSet("pores", slices=3, side=160))
