@@ -249,10 +249,14 @@ class Config:
     # Views: patches, the geometry of all of them, the intensity of the strong ones
     patch_size: int = option(
         256,
-        "side of patch and window [px], 32, 48, … times --downsample, up to 16384",
+        "side of patch and window [px], 32, 48, … times --downsample and --unshuffle, up to 16384",
         between(1, 2**14),
     )
-    foreground_crop: bool = option(True, "labelled crops contain foreground")
+    foreground_crop: float = option(
+        1.0,
+        "share of labelled crops that contain foreground, 0 to 1; the others come from anywhere",
+        is_share,
+    )
     flip_p: float = option(Geometry.flip_p, "probability of a horizontal flip", is_share)
     vertical_flip_p: float = option(
         Geometry.vertical_flip_p, "probability of a vertical flip", is_share
@@ -310,6 +314,17 @@ class Config:
         "the network works on means of blocks of this side, 1 to 16 [px]: it sees as many times "
         "further, and costs its square less",
         between(1, 16),
+    )
+    unshuffle: int = option(
+        1,
+        "the network takes blocks of this side as channels, 1 to 16 [px]: it costs its square less, "
+        "and loses no pixel",
+        between(1, 16),
+    )
+    pixel_classifier: bool = option(
+        False,
+        "add a small network that classifies each pixel by grey value, edges and texture at several "
+        "scales",
     )
     sup_epochs: int = option(
         200, "epochs of the supervised phase, 1 or more", between(1, LARGEST_COUNT)
@@ -445,15 +460,21 @@ class Config:
 
     def _check_patch_size(self) -> None:
         """Raise `InputError` where the network cannot take patches of this size."""
-        stride = STRIDE * self.downsample
+        stride = STRIDE
+        factors = [str(STRIDE)]
+        for name in ("downsample", "unshuffle"):
+            factor = getattr(self, name)
+            stride *= factor
+            if factor > 1:
+                factors.append(f"--{name} {factor}")
         if self.patch_size % stride == 0 and self.patch_size > stride:
             return
 
         message = (
             f"--patch-size {self.patch_size}: must be a multiple of {stride} and more than that"
         )
-        if self.downsample > 1:
-            message += f" (16 × --downsample {self.downsample})"
+        if len(factors) > 1:
+            message += f" ({' × '.join(factors)})"
         raise InputError(message)
 
     @property
@@ -643,8 +664,12 @@ def stored_config(path: Path) -> Config:
     InputError
         When the file is missing, or holds a setting that is unknown.
     """
+    settings = read_json(path)
+    # In earlier versions either all crops contained foreground, or none had to.
+    if isinstance(settings.get("foreground_crop"), bool):
+        settings["foreground_crop"] = float(settings["foreground_crop"])
     try:
-        return Config(**read_json(path))
+        return Config(**settings)
     except TypeError as error:
         why = str(error).removeprefix("Config.__init__() ")
         raise InputError(f"{path}: {why}; of another version?") from None

@@ -52,8 +52,8 @@ class ViewOptions:
         Strong views of each crop.
     has_weak_view : bool
         Whether items hold the weak view; training on labelled crops needs none.
-    foreground_crop : bool
-        Whether crops of slices with a mask contain foreground.
+    foreground_crop : float
+        Share of crops of slices with a mask that contain foreground; the others may lie anywhere.
     """
 
     patch_size: int = 256
@@ -62,7 +62,7 @@ class ViewOptions:
     intensity: Intensity = Intensity()
     strong_views: int = 1
     has_weak_view: bool = True
-    foreground_crop: bool = True
+    foreground_crop: float = 1.0
 
     @property
     def side(self) -> int:
@@ -135,10 +135,13 @@ class Views(Dataset):
         self.images = [reduce_slice(s.image, options.downsample) for s in slices]
         self.masks = [reduce_mask(s.mask, options.downsample) for s in slices]
         self.inside = reduce_inside(slices, options.downsample)
+        self.sample = [flat_indices(inside) for inside in self.inside]
         self.targets = self._find_targets(guides)
+        # Guides are there because all crops shall contain foreground.
+        self.foreground_share = options.foreground_crop if guides is None else 1.0
 
     def _find_targets(self, guides: list[np.ndarray] | None) -> list[np.ndarray]:
-        """Return the pixels around which crops of each slice are placed, as flat indices.
+        """Return of each slice the pixels around which crops with foreground are placed, as flat indices.
 
         They are found once, because that takes long; none means anywhere. A block counts that is
         foreground only in a part.
@@ -148,14 +151,12 @@ class Views(Dataset):
             shown = None
             if guides is not None:
                 shown = reduce_mask(guides[i], self.options.downsample)
-            elif self.options.foreground_crop:
+            elif self.options.foreground_crop > 0:
                 shown = self.masks[i]
             pixels = flat_indices(shown)
 
             # A crop without foreground shall at least show sample.
-            if pixels.size == 0:
-                pixels = flat_indices(self.inside[i])
-            targets.append(pixels)
+            targets.append(pixels if pixels.size else self.sample[i])
 
         return targets
 
@@ -177,7 +178,11 @@ class Views(Dataset):
         # The crop, with the pixels around it that the geometry may turn into it.
         side = self.options.side
         rng = np.random.default_rng(seed)
-        top, left = crop_corner(self.targets[index], side, image.shape, rng)
+        targets = self.targets[index]
+        # Nothing is drawn where all crops are alike: seeds give the views that they always gave.
+        if 0 < self.foreground_share < 1 and rng.random() >= self.foreground_share:
+            targets = self.sample[index]
+        top, left = crop_corner(targets, side, image.shape, rng)
         around = max(0, max(image.shape) - side)
         margin = min(self.options.margin, around)
         window = (top - margin, left - margin, side + 2 * margin)

@@ -107,7 +107,9 @@ def build_models(
     InputError
         When the checkpoint is of another architecture.
     """
-    student = UNet(config.base_channels, config.downsample).to(device)
+    student = UNet(
+        config.base_channels, config.downsample, config.unshuffle, config.pixel_classifier
+    ).to(device)
     if start is not None:
         path = config.checkpoint(start)
         weights, _ = load_checkpoint(path)
@@ -115,8 +117,8 @@ def build_models(
             student.load_state_dict(weights)
         except RuntimeError:
             raise InputError(
-                f"{path}: is not of width {config.base_channels} and --downsample {config.downsample}; "
-                "was it put there by hand? choose another --run"
+                f"{path}: is not of width {config.base_channels} with --downsample {config.downsample} "
+                f"and --unshuffle {config.unshuffle}; was it put there by hand? choose another --run"
             ) from None
 
     average = None

@@ -5,12 +5,15 @@ convolutions (output and input have the same size), InstanceNorm (Ulyanov et al.
 instead of none, and bilinear upsampling instead of transposed convolution.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pixel_classifier import PixelClassifier
 
 ENCODER_BLOCKS = (
     "down1",
@@ -99,28 +102,46 @@ class UNet(nn.Module):
     and masks stay in the pixels of the slice. In training, slices are reduced to such means before
     views are made of them (`datasets.Views`), and `forward(…, reduced=True)` leaves both out.
 
+    With `unshuffle=k` the first convolution sees the pixels of a k×k block as k² channels, and the
+    head gives a logit for each of them (Shi et al., 2016, arXiv:1609.05158). That costs 1/k², too,
+    and loses no pixel, but noise is not averaged.
+
+    With `pixel_classifier` the logits of a small network that classifies each pixel by features of
+    several scales are added. It learns within few steps what a grey value or a texture tells.
+
     Parameters
     ----------
     base_channels : int
         Channels at the finest level. Cost grows with its square.
     downsample : int
         Side of the pixel blocks that are averaged first. Kept with the weights.
+    unshuffle : int
+        Side of the blocks that become channels, in pixels after that.
+    pixel_classifier : bool
 
     Raises
     ------
     ValueError
-        In `forward`, when height or width (after downsampling) is not a multiple of 16 or both are
-        16 (InstanceNorm at the coarsest level needs more than one pixel).
+        In `forward`, when height or width (after downsampling, in blocks that become channels) is
+        not a multiple of 16 or both are 16 (InstanceNorm at the coarsest level needs more than one
+        pixel).
     """
 
-    def __init__(self, base_channels: int = 64, downsample: int = 1):
+    def __init__(
+        self,
+        base_channels: int = 64,
+        downsample: int = 1,
+        unshuffle: int = 1,
+        pixel_classifier: bool = False,
+    ):
         super().__init__()
         c = base_channels
         if downsample > 1:  # weights without it are those of the plain network
             self.register_buffer("downsample", torch.tensor(downsample))
         self.factor = downsample
+        self.unshuffle = unshuffle
         self.frozen: tuple[str, ...] = ()
-        self.down1 = DoubleConv(1, c, FirstConv)
+        self.down1 = DoubleConv(unshuffle**2, c, FirstConv)
         self.down2 = DoubleConv(c, 2 * c)
         self.down3 = DoubleConv(2 * c, 4 * c)
         self.down4 = DoubleConv(4 * c, 8 * c)
@@ -130,7 +151,8 @@ class UNet(nn.Module):
         self.up2 = DoubleConv(4 * c + 2 * c, 2 * c)
         self.up1 = DoubleConv(2 * c + c, c)
         self.refine = DoubleConv(c, c)
-        self.head = nn.Conv2d(c, 1, 1)
+        self.head = nn.Conv2d(c, unshuffle**2, 1)
+        self.pixel_classifier = PixelClassifier() if pixel_classifier else None
 
     def train(self, mode: bool = True) -> "UNet":
         """Set the mode of training, in which frozen blocks stay in that of evaluation."""
@@ -141,7 +163,7 @@ class UNet(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: dict[str, torch.Tensor]) -> "UNet":
-        """Model in eval mode from a state dict; its width is read off the first convolution.
+        """Model in eval mode from a state dict, off whose shapes its width and kind are read.
 
         Raises
         ------
@@ -150,9 +172,11 @@ class UNet(nn.Module):
         """
         try:
             width, factor = len(weights["down1.0.weight"]), int(weights.get("downsample", 1))
-            if not (1 <= width <= 1024 and 1 <= factor <= 16):
-                raise KeyError(f"width {width}, downsample {factor}")
-            model = cls(width, factor)
+            unshuffle = math.isqrt(len(weights["head.weight"]))
+            if not (1 <= width <= 1024 and 1 <= factor <= 16 and 1 <= unshuffle <= 16):
+                raise KeyError(f"width {width}, downsample {factor}, unshuffle {unshuffle}")
+            has_classifier = any(name.startswith("pixel_classifier.") for name in weights)
+            model = cls(width, factor, unshuffle, has_classifier)
             model.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
@@ -172,7 +196,9 @@ class UNet(nn.Module):
         With `reduced` the images are means of `downsample`² pixels already, and so are meant the
         logits.
         """
-        stride = STRIDE if reduced else STRIDE * self.factor
+        stride = STRIDE * self.unshuffle
+        if not reduced:
+            stride *= self.factor
         height, width = x.shape[-2:]
         if height % stride or width % stride or height * width <= stride * stride:
             raise ValueError(
@@ -185,6 +211,8 @@ class UNet(nn.Module):
         if perturb is not None:
             features = perturb(features)
         logits = self.decode(features)
+        if self.pixel_classifier is not None:
+            logits = logits + self.pixel_classifier(x)
         if self.factor > 1 and not reduced:
             logits = F.interpolate(
                 logits, scale_factor=self.factor, mode="bilinear", align_corners=False
@@ -195,8 +223,10 @@ class UNet(nn.Module):
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the features of every level, from (B, c, H, W) to (B, 16c, H/16, W/16).
 
-        Of (B, 1, H, W) images at the network's resolution.
+        Of (B, 1, H, W) images at the network's resolution; H and W are counted in blocks where
+        these become channels.
         """
+        x = F.pixel_unshuffle(x, self.unshuffle)  # (B, k², H, W)
         x1 = self.down1(x)  # (B,  c, H, W)
         x2 = self.down2(F.max_pool2d(x1, 2))  # (B, 2c, H/2, W/2)
         x3 = self.down3(F.max_pool2d(x2, 2))  # (B, 4c, H/4, W/4)
@@ -211,7 +241,8 @@ class UNet(nn.Module):
         y = self.up3(_upsample_and_concatenate(y, x3))  # (B, 4c, H/4, W/4)
         y = self.up2(_upsample_and_concatenate(y, x2))  # (B, 2c, H/2, W/2)
         y = self.up1(_upsample_and_concatenate(y, x1))  # (B,  c, H, W)
-        return self.head(self.refine(y))  # (B, 1, H, W)
+        y = self.head(self.refine(y))  # (B, k², H, W)
+        return F.pixel_shuffle(y, self.unshuffle)  # (B, 1, k·H, k·W)
 
 
 def _upsample_and_concatenate(coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:

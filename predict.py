@@ -180,7 +180,7 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, ModelSettings]:
 
     # A Config checks that these settings are possible.
     try:
-        config = Config(**stated, downsample=model.factor)
+        config = Config(**stated, downsample=model.factor, unshuffle=model.unshuffle)
     except InputError as error:
         raise InputError(f"{path}: {error}; {CURE}") from None
 

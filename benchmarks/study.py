@@ -94,7 +94,7 @@ SPLIT = (
 )
 
 # Settings that earlier studies did not know, with the value that does what they did.
-LATER = {"outside": "auto", "trust_pairs": False}
+LATER = {"outside": "auto", "trust_pairs": False, "unshuffle": 1, "pixel_classifier": False}
 
 
 # --- what is to be run ----------------------------------------------------------------------------
@@ -261,6 +261,9 @@ def digest(config: Config, without: tuple[str, ...] = ("run",), content: str = "
     for name, value in dataclasses.asdict(config).items():
         if name not in left_out:
             settings[name] = value
+    # In earlier versions all crops contained foreground, or none had to.
+    if settings.get("foreground_crop") in (0.0, 1.0):
+        settings["foreground_crop"] = bool(settings["foreground_crop"])
     return digest_of([settings, content or content_of(config.data)])
 
 

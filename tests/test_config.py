@@ -108,7 +108,9 @@ WRONG = {
     "ramp_epochs": [-1],
     "overlap": [1.0, -0.1],
     "threshold": [0.0, 1.0],
-    "foreground_crop": [1],
+    "foreground_crop": [True, 1.5],
+    "unshuffle": [0, 17],
+    "pixel_classifier": [1],
     "intensity_p": [1.1],
     "brightness": [-0.1],
     "contrast": [1.5],
@@ -155,6 +157,15 @@ def test_patches_that_cannot_be_pooled_are_rejected(size, factor, multiple):
     ):
         Config(patch_size=size, downsample=factor)
     assert Config(patch_size=2 * multiple, downsample=factor).downsample == factor
+    with pytest.raises(InputError, match=f"--patch-size {size}: must be a multiple of"):
+        Config(patch_size=size, unshuffle=2 * factor)
+
+
+def test_an_earlier_version_had_crops_with_foreground_or_without(tmp_path):
+    path = tmp_path / "config.json"
+    for before, now in ((True, 1.0), (False, 0.0)):
+        path.write_text(json.dumps({"foreground_crop": before}))
+        assert stored_config(path) == Config(foreground_crop=now)
 
 
 CHANGES = {  # another value for each field that makes results; all must make a difference
@@ -170,7 +181,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "percentiles": (5.0, 95.0),
     "mask_foreground": "bright",
     "patch_size": 48,
-    "foreground_crop": False,
+    "foreground_crop": 0.5,
     "flip_p": 0.0,
     "vertical_flip_p": 1.0,
     "rotation": 45.0,
@@ -178,6 +189,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "blur_limit": 15,
     "motion_blur": 1.0,
     "base_channels": 3,
+    "pixel_classifier": True,
     "sup_epochs": 4,
     "ssl_epochs": 4,
     "steps_per_epoch": 1,
@@ -228,6 +240,7 @@ def test_every_setting_has_a_change_that_shows():
         "nonfinite",
         "intensity_p",
         "downsample",
+        "unshuffle",
         "pixel_size",
         "plateau_factor",
         "plateau_patience",
@@ -256,6 +269,7 @@ def test_every_setting_matters(tiny):
     reduced = [
         dataclasses.replace(tiny, patch_size=64, downsample=k, run=f"reduced{k}") for k in (1, 2)
     ]
+    reduced.append(dataclasses.replace(tiny, patch_size=64, unshuffle=2, run="unshuffled"))
     stalled = [
         dataclasses.replace(
             tiny, threshold=0.999, run=f"stalled{i}", **changes
@@ -269,6 +283,7 @@ def test_every_setting_matters(tiny):
     assert all(fingerprint(config) != fingerprint(stalled[0]) for config in stalled[1:])
     assert fingerprint(noisy[0]) != fingerprint(noisy[1])
     assert fingerprint(reduced[0]) != fingerprint(reduced[1])
+    assert fingerprint(reduced[0]) != fingerprint(reduced[2])
 
 
 def test_presets_set_their_fields_and_given_ones_win():

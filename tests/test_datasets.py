@@ -16,6 +16,7 @@ from runtime.messages import InputError
 from slices.data_folder import load_data
 from slices.folder_check import check_data
 from slices.options import IMAGES, MASKS, UNLABELLED, Reading
+from slices.reading import Slice
 
 ROI = (8, 72, 8, 72)
 
@@ -120,12 +121,25 @@ def test_foreground_aware_crops_contain_foreground_and_fall_back_without_it():
     assert datasets.crop_corner(np.empty(0), 64, (40, 64), np.random.default_rng(0)) == (-12, 0)
 
 
-def test_crops_of_labelled_slices_hold_more_foreground_than_random_ones():
-    def foreground(aware):
-        views = datasets.Views(labelled(8, (256, 256)), view_options(32, foreground_crop=aware))
+def test_as_many_crops_hold_foreground_as_are_asked_for():
+    def foreground(share):
+        views = datasets.Views(labelled(8, (256, 256)), view_options(32, foreground_crop=share))
         return np.mean([views[i % 8, i]["mask"].any() for i in range(160)])
 
-    assert foreground(True) > 0.99 > foreground(False) + 0.3
+    all_of_them, half, anywhere = foreground(1.0), foreground(0.5), foreground(0.0)
+    assert all_of_them > 0.99 > anywhere + 0.3
+    assert abs(half - (all_of_them + anywhere) / 2) < 0.1
+
+
+def test_where_a_guide_says_where_foreground_is_all_crops_hold_it():
+    image = np.zeros((256, 256), np.uint8)
+    image[200, 40] = 255
+    views = datasets.Views(
+        [Slice(Path("a"), image)],
+        view_options(32, {"rotation": 0.0}, foreground_crop=0.25),
+        guides=[image > 0],
+    )
+    assert all(views[0, seed]["weak"].max() == 255 for seed in range(40))
 
 
 def test_slices_smaller_than_a_patch_are_mirrored():

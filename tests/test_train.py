@@ -104,7 +104,7 @@ def test_best_checkpoint_is_the_best_validation_epoch(tiny):
     details = load_checkpoint(config.checkpoint("supervised"))[1]
     assert details["epoch"] == log["epoch"][log["val_dice"].idxmax()]
     assert details["val_dice"] == pytest.approx(log["val_dice"].max(), abs=1e-6)
-    assert Config(**details["config"], device="cpu", num_workers=0) == config
+    assert Config(**details["config"], device="cpu", num_workers=0, forest=False) == config
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_handful_of_slices_is_enough(workplace, count, capsys):
 @pytest.mark.slow
 def test_command_line(workplace, data_folder, command):
     options = as_options(
-        {**TINY, "data": data_folder, "run": "cli", "freeze": (), "foreground_crop": False}
+        {**TINY, "data": data_folder, "run": "cli", "freeze": (), "foreground_crop": 0.5}
     )
     code, out, err = command("train", *options)
     assert code == 0, err
@@ -308,7 +308,7 @@ def test_command_line(workplace, data_folder, command):
             "data": str(data_folder),
             "run": "cli",
             "freeze": (),
-            "foreground_crop": False,
+            "foreground_crop": 0.5,
         }
     )
     code, _, err = command("train", *options)

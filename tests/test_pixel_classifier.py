@@ -1,0 +1,143 @@
+"""Features of pixels say what they are called, whichever way the image lies, and a U-Net may add what they tell."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pixel_classifier
+from model_unet import UNet
+from pixel_classifier import KINDS, SCALES, FilterBank, pixel_features
+
+
+def named(features: torch.Tensor, scale: int) -> dict[str, torch.Tensor]:
+    """Return the features of one scale by their kind, of the first image."""
+    first = 1 + scale * len(KINDS)
+    return dict(zip(KINDS, features[0, first : first + len(KINDS)], strict=True))
+
+
+def test_a_plane_has_no_texture_edge_or_curvature():
+    features = pixel_features(torch.full((1, 1, 64, 64), 0.3))
+    assert features.shape == (1, FilterBank.channels, 64, 64)
+    for scale in range(SCALES):
+        of_scale = named(features, scale)
+        torch.testing.assert_close(of_scale.pop("mean"), torch.full((64, 64), 0.3))
+        assert all(feature.abs().max() < 1e-3 for feature in of_scale.values())
+
+
+def test_a_slope_is_the_gradient_in_whichever_direction():
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    for image in (0.01 * rows, 0.01 * columns, 0.006 * rows + 0.008 * columns):
+        gradient = named(pixel_features(image[None, None]), 0)["gradient"]
+        torch.testing.assert_close(gradient[8:-8, 8:-8], torch.full((48, 48), 0.01))
+
+
+def test_a_bright_line_bends_downwards_across_and_not_along():
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 32] = 1
+    for lines in (image, image.mT):
+        of_scale = named(pixel_features(lines), 0)
+        assert of_scale["smallest curvature"][32, 32] < -0.4
+        assert of_scale["largest curvature"][32, 32].abs() < 1e-6
+
+
+def test_texture_is_the_deviation_of_grey_values():
+    torch.manual_seed(0)
+    image = 0.5 + 0.1 * torch.randn(1, 1, 256, 256)
+    for scale in (2, 3, 4):
+        deviation = named(pixel_features(image), scale)["deviation"]
+        assert abs(deviation.mean() - 0.1) < 0.01
+
+
+def test_scales_are_as_wide_as_they_are_said_to_be():
+    image = torch.zeros(1, 1, 256, 256)
+    image[..., 128:] = 1
+    for scale, sigma in enumerate((0.7, 1.7, 3.4, 6.9, 14)):
+        step = named(pixel_features(image), scale)["mean"][128]
+        # The slope of a smoothed step is a Gaussian: its variance is that of the smoothing.
+        slope = step.diff()
+        place = torch.arange(len(slope), dtype=torch.float32)
+        middle = (slope * place).sum()
+        deviation = (slope * (place - middle).square()).sum().sqrt()
+        assert abs(deviation - sigma) < 0.2 * sigma
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda x: x.flip(-1), lambda x: x.mT, lambda x: x.rot90(1, (-2, -1))]
+)
+def test_features_turn_with_the_image(turn):
+    torch.manual_seed(0)
+    image = torch.rand(1, 1, 64, 64)
+    torch.testing.assert_close(pixel_features(turn(image)), turn(pixel_features(image)))
+
+
+def test_features_are_standardised_by_all_that_was_seen_in_training():
+    torch.manual_seed(0)
+    bank = FilterBank()
+    images = torch.rand(8, 1, 64, 64)
+    for part in images.split(2):
+        bank.train()(part)
+    features = bank.eval()(images)
+    assert features.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (features.std((0, 2, 3)) - 1).abs().max() < 0.05
+    darker = bank(images / 2)
+    assert darker[:, 0].mean() < -0.5  # absolute grey values are seen
+    assert torch.equal(bank(images), features)  # nothing is learned in evaluation
+
+
+def test_features_mean_the_same_in_training():
+    torch.manual_seed(0)
+    bank = FilterBank().train()
+    images = torch.rand(4, 1, 64, 64)
+    for _ in range(30):
+        bank(images)
+    dark_batch = bank(images / 2)
+    assert dark_batch[:, 0].mean() < -0.5
+    torch.testing.assert_close(bank.eval()(images / 2), dark_batch)
+
+
+def test_a_network_adds_the_logits_of_the_classifier():
+    torch.manual_seed(0)
+    model = UNet(2, unshuffle=2, pixel_classifier=True).eval()
+    plain = UNet(2, unshuffle=2).eval()
+    weights = model.state_dict()
+    plain.load_state_dict(
+        {name: value for name, value in weights.items() if "pixel_classifier" not in name}
+    )
+    x = torch.rand(2, 1, 64, 96)
+    torch.testing.assert_close(model(x), plain(x) + model.pixel_classifier(x))
+    assert torch.equal(UNet.from_weights(weights)(x), model(x))
+
+
+def test_precision_is_not_lost_where_features_are_differences():
+    torch.manual_seed(0)
+    images = 0.9 + 0.001 * torch.rand(1, 1, 64, 64)
+    bank = FilterBank()
+    expected = bank(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bank(images), expected)
+        assert pixel_classifier.PixelClassifier()(images).dtype == torch.bfloat16
+
+
+def test_a_network_that_takes_blocks_loses_no_pixel():
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 64, 96)
+    left, right = x.clone(), x.clone()
+    left[..., 32, 48] += 1
+    right[..., 32, 49] += 1  # the other pixel of the same row of a block
+    means, blocks = UNet(2, downsample=2).eval(), UNet(2, unshuffle=2).eval()
+    torch.testing.assert_close(means(left), means(right))
+    assert (blocks(left) - blocks(right)).abs().max() > 0.01
+    assert blocks(x).shape == x.shape
+    assert [tuple(level.shape[1:]) for level in blocks.encode(x)[:2]] == [(2, 32, 48), (4, 16, 24)]
+    with pytest.raises(ValueError, match="input is 48×64; sides must be multiples of 32"):
+        blocks(torch.zeros(1, 1, 48, 64))
+
+
+def test_blocks_of_means_work_together():
+    torch.manual_seed(0)
+    model = UNet(2, downsample=2, unshuffle=2, pixel_classifier=True).eval()
+    x = torch.rand(1, 1, 128, 192)
+    small = model(F.avg_pool2d(x, 2), reduced=True)
+    assert small.shape == (1, 1, 64, 96)
+    torch.testing.assert_close(model(x), F.interpolate(small, scale_factor=2, mode="bilinear"))
+    assert UNet.from_weights(model.state_dict()).unshuffle == 2
