@@ -22,6 +22,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 SCHEDULES = ("plateau", "cosine", "one_cycle")
 CONSISTENCY = ("mse", "bce", "bce_dice")
 
+# The method whose settings are chosen for the material: `training.recipe`.
+AUTO = "auto"
+
 # What tables call the methods without a network that every run is compared with.
 OTSU = "Otsu"
 FOREST = "random forest"
@@ -190,8 +193,8 @@ class Config:
     run: str = option("demo", "name of runs/NAME and checkpoints/NAME", is_folder_name)
     method: str = option(
         "mean_teacher",
-        "supervised, mean_teacher, cutmix_mt, fixmatch, unimatch or best: sets the fields of that "
-        "preset that are not given",
+        "auto: looks at the painted slices and chooses; or supervised, mean_teacher, cutmix_mt, "
+        "fixmatch, unimatch, best: sets the fields of that preset that are not given",
         is_method,
     )
     seed: int = option(
@@ -331,8 +334,8 @@ class Config:
     )
     ssl_epochs: int = option(
         150,
-        "epochs of the semi-supervised phase and of its supervised control, 1 or more",
-        between(1, LARGEST_COUNT),
+        "epochs of the semi-supervised phase and of its supervised control; 0: neither of them",
+        between(0, LARGEST_COUNT),
     )
     steps_per_epoch: int = option(
         0,
@@ -478,6 +481,11 @@ class Config:
         raise InputError(message)
 
     @property
+    def is_semi_supervised(self) -> bool:
+        """Whether a second phase learns from unlabelled slices, beside its control."""
+        return self.method != "supervised" and self.ssl_epochs > 0
+
+    @property
     def run_folder(self) -> Path:
         """Where tables and figures go."""
         return Path("runs") / self.run
@@ -568,8 +576,23 @@ FIXMATCH = {
     **STRONG,
 }
 
+# What `best` was tuned to, and `auto` begins with.
+WELL_TRIED: dict[str, Any] = {
+    "schedule": "one_cycle",
+    "lr": 2e-3,
+    "weight_average": 0.99,
+    "selection": "full",
+    "tta": True,
+    "freeze": (),
+    "consistency": "bce_dice",
+    "cutmix_p": 1.0,
+    "ramp_epochs": 0,
+    "zoom": 1.3,
+    "validate_every": 5,
+}
+
 # What a published method changes in the recipe.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     # Tarvainen & Valpola, 2017, arXiv:1703.01780
     "mean_teacher": {},
     # French et al., 2020, arXiv:1906.01916
@@ -580,24 +603,23 @@ PRESETS = {
     "unimatch": {**FIXMATCH, "strong_views": 2, "feature_dropout": 0.5},
     # How this one was chosen, and what that means for its scores: docs/accuracy.md
     "best": {
+        **WELL_TRIED,
+        **STRONG,
         "downsample": 4,
         "patch_size": 768,
-        **STRONG,
         "quarter_turns": True,
         "vertical_flip_p": 0.5,
         "rotation": 45.0,
-        "zoom": 1.3,
-        "schedule": "one_cycle",
-        "lr": 2e-3,
-        "weight_average": 0.99,
         "steps_per_epoch": 10,
-        "selection": "full",
-        "validate_every": 5,
-        "tta": True,
-        "freeze": (),
-        "consistency": "bce_dice",
-        "cutmix_p": 1.0,
-        "ramp_epochs": 0,
+    },
+    # What it is for any material; `training.recipe` adds what it chooses for the one at hand
+    AUTO: {
+        **WELL_TRIED,
+        "base_channels": 16,
+        "unshuffle": 2,
+        "pixel_classifier": True,
+        "foreground_crop": 0.33,
+        "overlap": 0.25,
     },
 }
 

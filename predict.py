@@ -1,6 +1,6 @@
 """Apply checkpoints to a slice, a folder of slices, a stack or a zarr volume: masks out, in the family of the input.
 
-    python predict.py INPUT --checkpoint FILE [FILE …] --output OUT [--probabilities]
+    python predict.py INPUT --checkpoint checkpoints/NAME --output OUT [--probabilities]
     [--uncertainty] [--tta]
 
 Slices are read, predicted and written a block at a time, so memory does not grow with their number.
@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from config import PRECISIONS, Config
+from evaluation.recommendation import recommended_checkpoint
 from model_unet import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.command_line import Parser, run_command_line
@@ -591,7 +592,8 @@ def make_parser() -> Parser:
         type=Path,
         required=True,
         nargs="+",
-        help="checkpoints/NAME/best_….safetensors; several, such as student and teacher, are averaged",
+        help="checkpoints/NAME: the model that validation recommends; or a file in it; several, such "
+        "as student and teacher, are averaged",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder, .tif or .zarr for the masks"
@@ -683,10 +685,14 @@ def main() -> None:
         blank=arguments.blank,
     )
 
+    checkpoints = []
+    for path in arguments.checkpoint:
+        checkpoints.append(recommended_checkpoint(path) if path.is_dir() else path)
+
     team = join_team(device)
     volume = open_volume(arguments.input)
     say_remarks(volume, are_stacked=options.three_axes)
-    target = predict_volume(volume, arguments.checkpoint, arguments.output, options, device, team)
+    target = predict_volume(volume, checkpoints, arguments.output, options, device, team)
     if team.leads:
         print(target)
     leave_team(team)

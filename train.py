@@ -13,9 +13,10 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from config import FREE, Config, describe_profile, make_config, parse_value, profile
+from config import AUTO, FREE, Config, describe_profile, make_config, parse_value, profile
 from evaluation.annotate_next import rank_unlabelled, without_label
 from evaluation.models import Scoring, evaluate_models, validate
+from evaluation.recommendation import Recommendation, recommend
 from losses import cosine_ramp_up
 from mean_teacher import (
     NotFinite,
@@ -48,7 +49,8 @@ from training.phases import (
     semi_supervised_phase,
     supervised_phase,
 )
-from training.preparation import prepare, verify
+from training.preparation import find_recipe, prepare, verify
+from training.recipe import MINUTES, Recipe
 from utils import forget_what_fitted, seed_everything
 
 
@@ -392,20 +394,33 @@ def all_finite(models: dict[str, UNet]) -> bool:
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def run(config: Config, resume: bool = False, remark: str = "") -> None:
-    """Do all of a run: every phase, the tables, what to annotate next, the page."""
+def run(
+    config: Config, resume: bool = False, remark: str = "", recipe: Recipe | None = None
+) -> None:
+    """Do all of a run: every phase, the tables, what to annotate next, the page.
+
+    Parameters
+    ----------
+    config : Config
+    resume : bool
+        Whether a run that has been begun is gone on with.
+    remark : str
+        Printed first.
+    recipe : Recipe, optional
+        How the settings were chosen, to be kept with them.
+    """
     # This module imports what draws figures: a second that a typing error need not wait for.
     from report import write_report
 
     team = join_team(choose_device(config.device))
     if team.leads and remark:
         print(remark)
-    data = prepare(config, resume)
+    data = prepare(config, resume, recipe)
     if team.leads:
         print(f"{config.data}: {sum_up(data)}")
 
     train_supervised(config, data)
-    if config.method != "supervised":
+    if config.is_semi_supervised:
         continue_supervised(config, data)
         train_semi_supervised(config, data)
     leave_team(team)
@@ -415,7 +430,9 @@ def run(config: Config, resume: bool = False, remark: str = "") -> None:
     tables = evaluate_run(config, data)
     for method, scores in tables["full"]["methods"].items():
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
-    if config.method != "supervised" and without_label(data):
+    chosen = recommend_model(config)
+    print(f"recommended: {config.checkpoint(chosen.name)}, {chosen.reason}")
+    if config.is_semi_supervised and without_label(data):
         ranking = rank_unlabelled(config, data)
         print(f"annotate next: {ranking['file'][0]} (ranking: annotate_next.csv)")
 
@@ -445,10 +462,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
         )
 
     device = choose_device(config.device)
-    trained = set()
-    for phase in read_phases(config.run_folder).values():
-        trained |= set(phase["best"])
-
+    trained = kept_weights(config)
     models = {}
     for method, name in method_names(config.method).items():
         if name in trained:
@@ -458,6 +472,20 @@ def evaluate_run(config: Config, data: Data) -> dict:
     forest_seed = config.seed if config.forest else None
     scoring = Scoring(config.sliding_window, config.threshold, CONTROL, forest_seed)
     return evaluate_models(models, data, config.run_folder, scoring, device)
+
+
+def kept_weights(config: Config) -> dict[str, dict]:
+    """Return epoch and validation Dice of the weights that a run kept, by the names of their checkpoints."""
+    kept: dict[str, dict] = {}
+    for phase in read_phases(config.run_folder).values():
+        kept |= phase["best"]
+    return kept
+
+
+def recommend_model(config: Config) -> Recommendation:
+    """Return which model of a finished run to use; see `evaluation.recommendation`."""
+    kept = kept_weights(config)
+    return recommend({name: weights["val_dice"] for name, weights in kept.items()})
 
 
 def launch(config: Config, processes: int, resume: bool = False) -> None:
@@ -484,15 +512,24 @@ def launch(config: Config, processes: int, resume: bool = False) -> None:
 
 # --- command line ---------------------------------------------------------------------------------
 
+# Of the command, where they are not those of `Config`.
+DEFAULTS = {"method": AUTO}
+
 
 def make_parser() -> Parser:
     """Return the options of the command line: those of the command, and every setting."""
     parser = Parser(description="Train a U-Net on few labelled slices, then also on the others.")
     parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="VALUE",
+        help=f"--method auto: about how long the run may take ({MINUTES:g})",
+    )
+    parser.add_argument(
         "--profile",
-        default="auto",
         choices=["auto", "full", "cpu"],
-        help="full: the recipe; cpu: a small version; auto: full with CUDA, else cpu",
+        help="other methods: full, the recipe; cpu, a small version; auto, full with CUDA, else cpu "
+        "(auto)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with a run; finished phases are kept"
@@ -509,7 +546,7 @@ def make_parser() -> Parser:
             f"--{field.name.replace('_', '-')}",
             metavar="VALUE",
             default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} (default: {field.default})",
+            help=f"{field.metadata['help']} (default: {DEFAULTS.get(field.name, field.default)})",
         )
 
     return parser
@@ -525,12 +562,32 @@ def main() -> int | None:
         return verify(folder)
 
     resume = options.pop("resume")
+    minutes = options.pop("minutes")
     name = options.pop("profile")
-    changes = profile(name, choose_device(options.get("device", "auto")))
     settings = {field: parse_value(field, text) for field, text in options.items()}
+    if settings.get("method", DEFAULTS["method"]) == AUTO:
+        if name is not None:
+            raise InputError("--profile: has no meaning with --method auto; --minutes has")
+        recipe = shared_recipe(settings, minutes)
+        run(recipe.config, resume, recipe.describe(), recipe)
+        return None
+
+    if minutes is not None:
+        raise InputError("--minutes: has a meaning with --method auto only; others count epochs")
+    changes = profile(name or "auto", choose_device(options.get("device", "auto")))
     config = make_config(**{**changes, **settings})
     run(config, resume, describe_profile(config, changes))
     return None
+
+
+def shared_recipe(settings: dict, minutes: float | None) -> Recipe:
+    """Return the recipe for the material: that of the first process, in all of a team."""
+    team = join_team(choose_device(settings.get("device", Config.device)))
+    recipe = find_recipe(settings, minutes) if team.leads else None
+    if team.size > 1 and recipe is not None:
+        # Each process reads the slices itself.
+        recipe = dataclasses.replace(recipe, data=None)
+    return team.tell(recipe)
 
 
 def refuse_other_options(parser: Parser, options: dict) -> None:

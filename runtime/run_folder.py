@@ -220,12 +220,15 @@ class RunFiles:
         The files that the run reads, of which hashes are kept.
     defaults : dict
         Values of settings that runs of earlier versions do not know.
+    beside : dict of str to dict
+        Further files that are written when the run is begun: their content, by name.
     """
 
     settings: dict
     free: tuple[str, ...] = ()
     data: dict[str, Path] = field(default_factory=dict)
     defaults: dict = field(default_factory=dict)
+    beside: dict[str, dict] = field(default_factory=dict)
 
 
 def open_run(folder: Path, files: RunFiles, device: torch.device, resume: bool) -> None:
@@ -251,7 +254,9 @@ def open_run(folder: Path, files: RunFiles, device: torch.device, resume: bool) 
     if not path.exists():
         details = now | {"code": hashes(code_files()), "data": hashes(files.data)}
         write_json(folder / "environment.json", details)
-        # Last: where it is, the other is.
+        for name, content in files.beside.items():
+            write_json(folder / name, content)
+        # Last: where it is, the others are.
         write_json(path, files.settings)
         return
 

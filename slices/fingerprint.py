@@ -115,7 +115,15 @@ def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
 
 
 def describe_fingerprint(fingerprint: Fingerprint) -> str:
-    """Return a fingerprint as a table of text: what, how much, and what that is."""
+    """Return a fingerprint as a table of text."""
+    rows = fingerprint_rows(fingerprint)
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    lines = [f"{name:{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in rows]
+    return "\n".join([f"{fingerprint.slices} painted slices", *lines])
+
+
+def fingerprint_rows(fingerprint: Fingerprint) -> list[tuple[str, str, str]]:
+    """Return a fingerprint in words: what, how much, and what that is."""
     f = fingerprint
     rows = [
         ("foreground", percent(f.foreground), "of the sample"),
@@ -141,10 +149,7 @@ def describe_fingerprint(fingerprint: Fingerprint) -> str:
             rows.append(
                 (f"{factor}×{factor} means", f"{dice:.3f}", "Dice of masks that are made of them")
             )
-
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    lines = [f"{name:{widths[0]}}  {value:>{widths[1]}}  {text}" for name, value, text in rows]
-    return "\n".join([f"{f.slices} painted slices", *lines])
+    return rows
 
 
 def percent(share: float) -> str:

@@ -93,7 +93,7 @@ WRONG = {
     "motion_blur": [1.5],
     "base_channels": [0, 2000],
     "sup_epochs": [0],
-    "ssl_epochs": [0],
+    "ssl_epochs": [-1],
     "steps_per_epoch": [-1],
     "batch_size": [0, 9999],
     "lr": [0.0, -1.0, float("nan"), float("inf"), 10**400],

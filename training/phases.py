@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from config import Config
+from config import AUTO, Config
 from runtime.messages import InputError
 from runtime.team import Team
 from slices.data_folder import Data
@@ -16,6 +16,7 @@ LABELS = {
     "fixmatch": "FixMatch",
     "unimatch": "UniMatch",
     "best": "best",
+    AUTO: "semi-supervised",
 }
 
 

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from config import FREE, Config, stored_config
+from config import AUTO, FREE, Config, make_config, stored_config
 from datasets import Views, view_options
 from runtime.devices import choose_device
 from runtime.files import read_json, remove_leftovers, write_json, write_npz
@@ -20,9 +21,15 @@ from slices.fingerprint import component_diameters
 from slices.options import DataOptions, Reading
 from slices.splits import SplitOptions
 from slices.windows import parse_outside, read_grey
+from training.recipe import MINUTES, RECIPE_FILE, Recipe, configure, read_recipe
 
 LEAST_PARTICLE = 3.0  # blocks: smaller particles are hard to see for a network that works on means
 SAMPLE_VIEWS = 8  # of each kind, for the figure
+MOST_MINUTES = 10_000  # a week
+SCANS_ON_CPU = 40  # that `auto` reads: in the steps of ten minutes no more are seen often
+
+# Settings that `auto` fits to each other: alone, one of them may not be possible.
+SIZES = ("patch_size", "downsample", "unshuffle")
 
 
 def data_options(config: Config) -> DataOptions:
@@ -54,25 +61,28 @@ def files_of(config: Config) -> dict[str, Path]:
     return used_files(Path(config.data), config.split, config.max_unlabelled)
 
 
-def prepare(config: Config, resume: bool = False) -> Data:
+def prepare(config: Config, resume: bool = False, recipe: Recipe | None = None) -> Data:
     """Read the data and open the run folder.
 
-    `split.json` and `samples.npz` (for the figures) are written to it. Until this process ends, no
-    other may work in that folder.
+    `split.json` and `samples.npz` (for the figures) are written to it, and `recipe.json` where the
+    settings were chosen for the material. Until this process ends, no other may work in that
+    folder.
 
     Raises
     ------
     InputError
         For whatever is wrong with the data, or with what is in the folder.
     """
-    data = read_slices(config)
+    data = recipe.data if recipe is not None else None
+    if data is None:
+        data = read_slices(config)
     device = choose_device(config.device)
     team = join_team(device)
     check_team(config, team)
     if team.leads:
         if device.type != "cpu" or team.size > 1:
             say_that_digits_vary(f"{team.size} processes" if team.size > 1 else device.type)
-        open_folder(config, data, resume)
+        open_folder(config, data, resume, recipe)
         for note in [*data.notes, *notes_on_blocks(config, data)]:
             print(note, file=sys.stderr)
 
@@ -104,10 +114,50 @@ def say_that_digits_vary(where: str) -> None:
     )
 
 
+def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
+    """Return the recipe of a run that has been begun, else one for the material.
+
+    Parameters
+    ----------
+    given : dict
+        Settings that were chosen by hand; `data` and `run` are what `Config` says where they are
+        not among them.
+    minutes : float, optional
+        For the whole run; None: `MINUTES`.
+
+    Raises
+    ------
+    InputError
+        When a setting is not possible, the data cannot be read, or minutes are given for a run that
+        has its steps.
+    """
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise InputError(f"--minutes {minutes:g}: must be above 0, and at most {MOST_MINUTES}")
+    given = default_scans(given) | given
+    named = make_config(**{name: given[name] for name in given if name not in SIZES})
+    path = named.run_folder / "config.json"
+    if not path.exists():
+        return configure(given, read_slices(named), MINUTES if minutes is None else minutes)
+
+    if minutes is not None:
+        raise InputError(
+            f"{named.run_folder}: its steps were chosen when it was begun; leave --minutes out, or "
+            "choose another --run"
+        )
+    config = dataclasses.replace(stored_config(path), **{**given, "method": AUTO})
+    return read_recipe(named.run_folder, config)
+
+
+def default_scans(given: dict[str, Any]) -> dict[str, int]:
+    """Return how many unlabelled scans are read where nothing is said: on a CPU few, which takes long enough."""
+    device = choose_device(given.get("device", Config.device))
+    return {"max_unlabelled": SCANS_ON_CPU} if device.type == "cpu" else {}
+
+
 # --- the run folder -------------------------------------------------------------------------------
 
 
-def open_folder(config: Config, data: Data, resume: bool) -> None:
+def open_folder(config: Config, data: Data, resume: bool, recipe: Recipe | None = None) -> None:
     """Open the run folder, or go on in it, and write what is known before training.
 
     Raises
@@ -126,6 +176,7 @@ def open_folder(config: Config, data: Data, resume: bool) -> None:
         # A data folder may move; that its pixels stayed is compared below.
         free=(*FREE, "data"),
         data=files_of(config),
+        beside={} if recipe is None else {RECIPE_FILE: recipe.record()},
     )
     open_run(config.run_folder, files, choose_device(config.device), resume)
     remove_leftovers(config.checkpoint_folder)

@@ -17,6 +17,7 @@ from evaluation.metrics import METRICS
 from evaluation.uncertainty import SMALLEST
 from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
+from slices.fingerprint import Fingerprint, fingerprint_rows
 from viz.run_files import StoredArrays, read_optional, read_table, results_table
 from viz.size_figures import draw_sizes
 from viz.slice_figures import PER_SLICE, to_mask
@@ -111,7 +112,10 @@ def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
         figures["sizes"] = draw_sizes(sizes, unit)
         figures["sizes"].savefig(run / "figures" / "sizes.png", dpi=SIZES_DPI)
 
-    sections: dict[str, list] = {"Results": result_tables(run)}
+    sections: dict[str, list] = {
+        "Results": result_tables(run),
+        "How it was chosen": recipe_tables(run),
+    }
     for title, captions in FIGURES.items():
         sections[title] = pictures(run, figures, captions)
     if sizes:
@@ -287,6 +291,22 @@ def size_text(value: float | int | None) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(value)
+
+
+def recipe_tables(run: Path) -> list[Table]:
+    """Return what was chosen for the material and why, and what the painted slices are like; where that was done."""
+    recipe = read_optional(run / "recipe.json")
+    if not recipe:
+        return []
+
+    choices = [[choice["topic"], choice["reason"]] for choice in recipe["choices"]]
+    caption = f"Chosen for these slices, and for {recipe['minutes']:g} minutes of this machine."
+    fingerprint = Fingerprint(**recipe["fingerprint"])
+    numbers = [list(row) for row in fingerprint_rows(fingerprint)]
+    return [
+        Table(["", "what, and why"], choices, caption),
+        Table(["", "", ""], numbers, folded=f"What {fingerprint.slices} painted slices are like"),
+    ]
 
 
 # --- how it was made ------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""Which of a run's models to use: one of semi-supervision only where validation does not speak against it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.checkpoints import load_checkpoint
+from runtime.messages import InputError
+
+# Names of checkpoints and what they are called. Of models that are as good, the first is taken.
+MODELS = {
+    "ssl_teacher": "the teacher",
+    "ssl_student": "the student",
+    "continued": "the control",
+    "supervised": "the supervised model",
+}
+
+# What is taken where no validation slice can tell, of those that there are.
+UNJUDGED = ("continued", "supervised", "ssl_teacher")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A model, and why it is recommended.
+
+    Attributes
+    ----------
+    name : str
+        Of its checkpoint: `ssl_teacher` is that of `best_ssl_teacher.safetensors`.
+    reason : str
+        In words.
+    """
+
+    name: str
+    reason: str
+
+
+def recommend(scores: Mapping[str, float | None]) -> Recommendation:
+    """Return which model to use: the one with the highest validation Dice.
+
+    A model that learned from unlabelled slices is so only taken where it does not lose to its
+    control. Where no validation slice has foreground, nothing says that it helped, and the control
+    is taken.
+
+    Parameters
+    ----------
+    scores : dict of str to float or None
+        Validation Dice of the kept weights by the names of their checkpoints, some of `MODELS`.
+    """
+    known = {name: score for name in MODELS if (score := scores.get(name)) is not None}
+    if not known:
+        name = next(name for name in UNJUDGED if name in scores)
+        return Recommendation(
+            name, f"{MODELS[name]}: no validation slice says that another is better"
+        )
+
+    name = max(known, key=lambda candidate: known[candidate])
+    reason = f"{MODELS[name]}: Dice {known[name]:.3f} on validation slices"
+    others = [f"{MODELS[other]} {score:.3f}" for other, score in known.items() if other != name]
+    if others:
+        reason += f" ({', '.join(others)})"
+    return Recommendation(name, reason)
+
+
+def recommended_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint to use of those in `checkpoints/NAME`.
+
+    Raises
+    ------
+    InputError
+        Where there is none, or one of them is damaged.
+    """
+    scores = {}
+    for name in MODELS:
+        path = folder / f"best_{name}.safetensors"
+        if path.exists():
+            _, details = load_checkpoint(path)
+            scores[name] = details.get("val_dice")
+    if not scores:
+        raise InputError(f"{folder}: holds no checkpoint of a run")
+    return folder / f"best_{recommend(scores).name}.safetensors"

@@ -1,0 +1,229 @@
+"""Settings that are chosen for a material: by rules with reasons, within a time, and the same when a run goes on."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+import train
+from config import AUTO, STRONG, Config, make_config, stored_config
+from conftest import as_options, labelled, write_data
+from evaluation.recommendation import recommend, recommended_checkpoint
+from runtime.checkpoints import save_checkpoint
+from runtime.files import read_json
+from runtime.messages import InputError
+from slices.data_folder import Data
+from slices.fingerprint import Fingerprint, take_fingerprint
+from training import preparation, recipe
+from training.preparation import find_recipe
+
+# Of a run of seconds on slices of 64 pixels.
+SMALL = {
+    "base_channels": 2,
+    "batch_size": 2,
+    "patch_size": 64,
+    "downsample": 1,
+    "roi": (8, 72, 8, 72),
+    "split": "blocks",
+    "val_fraction": 0.25,
+    "test_fraction": 0.25,
+    "device": "cpu",
+    "forest": False,
+    "num_workers": 0,
+}
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """The fewest steps that a recipe may have, of which there are hardly any."""
+    monkeypatch.setattr(recipe, "LEAST_STEPS", 20)
+    monkeypatch.setattr(recipe, "SUPERVISED_EPOCHS", 4)
+    monkeypatch.setattr(recipe, "OTHER_EPOCHS", 2)
+    monkeypatch.setattr(recipe, "TIMED", 1)
+
+
+def like(**numbers) -> Fingerprint:
+    """A fingerprint of discs with some other numbers."""
+    return dataclasses.replace(take_fingerprint(labelled(2)), **numbers)
+
+
+# --- rules ----------------------------------------------------------------------------------------------------
+
+
+def test_thin_things_are_seen_pixel_by_pixel_and_large_ones_by_means():
+    for dice, downsample in ((0.98, 1), (0.995, 2)):
+        kept = {"1": 1.0, "2": dice}
+        choice = recipe.choose_resolution(like(kept=kept), {})
+        assert choice.settings == {"downsample": downsample, "patch_size": 256 * downsample}
+        assert f"{dice:.3f}" in choice.reason
+        given = recipe.choose_resolution(like(kept=kept), {"downsample": 4})
+        assert given.settings == {"downsample": 4, "patch_size": 1024}
+        assert "as given" in given.reason
+
+
+def test_views_are_turned_as_far_as_the_material_allows():
+    everywhere = recipe.choose_orientations(like(coherence=0.02)).settings
+    assert everywhere["quarter_turns"]
+    assert everywhere["rotation"] == 45
+    along_rows = recipe.choose_orientations(like(coherence=0.5, direction=176.0)).settings
+    assert not along_rows["quarter_turns"]
+    assert along_rows["flip_p"] == 0.5
+    oblique = recipe.choose_orientations(like(coherence=0.5, direction=40.0)).settings
+    assert oblique["flip_p"] == oblique["vertical_flip_p"] == 0
+
+
+def test_perturbations_can_be_weaker():
+    none = recipe.weaker(STRONG, 0.0)
+    assert none == {name: getattr(Config(), name) for name in STRONG}
+    assert recipe.weaker(STRONG, 1.0) == STRONG
+    assert recipe.weaker(STRONG, 0.5)["gamma"] == 1.25
+
+
+@pytest.mark.parametrize("minutes", [0.5, 3, 10, 60])
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 5.0])
+def test_steps_fit_into_the_minutes_unless_there_would_be_hardly_any(minutes, seconds):
+    with_unlabelled = recipe.steps_that_fit(minutes, seconds, ssl_epochs=10)
+    alone = recipe.steps_that_fit(minutes, seconds, ssl_epochs=0)
+    assert alone >= with_unlabelled
+    for steps, ssl_epochs in ((with_unlabelled, 10), (alone, 0)):
+        phases = recipe.SUPERVISED_EPOCHS + ssl_epochs * (1 + recipe.SEMI_COST)
+        least = recipe.LEAST_STEPS / recipe.SUPERVISED_EPOCHS
+        assert steps * phases * seconds <= 60 * minutes or steps == least
+        assert steps * recipe.SUPERVISED_EPOCHS <= recipe.MOST_STEPS
+
+
+def test_what_the_test_slices_are_like_is_not_looked_at():
+    slices = labelled(4)
+    spoilt = dataclasses.replace(slices[3], mask=np.ones_like(slices[3].mask))
+    data = [Data(slices[:2], slices[2:3], [test], slices[:1]) for test in (slices[3], spoilt)]
+    assert recipe.look_at(data[0]) == recipe.look_at(data[1])
+    assert recipe.look_at(data[0]).slices == 3
+
+
+# --- a run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_chooses_says_why_and_keeps_it(workplace, data_folder, command, few_steps):
+    options = as_options({**SMALL, "data": data_folder, "run": "own"})
+    code, out, err = command("train", *options, "--minutes=0.01")
+    assert code == 0, err
+    lines = out.splitlines()
+    chosen = lines[: next(i for i, line in enumerate(lines) if line.startswith(str(data_folder)))]
+    assert 3 <= len(chosen) <= 6
+    stored = stored_config(workplace / "runs/own/config.json")
+    assert stored.method == AUTO
+    kept = read_json(workplace / "runs/own/recipe.json")
+    for choice, line in zip(kept["choices"], chosen, strict=True):
+        assert line == f"{choice['topic']:13}  {choice['reason']}"
+        for name, value in choice["settings"].items():
+            assert getattr(stored, name) == SMALL.get(name, value)
+    page = (workplace / "runs/own/report.html").read_text()
+    assert all(choice["topic"] in page for choice in kept["choices"])
+    assert re.search(r"recommended: checkpoints/own/best_\w+\.safetensors, the ", out)
+    # Done again, it asks for --resume, which keeps what was chosen.
+    code, _, err = command("train", *options)
+    assert code == 2
+    assert "add --resume" in err
+    code, out, err = command("train", *options, "--resume")
+    assert code == 0, err
+    assert out.splitlines()[: len(chosen)] == chosen
+    assert err.count("finished before, kept") == 3
+
+
+def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps, monkeypatch):
+    given = {**SMALL, "data": str(data_folder), "run": "own"}
+    first = find_recipe(given, 0.01)
+    preparation.prepare(first.config, recipe=first)
+    monkeypatch.setattr(
+        recipe, "seconds_per_step", lambda *_: pytest.fail("steps were timed again")
+    )
+    again = find_recipe(given)
+    assert again.config == first.config
+    assert again.describe() == first.describe()
+    with pytest.raises(InputError, match="its steps were chosen when it was begun"):
+        find_recipe(given, 5.0)
+    with pytest.raises(InputError, match=r"lr was 0\.002, now 0\.1"):
+        preparation.prepare(find_recipe({**given, "lr": 0.1}).config, resume=True)
+    (workplace / "runs/own/recipe.json").write_text(json.dumps({"minutes": 1}))
+    with pytest.raises(InputError, match=r"recipe\.json: is not what a run writes"):
+        find_recipe(given)
+    (workplace / "runs/own/recipe.json").unlink()
+    assert find_recipe(given).config == first.config
+
+
+def test_what_is_given_wins(data_folder, workplace, few_steps):
+    given = {
+        **SMALL,
+        "data": str(data_folder),
+        "sup_epochs": 3,
+        "noise": 0.2,
+        "quarter_turns": False,
+    }
+    chosen = find_recipe({**given, "unshuffle": 1}, 0.01).config
+    assert chosen == dataclasses.replace(chosen, **given, unshuffle=1)
+
+
+def test_without_other_slices_there_is_one_phase(tmp_path, workplace, command, few_steps):
+    folder = write_data(tmp_path / "alone", scans=0)
+    options = as_options({**SMALL, "data": folder, "run": "own"})
+    code, out, err = command("train", *options, "--minutes=0.01")
+    assert code == 0, err
+    assert "no: there are no unlabelled slices" in out
+    assert list(read_json(workplace / "runs/own/phases.json")) == ["supervised"]
+    assert "best_supervised.safetensors, the supervised model" in out
+    assert "annotate next" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--minutes=0"], "--minutes 0: must be above 0"),
+        (["--minutes=nan"], "--minutes nan: must be above 0"),
+        (["--minutes=soon"], "argument --minutes: invalid float value: 'soon'"),
+        (["--minutes=5", "--method=best"], "--minutes: has a meaning with --method auto only"),
+        (["--profile=cpu"], "--profile: has no meaning with --method auto"),
+        (["--downsample=3", "--patch-size=100"], "--patch-size 100: must be a multiple of 96"),
+    ],
+)
+def test_wrong_options_are_one_line(workplace, data_folder, command, options, message):
+    code, _, err = command("train", f"--data={data_folder}", "--run=x", "--roi=none", *options)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (workplace / "runs/x").exists()
+
+
+# --- which model to use ---------------------------------------------------------------------------------------
+
+
+def test_semi_supervision_is_recommended_only_where_it_does_not_lose():
+    scores = {"supervised": 0.80, "continued": 0.84, "ssl_student": 0.83, "ssl_teacher": 0.84}
+    assert recommend(scores).name == "ssl_teacher"  # as good as the control
+    assert recommend({**scores, "ssl_teacher": 0.8399}).name == "continued"
+    assert recommend({**scores, "ssl_student": 0.85}).name == "ssl_student"
+    assert recommend({**scores, "supervised": 0.86}).name == "supervised"
+    assert "the control 0.840" in recommend(scores).reason
+
+
+def test_without_validation_nothing_says_that_semi_supervision_helped():
+    unknown = dict.fromkeys(("supervised", "continued", "ssl_student", "ssl_teacher"))
+    assert recommend(unknown).name == "continued"
+    assert recommend({"supervised": None}).name == "supervised"
+
+
+def test_a_folder_of_checkpoints_stands_for_the_recommended_one(tmp_path):
+    model = train.UNet(2)
+    for name, dice in (("supervised", 0.7), ("continued", 0.9), ("ssl_teacher", 0.8)):
+        path = tmp_path / f"best_{name}.safetensors"
+        save_checkpoint(path, model.state_dict(), {"val_dice": dice})
+    assert recommended_checkpoint(tmp_path).name == "best_continued.safetensors"
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        recommended_checkpoint(tmp_path / "nowhere")
+
+
+def test_the_preset_alone_is_possible():
+    assert make_config(method=AUTO).is_semi_supervised
+    assert not make_config(method=AUTO, ssl_epochs=0).is_semi_supervised
+    assert not make_config(method="supervised").is_semi_supervised
