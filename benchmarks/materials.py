@@ -1,0 +1,274 @@
+"""Does a recipe suit any material? Twelve sets of slices × label budgets × seeds, beside fixed recipes and a forest.
+
+    python benchmarks/materials.py [FILE.json] [--data DIR] [--minutes 5] [--part 1/2] [--seeds 0] [--labels 2,5]
+                                   [--variants auto,best] [--summary]
+
+FILE.json (`materials.json`) holds `name`, `labels`, `seeds`, `materials` (name → settings that its files need) and
+`variants` (name → settings). The slices of a material are those of DIR/MATERIAL (data/materials); the synthetic ones
+are written there where they are missing. `auto` gets so many minutes, the other variants the CPU profile. Otsu and
+the random forest are scored once for all variants, in the first of them.
+
+Rows, one per slice and method, go to `runs/study_NAME/rows.csv`, and what has its rows there is not run again: a
+stopped study goes on where it was. `--part 1/2` runs every second of what is left, with rows in a file of its own, so
+that two cores can share it; `--summary` gathers them, and writes `summary.csv` and the figure.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import AUTO, CPU_PROFILE, FOREST, OTSU, Config, make_config  # noqa: E402 - after the path
+from demo_data import write_material  # noqa: E402
+from phantoms.data_set import DataSet  # noqa: E402
+from phantoms.materials import MATERIALS  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import read_json, write_csv, write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from runtime.run_folder import environment, release  # noqa: E402
+from train import (  # noqa: E402
+    continue_supervised,
+    evaluate_run,
+    recommend_model,
+    train_semi_supervised,
+    train_supervised,
+)
+from training.phases import CONTROL, method_names  # noqa: E402
+from training.preparation import find_recipe, prepare  # noqa: E402
+from training.recipe import Recipe  # noqa: E402
+from viz.run_files import read_table  # noqa: E402
+
+PLACE = ["material", "labels", "seed", "variant"]
+COLUMNS = [*PLACE, "method", "stem", "dice"]
+BASELINES = (OTSU, FOREST)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of the study."""
+
+    material: str
+    labels: int
+    seed: int
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """The name of its run."""
+        return f"materials_{self.material}_{self.variant}_l{self.labels}_s{self.seed}"
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def run_one(place: Place, study: dict, data: Path, minutes: float) -> pd.DataFrame:
+    """Make a run, and return its rows."""
+    settings = {
+        **study["materials"][place.material],
+        **study["variants"][place.variant],
+        "data": str(data / place.material),
+        "run": place.name,
+        "labels": place.labels,
+        "seed": place.seed,
+        "forest": place.variant == next(iter(study["variants"])),
+    }
+    begun = time.monotonic()
+    config, recipe = settings_of_run(settings, minutes)
+    try:
+        slices = prepare(config, resume=True, recipe=recipe)
+        train_supervised(config, slices)
+        if config.is_semi_supervised:
+            continue_supervised(config, slices)
+            train_semi_supervised(config, slices)
+        evaluate_run(config, slices)
+    finally:
+        release(config.run_folder)
+    return rows_of(place, config, time.monotonic() - begun)
+
+
+def settings_of_run(settings: dict, minutes: float) -> tuple[Config, Recipe | None]:
+    """Return the settings of a run, and how they were chosen where they were."""
+    if settings["method"] != AUTO:
+        return make_config(**{**CPU_PROFILE, **settings}), None
+    is_begun = (Path("runs") / settings["run"] / "config.json").exists()
+    recipe = find_recipe(settings, None if is_begun else minutes)
+    return recipe.config, recipe
+
+
+def rows_of(place: Place, config: Config, seconds: float) -> pd.DataFrame:
+    """Return a row per slice and method of a finished run."""
+    names = method_names(config.method)
+    chosen = recommend_model(config).name
+    rows = read_table(config.run_folder / "test_full.csv", "method", "stem", "dice")
+    rows = rows[["method", "stem", "dice", "precision", "recall"]]
+    rows["recommended"] = rows["method"].map(lambda method: names.get(method) == chosen)
+    rows["method"] = rows["method"].map(lambda method: role_of(method, names))
+    return rows.assign(**vars(place), seconds=round(seconds))
+
+
+def role_of(method: str, names: dict[str, str]) -> str:
+    """Return the same name for what is the same in all variants: student and teacher have names of their own there."""
+    return names.get(method, "").removeprefix("ssl_") if "(" in method else method
+
+
+# --- what is to be run ----------------------------------------------------------------------------
+
+
+def plan(study: dict, arguments: argparse.Namespace) -> list[Place]:
+    """Return the runs that the command line asks for; all materials of a budget and seed before the next."""
+    seeds = numbers(arguments.seeds) or study["seeds"]
+    labels = numbers(arguments.labels) or study["labels"]
+    variants = arguments.variants.split(",") if arguments.variants else list(study["variants"])
+    for variant in variants:
+        if variant not in study["variants"]:
+            raise InputError(f"--variants {variant}: not in {arguments.study}")
+    places = itertools.product(seeds, labels, study["materials"], variants)
+    return [Place(material, count, seed, variant) for seed, count, material, variant in places]
+
+
+def numbers(text: str) -> list[int]:
+    """Return the whole numbers between commas."""
+    return [int(part) for part in text.split(",")] if text else []
+
+
+def write_missing_materials(study: dict, data: Path) -> None:
+    """Write the synthetic materials that are not there; `InputError` for a real one."""
+    for material in study["materials"]:
+        folder = data / material
+        if folder.exists():
+            continue
+        if material not in MATERIALS:
+            raise InputError(f"{folder}: missing; put the slices of {material} there")
+        write_material(folder, DataSet(material))
+
+
+def read_rows(files: list[Path]) -> pd.DataFrame:
+    """Return the rows of some files; an empty table where there are none."""
+    tables = [read_table(path, *COLUMNS, dtype={"stem": str}) for path in files if path.exists()]
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.concat(tables, ignore_index=True)
+
+
+def is_known(place: Place, rows: pd.DataFrame) -> bool:
+    """Return whether there are rows of a run."""
+    values = [place.material, place.labels, place.seed, place.variant]
+    return bool((rows[PLACE] == values).all(axis=1).any())
+
+
+# --- summary --------------------------------------------------------------------------------------
+
+
+def summarise(rows: pd.DataFrame, variants: list[str]) -> pd.DataFrame:
+    """Return the mean Dice by material and budget: a column for each way to get masks."""
+    first = variants[0]
+    of_first = rows[rows["variant"] == first]
+    parts = {
+        first: of_first[of_first["recommended"]],
+        f"{first}: control": of_first[of_first["method"] == CONTROL],
+        f"{first}: teacher": of_first[of_first["method"] == "teacher"],
+    }
+    for variant in variants[1:]:
+        parts[variant] = rows[(rows["variant"] == variant) & (rows["method"] == "teacher")]
+    for baseline in BASELINES:
+        parts[baseline] = rows[rows["method"] == baseline]
+
+    columns = {}
+    for name, part in parts.items():
+        columns[name] = part.groupby(["material", "labels"], sort=False)["dice"].mean()
+    return pd.DataFrame(columns).reset_index()
+
+
+def wins(summary: pd.DataFrame, first: str) -> pd.DataFrame:
+    """Return how often the first recipe is better, or worse, than each other by more than 0.01, and by how much."""
+    rows = []
+    for other in summary.columns[2:]:
+        if other == first:
+            continue
+        for labels, part in summary.groupby("labels"):
+            difference = (part[first] - part[other]).dropna()
+            rows.append(
+                {
+                    "against": other,
+                    "labels": labels,
+                    "sets": len(difference),
+                    "better": int((difference > 0.01).sum()),
+                    "worse": int((difference < -0.01).sum()),
+                    "mean difference": difference.mean(),
+                    "least": difference.min(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    """Return the options of the command line."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "study", type=Path, nargs="?", default=ROOT / "benchmarks" / "materials.json"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/materials"), help="%(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="of each run of auto (%(default)g)"
+    )
+    parser.add_argument("--part", default="1/1", help="K/N: run the K-th of N parts (%(default)s)")
+    parser.add_argument("--seeds", default="", help="only these, as 0,1")
+    parser.add_argument("--labels", default="", help="only these numbers of labels, as 2,5")
+    parser.add_argument("--variants", default="", help="only these variants, as auto,best")
+    parser.add_argument("--summary", action="store_true", help="run nothing, only sum up")
+    return parser
+
+
+def main() -> None:
+    """Run what is not finished, or sum up."""
+    arguments = make_parser().parse_args()
+    study = read_json(arguments.study)
+    folder = Path("runs") / f"study_{study['name']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.summary:
+        write_summary(study, folder)
+        return
+
+    number, parts = (int(piece) for piece in arguments.part.split("/"))
+    own = folder / ("rows.csv" if parts == 1 else f"rows_{number}of{parts}.csv")
+    write_missing_materials(study, arguments.data)
+    known = read_rows(sorted(folder.glob("rows*.csv")))
+    todo = [place for place in plan(study, arguments) if not is_known(place, known)]
+    for place in todo[number - 1 :: parts]:
+        print(place.name, flush=True)
+        rows = run_one(place, study, arguments.data, arguments.minutes)
+        write_csv(own, pd.concat([read_rows([own]), rows], ignore_index=True), float_format="%.5g")
+
+
+def write_summary(study: dict, folder: Path) -> None:
+    """Gather the rows of all parts, and write the table of means."""
+    files = sorted(folder.glob("rows*.csv"))
+    rows = read_rows(files)
+    if rows.empty:
+        raise InputError(f"{folder}: no finished run yet")
+    write_csv(folder / "rows.csv", rows.sort_values(COLUMNS[:-1]), float_format="%.5g")
+    for path in files:
+        if path.name != "rows.csv":
+            path.unlink()
+
+    variants = [name for name in study["variants"] if name in set(rows["variant"])]
+    summary = summarise(rows, variants)
+    write_csv(folder / "summary.csv", summary, float_format="%.4f")
+    write_json(folder / "study.json", {**study, "environment": environment(choose_device())})
+    print(summary.round(3).to_string(index=False))
+    print(wins(summary, variants[0]).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    run_command_line(main)
