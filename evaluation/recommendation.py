@@ -77,5 +77,7 @@ def recommended_checkpoint(folder: Path) -> Path:
             _, details = load_checkpoint(path)
             scores[name] = details.get("val_dice")
     if not scores:
-        raise InputError(f"{folder}: holds no checkpoint of a run")
+        raise InputError(
+            f"{folder}: no such checkpoint, and no folder of a run's; give one of checkpoints/, or a file in it"
+        )
     return folder / f"best_{recommend(scores).name}.safetensors"

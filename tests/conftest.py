@@ -132,6 +132,7 @@ def command(monkeypatch, capsys):
 
 
 TINY = {
+    "method": "mean_teacher",
     "base_channels": 2,
     "patch_size": 32,
     "sup_epochs": 3,

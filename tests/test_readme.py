@@ -48,7 +48,7 @@ def test_own_data(place, command):
     roi = "8,136,8,136"
     code, out, err = command(*words_of("datasets.py check", NAME="mine"), "--roi", roi)
     assert code == 0, out + err
-    options = as_options({**TINY, "patch_size": 128, "roi": (8, 136, 8, 136)})
+    options = as_options({**TINY, "method": "auto", "patch_size": 128, "roi": (8, 136, 8, 136)})
     code, out, err = command(*words_of("train.py", NAME="mine"), *options)
     assert code == 0, err
     page = Path(re.search(r"all of them on one page: (\S+)", out)[1])

@@ -219,7 +219,7 @@ def test_a_folder_of_checkpoints_stands_for_the_recommended_one(tmp_path):
         path = tmp_path / f"best_{name}.safetensors"
         save_checkpoint(path, model.state_dict(), {"val_dice": dice})
     assert recommended_checkpoint(tmp_path).name == "best_continued.safetensors"
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="no such checkpoint, and no folder"):
         recommended_checkpoint(tmp_path / "nowhere")
 
 
