@@ -10,7 +10,7 @@ the random forest are scored once for all variants, in the first of them.
 
 Rows, one per slice and method, go to `runs/study_NAME/rows.csv`, and what has its rows there is not run again: a
 stopped study goes on where it was. `--part 1/2` runs every second of what is left, with rows in a file of its own, so
-that two cores can share it; `--summary` gathers them, and writes `summary.csv` and the figure.
+that two cores can share it; `--summary` gathers them, and writes `summary.csv`.
 """
 
 import argparse

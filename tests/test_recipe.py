@@ -153,6 +153,25 @@ def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps,
     assert find_recipe(given).config == first.config
 
 
+def test_what_is_given_stands_in_the_reasons(data_folder, workplace, few_steps):
+    given = {**SMALL, "data": str(data_folder), "sup_epochs": 3, "noise": 0.2}
+    reasons = {choice.topic: choice.reason for choice in find_recipe(given, 0.01).choices}
+    assert "--sup-epochs 3" in reasons["steps"]
+    assert "--noise 0.2" in reasons["perturbations"]
+    assert "--" not in reasons["orientations"]
+
+
+def test_a_run_goes_on_where_another_number_of_scans_would_be_read(
+    data_folder, workplace, few_steps, monkeypatch
+):
+    given = {**SMALL, "data": str(data_folder), "run": "own"}
+    monkeypatch.setattr(preparation, "SCANS_ON_CPU", 0)
+    first = find_recipe(given, 0.01)
+    preparation.prepare(first.config, recipe=first)
+    monkeypatch.setattr(preparation, "SCANS_ON_CPU", 1)
+    assert find_recipe(given).config == first.config
+
+
 def test_what_is_given_wins(data_folder, workplace, few_steps):
     given = {
         **SMALL,
@@ -184,6 +203,8 @@ def test_without_other_slices_there_is_one_phase(tmp_path, workplace, command, f
         (["--minutes=soon"], "argument --minutes: invalid float value: 'soon'"),
         (["--minutes=5", "--method=best"], "--minutes: has a meaning with --method auto only"),
         (["--profile=cpu"], "--profile: has no meaning with --method auto"),
+        (["--downsample=much"], "--downsample: 'much' is not possible"),
+        (["--downsample=0"], "--downsample: 0 is not possible"),
         (["--downsample=3", "--patch-size=100"], "--patch-size 100: must be a multiple of 96"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from config import AUTO, FREE, Config, make_config, stored_config
+from config import AUTO, FREE, Config, checked_value, make_config, stored_config
 from datasets import Views, view_options
 from runtime.devices import choose_device
 from runtime.files import read_json, remove_leftovers, write_json, write_npz
@@ -133,10 +133,15 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
     """
     if minutes is not None and not 0 < minutes <= MOST_MINUTES:
         raise InputError(f"--minutes {minutes:g}: must be above 0, and at most {MOST_MINUTES}")
-    given = default_scans(given) | given
-    named = make_config(**{name: given[name] for name in given if name not in SIZES})
+    for name in SIZES:
+        if name in given:
+            checked_value(Config.__dataclass_fields__[name], given[name])
+    others = {name: value for name, value in given.items() if name not in SIZES}
+    named = make_config(**others)
     path = named.run_folder / "config.json"
     if not path.exists():
+        given = default_scans(given) | given
+        named = make_config(**{**default_scans(given), **others})
         return configure(given, read_slices(named), MINUTES if minutes is None else minutes)
 
     if minutes is not None:

@@ -2,9 +2,8 @@
 
 Every rule is a function that returns some settings and the reason for them, in words. What is given
 by hand always wins. nnU-Net showed how far rules that read the data set go (Isensee et al., 2021,
-doi:10.1038/s41592-020-01008-z); these are for few labels and for minutes instead of days.
-
-How the numbers below were found: docs/recipes.md.
+doi:10.1038/s41592-020-01008-z); these are for few labels and for minutes instead of days. What comes
+of them on twelve materials is measured by `benchmarks/materials.py`.
 """
 
 import dataclasses
@@ -50,7 +49,7 @@ SEMI_COST = 2.3  # of a step with unlabelled slices, in steps without
 LEAST_STEPS = 100  # of the first phase: with fewer, a network has not begun
 MOST_STEPS = 6000  # of the first phase: with more, few slices are learned by heart
 
-# Of all minutes, those that are left for what follows training: tables, figures, page.
+# Of all minutes; the others are left for what follows training: tables, figures, page.
 SHARE_OF_TRAINING = 0.75
 
 WARM_UP, TIMED = 2, 5  # steps that are not timed, and that are
@@ -152,7 +151,7 @@ def configure(given: dict[str, Any], data: Data, minutes: float = MINUTES) -> Re
     choices = [
         choose_resolution(fingerprint, given),
         choose_orientations(fingerprint),
-        choose_perturbations(fingerprint),
+        choose_perturbations(),
     ]
     settings: dict[str, Any] = {}
     for choice in choices:
@@ -163,7 +162,20 @@ def configure(given: dict[str, Any], data: Data, minutes: float = MINUTES) -> Re
     for choice in choices:
         settings |= choice.settings
     config = make_config(**{**settings, **given, "method": AUTO})
+    choices = [mention_given(choice, given) for choice in choices]
     return Recipe(config, choices, dataclasses.asdict(fingerprint), minutes, data)
+
+
+def mention_given(choice: Choice, given: dict[str, Any]) -> Choice:
+    """Return a choice whose reason also says which of its settings are others, because they were given."""
+    others = []
+    for name, value in choice.settings.items():
+        if name in given and given[name] != value:
+            others.append(f"--{name.replace('_', '-')} {given[name]}")
+    if not others:
+        return choice
+    reason = f"{choice.reason}; but {', '.join(others)}, as given"
+    return dataclasses.replace(choice, reason=reason)
 
 
 def look_at(data: Data) -> Fingerprint:
@@ -208,13 +220,9 @@ def choose_orientations(fingerprint: Fingerprint) -> Choice:
     return Choice("orientations", settings, reason)
 
 
-def choose_perturbations(fingerprint: Fingerprint) -> Choice:
-    """Choose how far the grey values of views may be changed: little, for they often tell the classes apart."""
-    tells = max(fingerprint.separation["grey"].values())
-    reason = (
-        f"{100 * STRENGTH:.0f} % of what `best` has: a grey value orders {100 * tells:.0f} % of pairs "
-        "of pixels rightly"
-    )
+def choose_perturbations() -> Choice:
+    """Choose how far the grey values of views may be changed: little, whatever the material is."""
+    reason = f"{100 * STRENGTH:.0f} % of those of `best`: more noise would hide a fine texture"
     return Choice("perturbations", weaker(STRONG, STRENGTH), reason)
 
 
@@ -253,7 +261,7 @@ def choose_steps(config: Config, data: Data, minutes: float) -> list[Choice]:
 
 
 def steps_that_fit(minutes: float, seconds: float, ssl_epochs: int) -> int:
-    """Return the steps of an epoch of which as many fit into some minutes as there are epochs.
+    """Return how many steps an epoch may have, so that a whole run takes about so many minutes.
 
     Rounded to two digits, so that a run done again has the same number in spite of a clock that is
     never quite the same.

@@ -17,6 +17,7 @@ from evaluation.metrics import METRICS
 from evaluation.uncertainty import SMALLEST
 from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
+from runtime.messages import InputError
 from slices.fingerprint import Fingerprint, fingerprint_rows
 from viz.run_files import StoredArrays, read_optional, read_table, results_table
 from viz.size_figures import draw_sizes
@@ -295,13 +296,17 @@ def size_text(value: float | int | None) -> str:
 
 def recipe_tables(run: Path) -> list[Table]:
     """Return what was chosen for the material and why, and what the painted slices are like; where that was done."""
-    recipe = read_optional(run / "recipe.json")
+    path = run / "recipe.json"
+    recipe = read_optional(path)
     if not recipe:
         return []
 
-    choices = [[choice["topic"], choice["reason"]] for choice in recipe["choices"]]
-    caption = f"Chosen for these slices, and for {recipe['minutes']:g} minutes of this machine."
-    fingerprint = Fingerprint(**recipe["fingerprint"])
+    try:
+        choices = [[choice["topic"], choice["reason"]] for choice in recipe["choices"]]
+        caption = f"Chosen for these slices, and for {recipe['minutes']:g} minutes of this machine."
+        fingerprint = Fingerprint(**recipe["fingerprint"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not what a run writes ({error}); remove it") from None
     numbers = [list(row) for row in fingerprint_rows(fingerprint)]
     return [
         Table(["", "what, and why"], choices, caption),
