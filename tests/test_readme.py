@@ -53,7 +53,7 @@ def test_own_data(place, command):
     assert code == 0, err
     page = Path(re.search(r"all of them on one page: (\S+)", out)[1])
     assert page == Path("runs/mine/report.html")
-    assert "semi-supervised (teacher)" in page.read_text(encoding="utf-8")
+    assert "auto (teacher)" in page.read_text(encoding="utf-8")
     names = {"NAME": "mine", "370,1138,200,968": roi}
     code, _, err = command(*words_of("predict.py data/NAME", **names))
     assert code == 0, err

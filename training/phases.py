@@ -16,7 +16,7 @@ LABELS = {
     "fixmatch": "FixMatch",
     "unimatch": "UniMatch",
     "best": "best",
-    AUTO: "semi-supervised",
+    AUTO: "auto",
 }
 
 
