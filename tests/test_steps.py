@@ -204,9 +204,8 @@ def test_half_precision_trains_like_full_precision(tiny, method):
     """The path that CUDA takes by default, here on a CPU."""
     losses = []
     for precision in ("float32", "bfloat16"):
-        config = make_config(
-            **TINY, data=tiny.data, run=precision, method=method, precision=precision
-        )
+        settings = dict(TINY, method=method, precision=precision)
+        config = make_config(**settings, data=tiny.data, run=precision)
         data = train.prepare(config)
         train.train_supervised(config, data)
         train.train_semi_supervised(config, data)

@@ -128,7 +128,8 @@ def test_paired_plot_shows_every_score_and_the_means():
 
 
 def test_results_table_as_text(workplace, data_folder):
-    config = Config(**TINY, data=str(data_folder), run="a", method="supervised")
+    settings = dict(TINY, method="supervised")
+    config = Config(**settings, data=str(data_folder), run="a")
     run(dataclasses.replace(config))
     for kind in ("full", "patches"):
         table = run_files.results_table(config.run_folder, kind)
