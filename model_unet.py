@@ -107,7 +107,8 @@ class UNet(nn.Module):
     and loses no pixel, but noise is not averaged.
 
     With `pixel_classifier` the logits of a small network that classifies each pixel by features of
-    several scales are added. It learns within few steps what a grey value or a texture tells.
+    several scales are added. It is fitted before, within seconds, and frozen; the U-Net has to learn
+    only what a pixel's surroundings do not tell.
 
     Parameters
     ----------
@@ -152,7 +153,9 @@ class UNet(nn.Module):
         self.up1 = DoubleConv(2 * c + c, c)
         self.refine = DoubleConv(c, c)
         self.head = nn.Conv2d(c, unshuffle**2, 1)
-        self.pixel_classifier = PixelClassifier() if pixel_classifier else None
+        self.pixel_classifier = None
+        if pixel_classifier:
+            self.pixel_classifier = PixelClassifier().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "UNet":
         """Set the mode of training, in which frozen blocks stay in that of evaluation."""

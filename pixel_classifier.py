@@ -13,26 +13,51 @@ from torch.nn import functional as F
 SCALES = 5
 KINDS = ("mean", "deviation", "gradient", "largest curvature", "smallest curvature")
 
-# Sides of an image are multiples of this: the coarsest scale has so many pixels for one of its own.
-STRIDE = 2 ** (SCALES - 1)
+# From this scale on, one pixel of `COARSE` by `COARSE` is kept: images are so smooth there that
+# those between can be interpolated.
+FIRST_COARSE = 3
+COARSE = 4
 
-HIDDEN = 16  # channels between the features and the logit
+HIDDEN = 32  # channels between the features and the logit
 SMALLEST_SQUARE = 1e-10  # added under a root: at 0 its slope has no end
-LEAST_VARIANCE = 1e-8  # added to that of a feature: those of faint coarse things are about 1e-5
+PIXELS_IN_CACHE = 8192  # of which a CPU computes all layers, before it turns to others
+LEAST_DEVIATION = (
+    1e-4  # added to that of a feature: the fainter ones of coarse scales are about 1e-3
+)
 
 
-class PixelClassifier(nn.Sequential):
-    """Logits of single pixels, from grey value, edges and texture around each: (B, 1, H, W) → (B, 1, H, W)."""
+class PixelClassifier(nn.Module):
+    """Logits of single pixels, from grey value, edges and texture around each: (B, 1, H, W) → (B, 1, H, W).
+
+    `training.pixel_fit` fits it; while a network is trained beside it, it stays as it is.
+
+    Attributes
+    ----------
+    confidence : () tensor
+        By which its logits are multiplied. Where a classifier that knows two slices by heart is
+        wrong, it is so with confidence, and a network that is added to it has to undo that first.
+    """
+
+    confidence: torch.Tensor
 
     def __init__(self):
-        super().__init__(
-            FilterBank(),
-            nn.Conv2d(FilterBank.channels, HIDDEN, 1),
+        super().__init__()
+        self.register_buffer("confidence", torch.tensor(1.0))
+        self.features = FilterBank()
+        self.layers = nn.Sequential(
+            nn.Linear(FilterBank.channels, HIDDEN),
             nn.ReLU(inplace=True),
-            nn.Conv2d(HIDDEN, HIDDEN, 1),
+            nn.Linear(HIDDEN, HIDDEN),
             nn.ReLU(inplace=True),
-            nn.Conv2d(HIDDEN, 1, 1),
+            nn.Linear(HIDDEN, 1),
         )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images in [0, 1], whose sides are multiples of `COARSE`."""
+        pixels = self.features(x).movedim(1, -1).flatten(0, 2)  # (B·H·W, C)
+        at_once = PIXELS_IN_CACHE if x.device.type == "cpu" else len(pixels)
+        logits = [self.layers(part) for part in pixels.split(at_once)]
+        return torch.cat(logits).reshape(x.shape) * self.confidence
 
 
 class FilterBank(nn.Module):
@@ -43,56 +68,51 @@ class FilterBank(nn.Module):
     the smallest curvature, which are large in thin bright or dark things and in spots. They turn
     with the image by quarters, and are flipped with it, but do not change otherwise.
 
-    Nothing here is trained. Features are brought to mean 0 and variance 1, as far as all batches of
-    training are concerned together: what has been seen so far decides, in training as in
-    evaluation, so that a feature means the same in every batch.
+    Nothing here is trained. Features are brought to mean 0 and variance 1 of the pixels that
+    `standardise` was given.
 
-    H and W are multiples of `STRIDE`.
+    H and W are multiples of `COARSE`.
     """
 
     channels = 1 + SCALES * len(KINDS)
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("batches", torch.tensor(0))  # that have been seen
         self.register_buffer("mean", torch.zeros(self.channels, 1, 1))
-        self.register_buffer("mean_square", torch.ones(self.channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(self.channels, 1, 1))
+
+    def standardise(self, features: torch.Tensor) -> None:
+        """Bring features to mean 0 and variance 1 of the (N, `channels`) pixels that are given."""
+        deviation, mean = torch.std_mean(features, dim=0)
+        self.mean.copy_(mean[:, None, None])
+        self.deviation.copy_(deviation[:, None, None] + LEAST_DEVIATION)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features of images in [0, 1]."""
         # Differences of grey values, and of their squares, need all the digits that there are.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            features = pixel_features(x.float())
-            if self.training:
-                self._see(features)
-            variance = (self.mean_square - self.mean.square()).clamp_min(0)
-            return (features - self.mean) * (variance + LEAST_VARIANCE).rsqrt()
-
-    def _see(self, features: torch.Tensor) -> None:
-        """Let a batch count in the means, as much as every other."""
-        self.batches += 1
-        of_batch = features.mean((0, 2, 3))[:, None, None]
-        squares_of_batch = features.square().mean((0, 2, 3))[:, None, None]
-        self.mean.lerp_(of_batch, 1 / self.batches)
-        self.mean_square.lerp_(squares_of_batch, 1 / self.batches)
+            return pixel_features(x.float()).sub_(self.mean).div_(self.deviation)
 
 
 def pixel_features(x: torch.Tensor) -> torch.Tensor:
     """Return the features of `FilterBank` before they are standardised.
 
-    Scales are the levels of a pyramid of images, each with half as many pixels along a side (Burt &
-    Adelson, 1983, doi:10.1109/TCOM.1983.1095851): coarse ones cost next to nothing.
+    Each scale is smoothed from the one before with the same few weights, twice as far apart
+    (Holschneider et al., 1990, doi:10.1007/978-3-642-75988-8_28).
     """
     features = [x]
     mean, mean_square = x, x.square()
     for scale in range(SCALES):
-        if scale > 0:
-            mean, mean_square = F.avg_pool2d(mean, 2), F.avg_pool2d(mean_square, 2)
-        mean, mean_square = smooth(mean), smooth(mean_square)
+        gap = 2**scale
+        if scale == FIRST_COARSE:
+            mean, mean_square = F.avg_pool2d(mean, COARSE), F.avg_pool2d(mean_square, COARSE)
+        if scale >= FIRST_COARSE:
+            gap //= COARSE
+        mean, mean_square = smooth(mean, gap), smooth(mean_square, gap)
         variance = (mean_square - mean.square()).clamp_min(0)
         deviation = (variance + SMALLEST_SQUARE).sqrt()
         of_scale = torch.cat([mean, deviation, *edges_and_curvatures(mean)], dim=1)
-        if scale > 0:
+        if scale >= FIRST_COARSE:
             of_scale = F.interpolate(
                 of_scale, size=x.shape[-2:], mode="bilinear", align_corners=False
             )
@@ -101,11 +121,16 @@ def pixel_features(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(features, dim=1)
 
 
-def smooth(x: torch.Tensor) -> torch.Tensor:
-    """Return an image smoothed with (¼, ½, ¼) along rows and columns; its border is repeated outside."""
-    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    x = 0.25 * x[..., :-2, :] + 0.5 * x[..., 1:-1, :] + 0.25 * x[..., 2:, :]
-    return 0.25 * x[..., :-2] + 0.5 * x[..., 1:-1] + 0.25 * x[..., 2:]
+def smooth(x: torch.Tensor, gap: int) -> torch.Tensor:
+    """Return an image smoothed with (¼, ½, ¼), `gap` pixels apart, along rows and columns.
+
+    Its border is repeated outside.
+    """
+    middle = slice(gap, -gap)
+    before, after = slice(None, -2 * gap), slice(2 * gap, None)
+    x = F.pad(x, (gap, gap, gap, gap), mode="replicate")
+    x = 0.25 * x[..., before, :] + 0.5 * x[..., middle, :] + 0.25 * x[..., after, :]
+    return 0.25 * x[..., before] + 0.5 * x[..., middle] + 0.25 * x[..., after]
 
 
 def edges_and_curvatures(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -49,6 +49,7 @@ from training.phases import (
     semi_supervised_phase,
     supervised_phase,
 )
+from training.pixel_fit import classifier_alone, start_with_classifier
 from training.preparation import find_recipe, prepare, verify
 from training.recipe import MINUTES, Recipe
 from utils import forget_what_fitted, seed_everything
@@ -87,11 +88,7 @@ def train_phase(config: Config, data: Data, phase: Phase) -> None:  # noqa: C901
     device = choose_device(config.device)
     team = join_team(device)
     job = Job(config, data, phase, device, team)
-    seed_everything(config.seed)
-    training = open_training(job)
-    progress = open_progress(job, training)
-    progress.restore(device, team.leads, team.wait)
-    training.student = team.wrap(training.student)
+    training, progress = begin_or_go_on(job)
 
     steps = job.steps_per_epoch
     is_stopped = False
@@ -176,10 +173,26 @@ def keep_finished(config: Config, phase: Phase) -> bool:
     return True
 
 
+def begin_or_go_on(job: Job) -> tuple[Training, Progress]:
+    """Return where a phase stands: at its beginning, or at its last saved state."""
+    seed_everything(job.config.seed)
+    training = open_training(job)
+    progress = open_progress(job, training)
+    progress.restore(job.device, job.team.leads, job.team.wait)
+    if progress.step == 0:
+        keep_start(job, training, progress)
+    training.student = job.team.wrap(training.student)
+    return training, progress
+
+
 def open_training(job: Job) -> Training:
     """Return student, average, optimizer and schedule at the beginning of a phase."""
     config, phase = job.config, job.phase
     student, average = build_models(config, job.device, phase.start, phase.is_semi_supervised)
+    if phase.start is None and student.pixel_classifier is not None:
+        start_with_classifier(student, job.data.train, config)
+        if average is not None:
+            average.load_state_dict(student.state_dict())
     optimizer = make_optimizer(config, student)
     return Training(
         config=config,
@@ -191,6 +204,19 @@ def open_training(job: Job) -> Training:
         warm_up=phase.start is None,
         rank=job.team.rank,
     )
+
+
+def keep_start(job: Job, training: Training, progress: Progress) -> None:
+    """Keep the fitted pixel classifier alone as the best so far, where validation can tell: as epoch 0.
+
+    Where grey value and texture tell all, a network that was trained for minutes is no better.
+    """
+    student = trained_network(training)
+    has_classifier = student.pixel_classifier is not None
+    if job.phase.start is None and has_classifier and job.data.can_choose:
+        alone = classifier_alone(student)
+        models = dict.fromkeys(kept_models(job.phase, training), alone)
+        progress.keep_best(models, score_models(job, models), 0, chosen=True)
 
 
 def kept_models(phase: Phase, training: Training) -> dict[str, UNet]:
@@ -276,6 +302,8 @@ def describe_finished_phase(job: Job, progress: Progress) -> str:
     kept = []
     for name, best in progress.best.items():
         weights = f"weights of epoch {best['epoch']}"
+        if best["epoch"] == 0:
+            weights = "the pixel classifier alone"
         if job.phase.is_semi_supervised:
             weights = f"{name.removeprefix('ssl_')} of epoch {best['epoch']}"
         if best["val_dice"] is not None:
@@ -309,8 +337,7 @@ def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> N
         record_nonfinite_steps(job, nonfinite_steps(progress))
     progress.losses.clear()
 
-    val = job.data.val if is_due and team.leads else []
-    scores = team.tell(validate_models(job, models, val))
+    scores = score_models(job, models, is_due)
     if is_due:
         if job.data.can_choose and config.schedule == "plateau":
             trained = "ssl_student" if phase.is_semi_supervised else phase.name
@@ -377,6 +404,14 @@ def validate_models(
     for name, model in models.items():
         scores[name] = validate(model, slices, job.device, window, config.threshold, whole_images)
     return scores
+
+
+def score_models(
+    job: Job, models: dict[str, UNet], is_due: bool = True
+) -> dict[str, dict[str, float | None]]:
+    """Return the validation scores of each model, in every process of a team; None for each where none are due."""
+    val = job.data.val if is_due and job.team.leads else []
+    return job.team.tell(validate_models(job, models, val))
 
 
 def all_finite(models: dict[str, UNet]) -> bool:

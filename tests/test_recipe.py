@@ -11,7 +11,7 @@ import train
 from config import AUTO, STRONG, Config, make_config, stored_config
 from conftest import as_options, labelled, write_data
 from evaluation.recommendation import recommend, recommended_checkpoint
-from runtime.checkpoints import save_checkpoint
+from runtime.checkpoints import load_checkpoint, save_checkpoint
 from runtime.files import read_json
 from runtime.messages import InputError
 from slices.data_folder import Data
@@ -90,7 +90,7 @@ def test_steps_fit_into_the_minutes_unless_there_would_be_hardly_any(minutes, se
     for steps, ssl_epochs in ((with_unlabelled, 10), (alone, 0)):
         phases = recipe.SUPERVISED_EPOCHS + ssl_epochs * (1 + recipe.SEMI_COST)
         least = recipe.LEAST_STEPS / recipe.SUPERVISED_EPOCHS
-        assert steps * phases * seconds <= 60 * minutes or steps == least
+        assert steps * phases * seconds <= 60 * minutes or steps == round(least)
         assert steps * recipe.SUPERVISED_EPOCHS <= recipe.MOST_STEPS
 
 
@@ -121,6 +121,7 @@ def test_a_run_chooses_says_why_and_keeps_it(workplace, data_folder, command, fe
             assert getattr(stored, name) == SMALL.get(name, value)
     page = (workplace / "runs/own/report.html").read_text()
     assert all(choice["topic"] in page for choice in kept["choices"])
+    assert re.search(r"Recommended: best_\w+, the \w+", page)
     assert re.search(r"recommended: checkpoints/own/best_\w+\.safetensors, the ", out)
     # Done again, it asks for --resume, which keeps what was chosen.
     code, _, err = command("train", *options)
@@ -214,6 +215,27 @@ def test_wrong_options_are_one_line(workplace, data_folder, command, options, me
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not (workplace / "runs/x").exists()
+
+
+def test_the_classifier_alone_is_kept_until_training_is_better(data_folder, workplace, few_steps):
+    given = {**SMALL, "data": str(data_folder), "run": "own", "ssl_epochs": 0}
+    config = find_recipe(given, 0.01).config
+    data = preparation.prepare(config)
+    # Steps that change the network and teach it nothing.
+    config = dataclasses.replace(config, lr=1e-9)
+    train.train_supervised(config, data)
+    best = read_json(workplace / "runs/own/phases.json")["supervised"]["best"]["supervised"]
+    assert best["epoch"] == 0
+    assert best["val_dice"] > 0.5
+    weights, _ = load_checkpoint(config.checkpoint("supervised"))
+    assert not weights["head.weight"].any()
+    # Without validation slices nothing says that the classifier is better than what was trained.
+    config = dataclasses.replace(config, run="other")
+    unjudged = dataclasses.replace(data, val=[])
+    preparation.prepare(config)
+    train.train_supervised(config, unjudged)
+    best = read_json(workplace / "runs/other/phases.json")["supervised"]["best"]["supervised"]
+    assert best == {"val_dice": None, "epoch": config.sup_epochs}
 
 
 # --- which model to use ---------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ DIRECTED = 0.15
 NEAR_AXIS = 10.0  # degrees, by which a flip may turn that direction
 
 # Of the time for training: each epoch of the first phase has as many steps as one of the others.
-SUPERVISED_EPOCHS = 20
-OTHER_EPOCHS = 10
+SUPERVISED_EPOCHS = 24
+OTHER_EPOCHS = 8
 SEMI_COST = 2.3  # of a step with unlabelled slices, in steps without
 LEAST_STEPS = 100  # of the first phase: with fewer, a network has not begun
 MOST_STEPS = 6000  # of the first phase: with more, few slices are learned by heart

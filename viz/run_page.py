@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from config import FOREST, OTSU, Config, make_config
 from evaluation.intervals import describe
 from evaluation.metrics import METRICS
+from evaluation.recommendation import recommend
 from evaluation.uncertainty import SMALLEST
 from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
@@ -168,7 +169,7 @@ def describe_results(run: Path) -> list[str]:
     for baseline, words in BASELINES.items():
         if baseline in scores and baseline != best:
             line += f"; {words} has {scores[baseline]:.3f}"
-    lines = [f"{line}.", *describe_baselines(run, scores)]
+    lines = [*describe_recommendation(run), f"{line}.", *describe_baselines(run, scores)]
 
     pairs = full["paired"]
     lines += [describe(pair) for pair in pairs if pair["method"] != "supervised"]
@@ -181,6 +182,17 @@ def describe_results(run: Path) -> list[str]:
         )
 
     return lines
+
+
+def describe_recommendation(run: Path) -> list[str]:
+    """Say which model to use, and why; nothing where no phase was finished."""
+    kept: dict[str, dict] = {}
+    for phase in read_optional(run / "phases.json").values():
+        kept |= phase["best"]
+    if not kept:
+        return []
+    chosen = recommend({name: weights["val_dice"] for name, weights in kept.items()})
+    return [f"Recommended: best_{chosen.name}, {chosen.reason}."]
 
 
 def describe_baselines(run: Path, scores: dict[str, float]) -> list[str]:
@@ -340,7 +352,7 @@ def phase_tables(run: Path) -> list[Table]:
                     f"best_{name}",
                     phase["steps"],
                     f"{phase['seconds']:.0f} s",
-                    best["epoch"],
+                    best["epoch"] or "none: pixel classifier alone",
                     "" if dice is None else f"{dice:.3f}",
                 ]
             )
