@@ -18,7 +18,7 @@ KINDS = ("mean", "deviation", "gradient", "largest curvature", "smallest curvatu
 FIRST_COARSE = 3
 COARSE = 4
 
-HIDDEN = 32  # channels between the features and the logit
+HIDDEN = 16  # channels between the features and the logit
 SMALLEST_SQUARE = 1e-10  # added under a root: at 0 its slope has no end
 PIXELS_IN_CACHE = 8192  # of which a CPU computes all layers, before it turns to others
 LEAST_DEVIATION = (
@@ -29,35 +29,65 @@ LEAST_DEVIATION = (
 class PixelClassifier(nn.Module):
     """Logits of single pixels, from grey value, edges and texture around each: (B, 1, H, W) → (B, 1, H, W).
 
+    It looks twice: at the image, and at image and first answer together, by which it knows what was
+    found around a pixel. Auto-context: Tu & Bai, 2010, doi:10.1109/TPAMI.2009.186; ilastik has it,
+    too.
+
     `training.pixel_fit` fits it; while a network is trained beside it, it stays as it is.
 
     Attributes
     ----------
+    of_image, of_answer : FilterBank
+        Features of the image, and of the first answer.
+    first, second : module
+        Layers (N, C) → (N, 1) from the features of pixels to logits: of the image's alone; of those
+        and of the first answer's.
     confidence : () tensor
-        By which its logits are multiplied. Where a classifier that knows two slices by heart is
-        wrong, it is so with confidence, and a network that is added to it has to undo that first.
+        By which logits are multiplied. Where a classifier that knows two slices by heart is wrong,
+        it is so with confidence, and a network that is added to it has to undo that first.
     """
 
     confidence: torch.Tensor
 
     def __init__(self):
         super().__init__()
+        self.of_image = FilterBank()
+        self.of_answer = FilterBank()
+        self.first = pixel_layers(FilterBank.channels)
+        self.second = pixel_layers(2 * FilterBank.channels)
         self.register_buffer("confidence", torch.tensor(1.0))
-        self.features = FilterBank()
-        self.layers = nn.Sequential(
-            nn.Linear(FilterBank.channels, HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.Linear(HIDDEN, 1),
-        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of images in [0, 1], whose sides are multiples of `COARSE`."""
-        pixels = self.features(x).movedim(1, -1).flatten(0, 2)  # (B·H·W, C)
-        at_once = PIXELS_IN_CACHE if x.device.type == "cpu" else len(pixels)
-        logits = [self.layers(part) for part in pixels.split(at_once)]
-        return torch.cat(logits).reshape(x.shape) * self.confidence
+        features = self.of_image(x)
+        answer = answer_of(logits_of(self.first, features))
+        features = torch.cat([features, self.of_answer(answer)], dim=1)
+        return logits_of(self.second, features) * self.confidence
+
+
+def pixel_layers(channels: int) -> nn.Sequential:
+    """Return layers from the features of pixels (N, `channels`) to logits (N, 1)."""
+    return nn.Sequential(
+        nn.Linear(channels, HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(inplace=True),
+        nn.Linear(HIDDEN, 1),
+    )
+
+
+def logits_of(layers: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, 1, H, W) of all pixels of features (B, C, H, W)."""
+    count, _, height, width = features.shape
+    pixels = features.movedim(1, -1).flatten(0, 2)  # (B·H·W, C)
+    at_once = PIXELS_IN_CACHE if features.device.type == "cpu" else len(pixels)
+    logits = [layers(part) for part in pixels.split(at_once)]
+    return torch.cat(logits).reshape(count, 1, height, width)
+
+
+def answer_of(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits as grey values from −1, background, to 1, foreground."""
+    return torch.tanh(logits.float() / 2)
 
 
 class FilterBank(nn.Module):
@@ -81,14 +111,16 @@ class FilterBank(nn.Module):
         self.register_buffer("mean", torch.zeros(self.channels, 1, 1))
         self.register_buffer("deviation", torch.ones(self.channels, 1, 1))
 
-    def standardise(self, features: torch.Tensor) -> None:
-        """Bring features to mean 0 and variance 1 of the (N, `channels`) pixels that are given."""
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """Learn mean and deviation of the features (N, `channels`) of some pixels, and return them standardised."""
         deviation, mean = torch.std_mean(features, dim=0)
+        deviation += LEAST_DEVIATION
         self.mean.copy_(mean[:, None, None])
-        self.deviation.copy_(deviation[:, None, None] + LEAST_DEVIATION)
+        self.deviation.copy_(deviation[:, None, None])
+        return (features - mean) / deviation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the features of images in [0, 1]."""
+        """Return the features of images."""
         # Differences of grey values, and of their squares, need all the digits that there are.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return pixel_features(x.float()).sub_(self.mean).div_(self.deviation)

@@ -49,7 +49,13 @@ from training.phases import (
     semi_supervised_phase,
     supervised_phase,
 )
-from training.pixel_fit import classifier_alone, start_with_classifier
+from training.pixel_fit import (
+    CONFIDENCE,
+    CONFIDENCES,
+    classifier_alone,
+    set_confidence,
+    start_with_classifier,
+)
 from training.preparation import find_recipe, prepare, verify
 from training.recipe import MINUTES, Recipe
 from utils import forget_what_fitted, seed_everything
@@ -211,12 +217,15 @@ def keep_start(job: Job, training: Training, progress: Progress) -> None:
 
     Where grey value and texture tell all, a network that was trained for minutes is no better.
     """
-    student = trained_network(training)
-    has_classifier = student.pixel_classifier is not None
-    if job.phase.start is None and has_classifier and job.data.can_choose:
-        alone = classifier_alone(student)
+    if begins_with_classifier(job, training) and job.data.can_choose:
+        alone = classifier_alone(trained_network(training))
         models = dict.fromkeys(kept_models(job.phase, training), alone)
         progress.keep_best(models, score_models(job, models), 0, chosen=True)
+
+
+def begins_with_classifier(job: Job, training: Training) -> bool:
+    """Return whether a phase fits a pixel classifier before it trains: one that starts from random weights."""
+    return job.phase.start is None and trained_network(training).pixel_classifier is not None
 
 
 def kept_models(phase: Phase, training: Training) -> dict[str, UNet]:
@@ -337,12 +346,19 @@ def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> N
         record_nonfinite_steps(job, nonfinite_steps(progress))
     progress.losses.clear()
 
-    scores = score_models(job, models, is_due)
+    tries_confidences = begins_with_classifier(job, training) and is_due and job.data.can_choose
+    if tries_confidences:
+        scores = score_with_confidences(job, models)
+    else:
+        scores = score_models(job, models, is_due)
     if is_due:
         if job.data.can_choose and config.schedule == "plateau":
             trained = "ssl_student" if phase.is_semi_supervised else phase.name
             training.scheduler.step(scores[trained]["dice"])
         progress.keep_best(models, scores, epoch + 1, job.data.can_choose)
+    if tries_confidences:
+        for model in models.values():
+            set_confidence(model, CONFIDENCE)
 
     if team.leads:
         progress.end_epoch(epoch_row(job, progress, epoch, means, scores))
@@ -412,6 +428,25 @@ def score_models(
     """Return the validation scores of each model, in every process of a team; None for each where none are due."""
     val = job.data.val if is_due and job.team.leads else []
     return job.team.tell(validate_models(job, models, val))
+
+
+def score_with_confidences(job: Job, models: dict[str, UNet]) -> dict[str, dict[str, float | None]]:
+    """Return the validation scores of each model with the best of `CONFIDENCES`, with which it is left.
+
+    While a network is trained, its pixel classifier speaks softly; how much it should count in the
+    end depends on the material.
+    """
+    best: dict[str, dict] = {}
+    chosen: dict[str, float] = {}
+    for confidence in CONFIDENCES:
+        for model in models.values():
+            set_confidence(model, confidence)
+        for name, scores in score_models(job, models).items():
+            if name not in best or scores["dice"] > best[name]["dice"]:
+                best[name], chosen[name] = scores, confidence
+    for name, model in models.items():
+        set_confidence(model, chosen[name])
+    return best
 
 
 def all_finite(models: dict[str, UNet]) -> bool:

@@ -1,5 +1,7 @@
 """Features of pixels say what they are called, whichever way the image lies, and a U-Net may add what they tell."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from torch.nn import functional as F
 from config import make_config
 from conftest import labelled
 from model_unet import UNet
-from pixel_classifier import KINDS, SCALES, FilterBank, PixelClassifier, pixel_features
+from pixel_classifier import (
+    KINDS,
+    SCALES,
+    FilterBank,
+    PixelClassifier,
+    logits_of,
+    pixel_features,
+)
 from slices.reading import Slice
 from training.pixel_fit import (
     CONFIDENCE,
@@ -86,8 +95,9 @@ def test_features_are_standardised_by_the_pixels_that_are_given():
     bank = FilterBank()
     images = torch.rand(2, 1, 64, 64)
     pixels = pixel_features(images).movedim(1, -1).flatten(0, 2)  # (N, C)
-    bank.standardise(pixels)
+    standardised = bank.standardise(pixels)
     features = bank(images)
+    torch.testing.assert_close(standardised, features.movedim(1, -1).flatten(0, 2))
     assert features.mean((0, 2, 3)).abs().max() < 1e-3
     assert (features.std((0, 2, 3)) - 1).abs().max() < 0.1
     assert bank(images / 2)[:, 0].mean() < -0.5  # absolute grey values are seen
@@ -117,19 +127,38 @@ def test_fitting_tells_foreground_by_texture_within_seconds(tmp_path):
     assert overlap_metrics(found.numpy(), mask[56:])["dice"] > 0.95
     first, again, other = (c.state_dict() for c in classifiers)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
+    assert not torch.equal(first["first.0.weight"], other["first.0.weight"])
 
 
-def test_pixels_that_are_drawn_are_those_of_the_layer():
-    torch.manual_seed(0)
-    s = labelled(1)[0]
-    x = torch.from_numpy(s.image).float()[None, None] / 255
-    features, targets = draw_pixels([s], 1, torch.Generator().manual_seed(0))
+def test_pixels_that_are_drawn_have_the_features_of_the_layer():
+    s = labelled(1, (66, 71))[0]
+    sample = draw_pixels(s, 1, torch.Generator().manual_seed(0))
+    assert sample.image.shape == (1, 1, 68, 72)
+    assert len(set(sample.places.tolist())) == 66 * 71
+    rows, columns = sample.places // 72, sample.places % 72
+    assert torch.equal(sample.targets, torch.from_numpy(s.mask)[rows, columns].float())
+    grey_values = sample.features_of(sample.image)[:, 0]
+    shown = torch.from_numpy(s.image)[rows, columns]
+    torch.testing.assert_close(grey_values, shown / 255)
+
+
+def test_looking_twice_tells_what_was_found_around_a_pixel():
+    """Halves whose noise differs little: one pixel's neighbourhood is too small to be sure of it."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((192, 192), np.uint8)
+    mask[:, 96:] = 1
+    deviation = np.where(mask, 20, 22)
+    image = np.clip(128 + deviation * rng.standard_normal(mask.shape), 0, 255).astype(np.uint8)
     classifier = PixelClassifier()
-    # The same pixels in another order.
-    logits = classifier.layers(features)[:, 0].sort().values
-    torch.testing.assert_close(logits, classifier(x).flatten().sort().values)
-    assert targets.sum() == s.mask.sum()
+    slices = [Slice(Path("s.tif"), image, mask)]
+    fit_pixel_classifier(classifier, slices, make_config(), torch.device("cpu"))
+    x = torch.from_numpy(image).float()[None, None] / 255
+    with torch.no_grad():
+        once = logits_of(classifier.first, classifier.of_image(x))[0, 0] > 0
+        twice = classifier(x)[0, 0] > 0
+    wrong_once, wrong_twice = ((found.numpy() != mask).sum() for found in (once, twice))
+    assert wrong_once > 100
+    assert wrong_twice < 0.8 * wrong_once
 
 
 def test_a_network_starts_beside_a_classifier_of_less_confidence_which_also_stands_alone():

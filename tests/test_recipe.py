@@ -16,7 +16,7 @@ from runtime.files import read_json
 from runtime.messages import InputError
 from slices.data_folder import Data
 from slices.fingerprint import Fingerprint, take_fingerprint
-from training import preparation, recipe
+from training import pixel_fit, preparation, recipe
 from training.preparation import find_recipe
 
 # Of a run of seconds on slices of 64 pixels.
@@ -42,6 +42,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(recipe, "SUPERVISED_EPOCHS", 4)
     monkeypatch.setattr(recipe, "OTHER_EPOCHS", 2)
     monkeypatch.setattr(recipe, "TIMED", 1)
+    monkeypatch.setattr(pixel_fit, "STEPS", 100)
 
 
 def like(**numbers) -> Fingerprint:
@@ -217,7 +218,11 @@ def test_wrong_options_are_one_line(workplace, data_folder, command, options, me
     assert not (workplace / "runs/x").exists()
 
 
-def test_the_classifier_alone_is_kept_until_training_is_better(data_folder, workplace, few_steps):
+def test_the_classifier_alone_is_kept_until_training_is_better(
+    data_folder, workplace, few_steps, monkeypatch
+):
+    # So that the network stands alone, too.
+    monkeypatch.setattr(train, "CONFIDENCES", (0.0,))
     given = {**SMALL, "data": str(data_folder), "run": "own", "ssl_epochs": 0}
     config = find_recipe(given, 0.01).config
     data = preparation.prepare(config)
@@ -236,6 +241,28 @@ def test_the_classifier_alone_is_kept_until_training_is_better(data_folder, work
     train.train_supervised(config, unjudged)
     best = read_json(workplace / "runs/other/phases.json")["supervised"]["best"]["supervised"]
     assert best == {"val_dice": None, "epoch": config.sup_epochs}
+
+
+def test_validation_says_how_much_the_classifier_counts_in_the_end(
+    data_folder, workplace, few_steps, monkeypatch
+):
+    given = {**SMALL, "data": str(data_folder), "run": "own", "ssl_epochs": 0, "validate_every": 1}
+    config = find_recipe(given, 0.01).config
+    data = preparation.prepare(config)
+    asked = []
+
+    def best_with_a_half(_, models, *_is_due):
+        confidence = models["supervised"].pixel_classifier.confidence.item()
+        asked.append(confidence)
+        return {"supervised": {"dice": 1 - abs(confidence - 0.5), "iou": None}}
+
+    monkeypatch.setattr(train, "score_models", best_with_a_half)
+    train.train_supervised(config, data)
+    # The classifier alone, then in each epoch every confidence, from the one of training.
+    assert asked == [1.0] + 4 * [0.25, 0.5, 1.0]
+    weights, details = load_checkpoint(config.checkpoint("supervised"))
+    assert weights["pixel_classifier.confidence"] == 0.5
+    assert details["val_dice"] == 1
 
 
 # --- which model to use ---------------------------------------------------------------------------------------
