@@ -59,10 +59,17 @@ class PixelClassifier(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of images in [0, 1], whose sides are multiples of `COARSE`."""
+        # What is computed of one image fits into a CPU's cache, or nearly; that of a batch does not.
+        at_once = 1 if x.device.type == "cpu" else len(x)
+        logits = [self.look_twice(images) for images in x.split(at_once)]
+        return torch.cat(logits) * self.confidence
+
+    def look_twice(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits with full confidence."""
         features = self.of_image(x)
         answer = answer_of(logits_of(self.first, features))
         features = torch.cat([features, self.of_answer(answer)], dim=1)
-        return logits_of(self.second, features) * self.confidence
+        return logits_of(self.second, features)
 
 
 def pixel_layers(channels: int) -> nn.Sequential:
