@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -424,13 +424,13 @@ def validate_models(
 
 def score_models(
     job: Job, models: dict[str, UNet], is_due: bool = True
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """Return the validation scores of each model, in every process of a team; None for each where none are due."""
     val = job.data.val if is_due and job.team.leads else []
     return job.team.tell(validate_models(job, models, val))
 
 
-def score_with_confidences(job: Job, models: dict[str, UNet]) -> dict[str, dict[str, float | None]]:
+def score_with_confidences(job: Job, models: dict[str, UNet]) -> dict[str, dict[str, Any]]:
     """Return the validation scores of each model with the best of `CONFIDENCES`, with which it is left.
 
     While a network is trained, its pixel classifier speaks softly; how much it should count in the

@@ -128,21 +128,24 @@ class Trainer:
         self.server.communicate()
 
 
+def without_clock(value):
+    """What a JSON file holds, but for times and what this machine is."""
+    if isinstance(value, list):
+        return [without_clock(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    clock = ("seconds", "environment")
+    return {key: without_clock(part) for key, part in value.items() if key not in clock}
+
+
 def end_state(folder: Path) -> dict[str, str]:
     """Hash of every file that a run leaves, but for the clock."""
     result, other = {}, (".lock", "environment.json", "report.html")
     for path in sorted(p for p in folder.glob("*/r/**/*") if p.is_file() and p.name not in other):
         content = path.read_bytes()
-        if path.name == "phases.json":
-            phases = {
-                name: {
-                    key: value
-                    for key, value in details.items()
-                    if key not in ("seconds", "environment")
-                }
-                for name, details in json.loads(content).items()
-            }
-            content = json.dumps(phases).encode()
+        if path.name in ("phases.json", "summary.json"):
+            timeless = without_clock(json.loads(content))
+            content = json.dumps(timeless).encode()
         result[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return result
 

@@ -90,21 +90,28 @@ def fit_layers(
 
 def start_with_classifier(student: UNet, slices: list[Slice], config: Config) -> None:
     """Fit the classifier of a network that has not been trained, and turn its confidence down for training."""
-    classifier = student.pixel_classifier
-    fit_pixel_classifier(classifier, slices, config, student.head.weight.device)
+    device = student.head.weight.device
+    fit_pixel_classifier(classifier_of(student), slices, config, device)
     set_confidence(student, CONFIDENCE)
+
+
+def classifier_of(model: UNet) -> PixelClassifier:
+    """Return the pixel classifier of a network that has one."""
+    if model.pixel_classifier is None:
+        raise ValueError("this network has no pixel classifier")
+    return model.pixel_classifier
 
 
 def set_confidence(model: UNet, confidence: float) -> None:
     """Set by what the logits of a network's pixel classifier are multiplied."""
-    model.pixel_classifier.confidence.fill_(confidence)
+    classifier_of(model).confidence.fill_(confidence)
 
 
 def classifier_alone(student: UNet) -> UNet:
     """Return a network of the same kind that answers what the classifier says, with its full confidence."""
     alone = copy.deepcopy(student)
-    torch.nn.init.zeros_(alone.head.weight)
-    torch.nn.init.zeros_(alone.head.bias)
+    for weights in alone.head.parameters():
+        torch.nn.init.zeros_(weights)
     set_confidence(alone, 1.0)
     return alone.eval()
 
