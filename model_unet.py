@@ -108,7 +108,7 @@ class UNet(nn.Module):
 
     With `pixel_classifier` the logits of a small network that classifies each pixel by features of
     several scales are added. It is fitted before, within seconds, and frozen; the U-Net has to learn
-    only what a pixel's surroundings do not tell.
+    only what these features do not tell.
 
     Parameters
     ----------

@@ -21,9 +21,7 @@ COARSE = 4
 HIDDEN = 16  # channels between the features and the logit
 SMALLEST_SQUARE = 1e-10  # added under a root: at 0 its slope has no end
 PIXELS_IN_CACHE = 8192  # of which a CPU computes all layers, before it turns to others
-LEAST_DEVIATION = (
-    1e-4  # added to that of a feature: the fainter ones of coarse scales are about 1e-3
-)
+LEAST_DEVIATION = 1e-4  # added to that of a feature: the faintest have about 1e-3
 
 
 class PixelClassifier(nn.Module):

@@ -311,10 +311,10 @@ def describe_finished_phase(job: Job, progress: Progress) -> str:
     kept = []
     for name, best in progress.best.items():
         weights = f"weights of epoch {best['epoch']}"
-        if best["epoch"] == 0:
-            weights = "the pixel classifier alone"
         if job.phase.is_semi_supervised:
             weights = f"{name.removeprefix('ssl_')} of epoch {best['epoch']}"
+        if best["epoch"] == 0:
+            weights = "the pixel classifier alone"
         if best["val_dice"] is not None:
             weights += f" (validation Dice {best['val_dice']:.3f})"
         kept.append(weights)

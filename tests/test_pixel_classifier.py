@@ -1,5 +1,6 @@
 """Features of pixels say what they are called, whichever way the image lies, and a U-Net may add what they tell."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,6 @@ def test_fitting_tells_foreground_by_texture_within_seconds(tmp_path):
     image = np.where(mask, rng.integers(80, 176, mask.shape), 128).astype(np.uint8)
     blank = np.zeros(mask.shape, bool)
     blank[:40] = True
-    # Outside the sample nothing is to be learned: there, foreground looks like background.
     image[:40] = 128
     s = Slice(tmp_path / "s.tif", image, mask, outside=blank)
     classifiers = []
@@ -132,7 +132,7 @@ def test_fitting_tells_foreground_by_texture_within_seconds(tmp_path):
 
 def test_pixels_that_are_drawn_have_the_features_of_the_layer():
     s = labelled(1, (66, 71))[0]
-    sample = draw_pixels(s, 1, torch.Generator().manual_seed(0))
+    sample = draw_pixels(s, 10_000, 1, torch.Generator().manual_seed(0))
     assert sample.image.shape == (1, 1, 68, 72)
     assert len(set(sample.places.tolist())) == 66 * 71
     rows, columns = sample.places // 72, sample.places % 72
@@ -140,6 +140,17 @@ def test_pixels_that_are_drawn_have_the_features_of_the_layer():
     grey_values = sample.features_of(sample.image)[:, 0]
     shown = torch.from_numpy(s.image)[rows, columns]
     torch.testing.assert_close(grey_values, shown / 255)
+
+
+def test_only_pixels_of_the_sample_are_drawn_and_no_more_than_asked_for():
+    s = labelled(1, (64, 72))[0]
+    outside = np.zeros(s.image.shape, bool)
+    outside[:40] = True
+    s = dataclasses.replace(s, outside=outside)
+    generator = torch.Generator().manual_seed(0)
+    every = draw_pixels(s, 10_000, 1, generator)
+    assert sorted(every.places.tolist()) == list(range(40 * 72, 64 * 72))
+    assert len(set(draw_pixels(s, 100, 1, generator).places.tolist())) == 100
 
 
 def test_looking_twice_tells_what_was_found_around_a_pixel():

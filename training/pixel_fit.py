@@ -15,13 +15,15 @@ from pixel_classifier import COARSE, PixelClassifier, answer_of, logits_of, pixe
 from slices.reading import Slice, reduce_slice
 
 PIXELS = 200_000  # of a slice, to which the classifier is fitted
+MOST_PIXELS = 2_000_000  # of all slices: their features take 400 MB
 STEPS = 1500
 BATCH = 4096  # pixels
 LR = 5e-3  # at its peak
 WEIGHT_DECAY = 1e-4
 
-# Of the classifier beside a network that is trained. With all of its confidence the network learned
-# half as fast where surroundings tell more than pixels, with a tenth not at all where they do not.
+# Of the classifier beside a network that is trained. Where farther surroundings tell much, all of its
+# confidence holds the network up: on the nano-tomogram, with two labels, Dice 0.72 after 200 steps,
+# where a quarter gave 0.76 after 120.
 CONFIDENCE = 0.25
 
 # Those that are tried on validation slices, when weights are to be kept.
@@ -44,7 +46,8 @@ def fit_pixel_classifier(
         Its `downsample`, `bce_weight` and `seed`, which decides which pixels are drawn.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    samples = [draw_pixels(s, config.downsample, generator).to(device) for s in slices]
+    pixels = min(PIXELS, MOST_PIXELS // len(slices))
+    samples = [draw_pixels(s, pixels, config.downsample, generator).to(device) for s in slices]
     targets = torch.cat([sample.targets for sample in samples])
 
     features = torch.cat([sample.features_of(sample.image) for sample in samples])
@@ -145,8 +148,11 @@ class Pixels:
         return pixel_features(image)[0].flatten(1)[:, self.places].T
 
 
-def draw_pixels(s: Slice, downsample: int, generator: torch.Generator) -> Pixels:
-    """Draw random pixels of a labelled slice that show sample, at the network's resolution."""
+def draw_pixels(s: Slice, pixels: int, downsample: int, generator: torch.Generator) -> Pixels:
+    """Draw so many random pixels of a labelled slice that show sample, at the network's resolution.
+
+    All of them where there are no more.
+    """
     image = torch.from_numpy(reduce_slice(s.image, downsample)).float() / 255
     mask = torch.from_numpy(reduce_mask(s.mask, downsample)).float() / 255
     inside = torch.from_numpy(reduce_mask(s.inside, downsample)) > 0
@@ -154,6 +160,6 @@ def draw_pixels(s: Slice, downsample: int, generator: torch.Generator) -> Pixels
     height, width = image.shape
     image = F.pad(image[None, None], (0, -width % COARSE, 0, -height % COARSE), mode="replicate")
     rows, columns = inside.nonzero(as_tuple=True)
-    chosen = torch.randperm(len(rows), generator=generator)[:PIXELS]
+    chosen = torch.randperm(len(rows), generator=generator)[:pixels]
     rows, columns = rows[chosen], columns[chosen]
     return Pixels(image, rows * image.shape[-1] + columns, mask[rows, columns])
