@@ -98,8 +98,7 @@ def settings_of_run(settings: dict, minutes: float) -> tuple[Config, Recipe | No
     """Return the settings of a run, and how they were chosen where they were."""
     if settings["method"] != AUTO:
         return make_config(**{**CPU_PROFILE, **settings}), None
-    is_begun = (Path("runs") / settings["run"] / "config.json").exists()
-    recipe = find_recipe(settings, None if is_begun else minutes)
+    recipe = find_recipe(settings, minutes)
     return recipe.config, recipe
 
 

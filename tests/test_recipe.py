@@ -141,10 +141,11 @@ def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps,
     monkeypatch.setattr(
         recipe, "seconds_per_step", lambda *_: pytest.fail("steps were timed again")
     )
-    again = find_recipe(given)
-    assert again.config == first.config
-    assert again.describe() == first.describe()
-    with pytest.raises(InputError, match="its steps were chosen when it was begun"):
+    for minutes in (None, 0.01):
+        again = find_recipe(given, minutes)
+        assert again.config == first.config
+        assert again.describe() == first.describe()
+    with pytest.raises(InputError, match=r"its steps were chosen for 0\.01 minutes"):
         find_recipe(given, 5.0)
     with pytest.raises(InputError, match=r"lr was 0\.002, now 0\.1"):
         preparation.prepare(find_recipe({**given, "lr": 0.1}).config, resume=True)

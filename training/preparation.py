@@ -128,8 +128,8 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
     Raises
     ------
     InputError
-        When a setting is not possible, the data cannot be read, or minutes are given for a run that
-        has its steps.
+        When a setting is not possible, the data cannot be read, or other minutes are given than
+        those for which the steps of a begun run were chosen.
     """
     if minutes is not None and not 0 < minutes <= MOST_MINUTES:
         raise InputError(f"--minutes {minutes:g}: must be above 0, and at most {MOST_MINUTES}")
@@ -144,13 +144,14 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
         named = make_config(**{**default_scans(given), **others})
         return configure(given, read_slices(named), MINUTES if minutes is None else minutes)
 
-    if minutes is not None:
-        raise InputError(
-            f"{named.run_folder}: its steps were chosen when it was begun; leave --minutes out, or "
-            "choose another --run"
-        )
     config = dataclasses.replace(stored_config(path), **{**given, "method": AUTO})
-    return read_recipe(named.run_folder, config)
+    recipe = read_recipe(named.run_folder, config)
+    if minutes not in (None, recipe.minutes):
+        raise InputError(
+            f"{named.run_folder}: its steps were chosen for {recipe.minutes:g} minutes when it was "
+            "begun; leave --minutes out, or choose another --run"
+        )
+    return recipe
 
 
 def default_scans(given: dict[str, Any]) -> dict[str, int]:
