@@ -122,6 +122,9 @@ def test_a_run_chooses_says_why_and_keeps_it(workplace, data_folder, command, fe
             assert getattr(stored, name) == SMALL.get(name, value)
     page = (workplace / "runs/own/report.html").read_text()
     assert all(choice["topic"] in page for choice in kept["choices"])
+    # Its first lines name what was given, not what was chosen for the slices.
+    assert "batch_size 2 instead of 4" in page
+    assert "sup_epochs 24 instead" not in page
     assert re.search(r"Recommended: best_\w+, the \w+", page)
     assert re.search(r"recommended: checkpoints/own/best_\w+\.safetensors, the ", out)
     # Done again, it asks for --resume, which keeps what was chosen.

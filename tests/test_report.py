@@ -166,8 +166,8 @@ def test_the_command(finished, command, tmp_path):
     assert (code, err) == (2, f"error: {tmp_path / 'none'}: no such run folder\n")
 
 
-def test_settings_that_differ_from_the_recipe_are_marked():
-    table = run_page.settings_table(Config(lr=0.5, freeze=(), method="supervised"))
+def test_settings_that_differ_from_the_recipe_are_marked(tmp_path):
+    table = run_page.settings_table(tmp_path, Config(lr=0.5, freeze=(), method="supervised"))
     rows = {row[0]: row[1:3] for i, row in enumerate(table.rows) if i in table.marked}
     assert rows == {"lr": ["0.5", "0.001"], "freeze": ["none", "down1,down2,down3"]}
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -25,6 +26,8 @@ from viz.size_figures import draw_sizes
 from viz.slice_figures import PER_SLICE, to_mask
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
+
+RECIPE_FILE = "recipe.json"
 
 # The figures of the page by section, each with its caption.
 FIGURES = {
@@ -124,7 +127,7 @@ def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
         sections["Particle sizes"].append(size_summary(sizes, unit))
     sections["Training"] += phase_tables(run)
     sections["The data"] += split_tables(run)
-    sections["How it was made"] = [settings_table(config), *environment_tables(run)]
+    sections["How it was made"] = [settings_table(run, config), *environment_tables(run)]
     sections["What to annotate next"] = annotation_tables(run)
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
@@ -149,7 +152,7 @@ def describe_run(run: Path, config: Config) -> str:
     parts = [f"{method}, width {config.base_channels}, on {config.data}", f"{device}, {date}"]
 
     changed = []
-    for name, (value, usual) in changes(config).items():
+    for name, (value, usual) in changes(run, config).items():
         if name not in CIRCUMSTANCES:
             changed.append(f"{name} {as_typed(value)} instead of {as_typed(usual)}")
     if changed:
@@ -214,9 +217,12 @@ def describe_baselines(run: Path, scores: dict[str, float]) -> list[str]:
     return lines
 
 
-def changes(config: Config) -> dict[str, tuple]:
-    """Return value and recipe's value of each setting that differs from the recipe that `config.method` names."""
-    recipe = make_config(method=config.method)
+def changes(run: Path, config: Config) -> dict[str, tuple]:
+    """Return value and recipe's value of each setting that differs from the recipe that `config.method` names.
+
+    What `auto` chose for the slices belongs to its recipe.
+    """
+    recipe = make_config(**{**chosen_settings(run), "method": config.method})
     changed = {}
     for name in Config.__dataclass_fields__:
         value = getattr(config, name)
@@ -225,6 +231,23 @@ def changes(config: Config) -> dict[str, tuple]:
             changed[name] = (value, usual)
 
     return changed
+
+
+def chosen_settings(run: Path) -> dict[str, Any]:
+    """Return the settings that `auto` chose for the slices; none for other methods."""
+    path = run / RECIPE_FILE
+    chosen: dict[str, Any] = {}
+    try:
+        for choice in read_optional(path).get("choices", []):
+            chosen |= choice["settings"]
+    except (KeyError, TypeError) as error:
+        raise not_of_a_run(path, error) from None
+    return chosen
+
+
+def not_of_a_run(path: Path, error: Exception) -> InputError:
+    """Return the error for a file that was changed by hand."""
+    return InputError(f"{path}: is not what a run writes ({error}); remove it")
 
 
 def as_typed(value: object) -> str:
@@ -308,7 +331,7 @@ def size_text(value: float | int | None) -> str:
 
 def recipe_tables(run: Path) -> list[Table]:
     """Return what was chosen for the material and why, and what the painted slices are like; where that was done."""
-    path = run / "recipe.json"
+    path = run / RECIPE_FILE
     recipe = read_optional(path)
     if not recipe:
         return []
@@ -318,7 +341,7 @@ def recipe_tables(run: Path) -> list[Table]:
         caption = f"Chosen for these slices, and for {recipe['minutes']:g} minutes of this machine."
         fingerprint = Fingerprint(**recipe["fingerprint"])
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not what a run writes ({error}); remove it") from None
+        raise not_of_a_run(path, error) from None
     numbers = [list(row) for row in fingerprint_rows(fingerprint)]
     return [
         Table(["", "what, and why"], choices, caption),
@@ -363,9 +386,9 @@ def phase_tables(run: Path) -> list[Table]:
     return [Table(heads, rows)]
 
 
-def settings_table(config: Config) -> Table:
+def settings_table(run: Path, config: Config) -> Table:
     """Return every setting; those that differ from the recipe are marked."""
-    changed = changes(config)
+    changed = changes(run, config)
     rows = []
     marked = set()
     for i, (name, setting) in enumerate(Config.__dataclass_fields__.items()):
