@@ -30,8 +30,9 @@ def main() -> None:
     for study in sorted((ROOT / "benchmarks").glob("*.json")):
         if not (Path("runs") / f"study_{study.stem}").exists():  # of which only a table is kept
             continue
+        script = "materials.py" if study.stem == "materials" else "study.py"
         subprocess.run(
-            [sys.executable, ROOT / "benchmarks" / "study.py", study, "--summary"],
+            [sys.executable, ROOT / "benchmarks" / script, study, "--summary"],
             check=True,
             stdout=subprocess.DEVNULL,
         )

@@ -10,7 +10,7 @@ the random forest are scored once for all variants, in the first of them.
 
 Rows, one per slice and method, go to `runs/study_NAME/rows.csv`, and what has its rows there is not run again: a
 stopped study goes on where it was. `--part 1/2` runs every second of what is left, with rows in a file of its own, so
-that two cores can share it; `--summary` gathers them, and writes `summary.csv`.
+that two cores can share it; `--summary` gathers them, and writes `summary.csv` and the figure.
 """
 
 import argparse
@@ -45,10 +45,12 @@ from training.phases import CONTROL, method_names  # noqa: E402
 from training.preparation import find_recipe, prepare  # noqa: E402
 from training.recipe import Recipe  # noqa: E402
 from viz.run_files import read_table  # noqa: E402
+from viz.study_figures import draw_materials  # noqa: E402
 
 PLACE = ["material", "labels", "seed", "variant"]
 COLUMNS = [*PLACE, "method", "stem", "dice"]
 BASELINES = (OTSU, FOREST)
+FIGURE_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,14 @@ def is_known(place: Place, rows: pd.DataFrame) -> bool:
     return bool((rows[PLACE] == values).all(axis=1).any())
 
 
+def write_record(folder: Path, study: dict, minutes: float) -> None:
+    """Write what is run, for how long, and on which machine."""
+    machine = environment(choose_device())
+    # What is run stands beside it; the command line says no more.
+    machine.pop("command", None)
+    write_json(folder / "study.json", {**study, "minutes": minutes, "environment": machine})
+
+
 # --- summary --------------------------------------------------------------------------------------
 
 
@@ -244,6 +254,8 @@ def main() -> None:
     write_missing_materials(study, arguments.data)
     known = read_rows(sorted(folder.glob("rows*.csv")))
     todo = [place for place in plan(study, arguments) if not is_known(place, known)]
+    if todo:
+        write_record(folder, study, arguments.minutes)
     for place in todo[number - 1 :: parts]:
         print(place.name, flush=True)
         rows = run_one(place, study, arguments.data, arguments.minutes)
@@ -264,7 +276,8 @@ def write_summary(study: dict, folder: Path) -> None:
     variants = [name for name in study["variants"] if name in set(rows["variant"])]
     summary = summarise(rows, variants)
     write_csv(folder / "summary.csv", summary, float_format="%.4f")
-    write_json(folder / "study.json", {**study, "environment": environment(choose_device())})
+    (folder / "figures").mkdir(exist_ok=True)
+    draw_materials(summary).savefig(folder / "figures" / "materials.png", dpi=FIGURE_DPI)
     print(summary.round(3).to_string(index=False))
     print(wins(summary, variants[0]).round(3).to_string(index=False))
 

@@ -1,10 +1,12 @@
 """The study of materials says which recipe is better where, from its rows."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks.materials import Place, is_known, summarise, wins
 from config import FOREST, OTSU
+from viz.study_figures import draw_materials
 
 
 def rows() -> pd.DataFrame:
@@ -44,3 +46,20 @@ def test_what_is_recommended_is_compared():
 def test_what_has_rows_is_not_run_again():
     assert is_known(Place("sand", 2, 0, "auto"), rows())
     assert not is_known(Place("sand", 5, 0, "auto"), rows())
+
+
+def test_the_figure_begins_with_the_material_that_gains_most():
+    both = pd.concat([rows(), rows().assign(labels=5).query("material == 'foam'")])
+    figure = draw_materials(summarise(both, ["auto", "best"]))
+    two, five = figure.axes
+    assert [t.get_text() for t in two.get_yticklabels()] == ["sand", "foam"]
+    assert [panel.get_title() for panel in (two, five)] == [
+        "2 labelled slices",
+        "5 labelled slices",
+    ]
+    marks = {marks.get_label(): marks.get_offsets() for marks in two.collections[1:]}
+    assert list(marks) == ["auto", "auto: control", "auto: teacher", "best", OTSU, FOREST]
+    assert marks["auto"][:, 0].tolist() == pytest.approx([0.92, 0.9])
+    of_auto = five.collections[1].get_offsets()
+    assert np.ma.getmaskarray(of_auto)[0, 0]
+    assert of_auto[1].tolist() == pytest.approx([0.9, 1])

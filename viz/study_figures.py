@@ -1,4 +1,4 @@
-"""Figures of studies: scores by number of labelled slices, and what each part of a recipe changes."""
+"""Figures of studies: scores by number of labels, what each part of a recipe changes, and scores by material."""
 
 import itertools
 
@@ -174,3 +174,62 @@ def draw_bars(panel, table: pd.DataFrame, column: str) -> None:
         )
 
     panel.axvline(0, color="0.3", lw=1)
+
+
+# --- by material ----------------------------------------------------------------------------------
+
+# How each way to get masks is marked; what is not named here gets the last.
+MARKERS = ("o", "|", "v", "s", "D", "x")
+
+
+def draw_materials(summary: pd.DataFrame) -> Figure:
+    """Draw the mean score of each way to get masks, a row for each material and a panel for each budget.
+
+    Materials are sorted by how far the first way is above the random forest, the largest gain first.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        Of `benchmarks/materials.py`: `material`, `labels`, and a column of Dice for each way.
+    """
+    ways = list(summary.columns[2:])
+    budgets = sorted(summary["labels"].unique())
+    tables = {budget: summary[summary["labels"] == budget] for budget in budgets}
+    materials = materials_by_gain(summary, ways[0])
+    figure, axes = new_figure(
+        1, len(budgets), 1.6 + 0.32 * len(materials), sharex=True, sharey=True
+    )
+    for panel, budget in zip(axes[0], budgets, strict=True):
+        draw_ways(panel, tables[budget].set_index("material").reindex(materials), ways)
+        plural = "" if budget == 1 else "s"
+        panel.set_title(f"{budget} labelled slice{plural}", fontsize=10)
+        panel.set_xlabel("full-image Dice on test slices")
+
+    axes[0, 0].set_yticks(range(len(materials)), materials)
+    axes[0, 0].invert_yaxis()
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(ways),
+        fontsize=8,
+        frameon=False,
+    )
+    return figure
+
+
+def materials_by_gain(summary: pd.DataFrame, first: str) -> list[str]:
+    """Return the materials by how far a way to get masks is above the forest, the largest gain first."""
+    gains = (summary[first] - summary[FOREST]).groupby(summary["material"]).mean()
+    return list(gains.sort_values(ascending=False).index)
+
+
+def draw_ways(panel, table: pd.DataFrame, ways: list[str]) -> None:
+    """Draw a mark for each way to get masks, in a row for each material; those not measured are left out."""
+    places = np.arange(len(table))
+    panel.hlines(places, table[ways].min(axis=1), table[ways].max(axis=1), color="0.88", zorder=0)
+    for i, way in enumerate(ways):
+        marker = MARKERS[min(i, len(MARKERS) - 1)]
+        size = 62 if i == 0 else 34
+        colour = COLOURS[i % len(COLOURS)]
+        panel.scatter(table[way], places, size, marker=marker, color=colour, label=way, zorder=2)
+    panel.grid(axis="x", color="0.94", zorder=-1)
