@@ -7,6 +7,7 @@ parts where there is but one, is None.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +22,7 @@ from utils import overlap_metrics
 SCALES = (0, 1, 2, 4, 8, 16)  # px: σ of the neighbourhood that is looked at; 0 is the pixel itself
 FACTORS = (1, 2, 3, 4, 6, 8)  # px: sides of the blocks that a network may work on
 SAMPLED = 20_000  # pixels of each class and slice, for what tells them apart
+MOST_SAMPLED = 400_000  # of each class in all slices
 SPECK = 2.0  # px: smaller parts are specks of paint
 NEIGHBOUR_BLUR = 2.0  # px: σ, so that noise does not hide that slices are alike
 
@@ -220,15 +222,20 @@ def gaps_between_parts(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def dice_of_means(slices: list[Slice], factor: int) -> float:
-    """Return the mean Dice of masks that were reduced to means over blocks, and interpolated again."""
+    """Return the mean Dice of masks that were reduced to means over blocks, and interpolated again.
+
+    Empty masks, of which any block is a good picture, say nothing; 1 where all are.
+    """
     scores = []
     for s in slices:
+        if not s.mask.any():
+            continue
         height, width = s.mask.shape
         means = reduce_slice(s.mask * np.uint8(255), factor)
         full = (means.shape[1] * factor, means.shape[0] * factor)
         again = cv2.resize(means, full, interpolation=cv2.INTER_LINEAR)[:height, :width] > 127
         scores.append(overlap_metrics(again, s.mask)["dice"])
-    return float(np.mean(scores))
+    return float(np.mean(scores)) if scores else 1.0
 
 
 # --- what tells foreground from background --------------------------------------------------------
@@ -275,8 +282,9 @@ def separation_by_scale(
     """
     values: dict[str, dict[str, list]] = {"grey": {}, "edges": {}, "texture": {}}
     classes = []
+    pixels = max(1, min(SAMPLED, MOST_SAMPLED // len(slices)))
     for s in slices:
-        chosen = draw_pixels(s, rng)
+        chosen = sample_classes(s, pixels, rng)
         classes.append(s.mask.ravel()[chosen] > 0)
         for kind, sigma, feature in neighbourhood_features(s.image):
             values[kind].setdefault(str(sigma), []).append(feature.ravel()[chosen])
@@ -290,28 +298,27 @@ def separation_by_scale(
     return result
 
 
-def draw_pixels(s: Slice, rng: np.random.Generator) -> np.ndarray:
-    """Draw as many pixels of each class as there are, `SAMPLED` at most: flat indices."""
+def sample_classes(s: Slice, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw as many pixels of each class as there are, and no more than that: flat indices."""
     drawn = []
     is_foreground = s.mask > 0
     for where in (is_foreground, s.inside & ~is_foreground):
         pixels = np.flatnonzero(where)
-        drawn.append(rng.choice(pixels, min(SAMPLED, len(pixels)), replace=False))
+        drawn.append(rng.choice(pixels, min(most, len(pixels)), replace=False))
     return np.concatenate(drawn)
 
 
-def neighbourhood_features(image: np.ndarray) -> list[tuple[str, int, np.ndarray]]:
-    """Return grey value, edges and texture at each scale: kind, σ [px], (H, W) float32."""
+def neighbourhood_features(image: np.ndarray) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Yield grey value, edges and texture at each scale: kind, σ [px], (H, W) float32."""
     grey = image.astype(np.float32)
-    features = [("grey", 0, grey)]
+    yield "grey", 0, grey
     for sigma in SCALES[1:]:
         mean = ndimage.gaussian_filter(grey, sigma)
-        features.append(("grey", sigma, mean))
-        features.append(("edges", sigma, ndimage.gaussian_gradient_magnitude(grey, sigma)))
+        yield "grey", sigma, mean
+        yield "edges", sigma, ndimage.gaussian_gradient_magnitude(grey, sigma)
         mean_square = ndimage.gaussian_filter(grey**2, sigma)
         deviation = np.sqrt(np.maximum(mean_square - mean**2, 0))
-        features.append(("texture", sigma, deviation))
-    return features
+        yield "texture", sigma, deviation
 
 
 def area_under_curve(values: np.ndarray, is_foreground: np.ndarray) -> float:

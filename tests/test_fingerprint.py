@@ -121,6 +121,10 @@ def test_blocks_keep_coarse_shapes_better_than_fine_ones():
     assert list(coarse.kept) == [str(factor) for factor in FACTORS]
     assert coarse.kept["8"] > 0.95
     assert fine.kept["4"] < 0.9
+    # Empty masks do not hide what becomes of fine ones.
+    empty = painted(np.zeros((SIDE, SIDE), bool))
+    with_empty = take_fingerprint([painted(strips(3, 9)), empty, empty])
+    assert with_empty.kept == fine.kept
 
 
 def test_slices_without_foreground_have_a_fingerprint_too():
@@ -129,6 +133,7 @@ def test_slices_without_foreground_have_a_fingerprint_too():
     assert fingerprint.diameter is fingerprint.thickness is fingerprint.gap is None
     assert fingerprint.contrast_to_noise is None
     assert set(fingerprint.separation["grey"].values()) == {0.5}
+    assert set(fingerprint.kept.values()) == {1.0}
     assert "none" in describe_fingerprint(fingerprint)
 
 
