@@ -46,7 +46,7 @@ class PixelForest:
         return forest_probability(self.classifier, s)
 
 
-def pixel_features(image: np.ndarray) -> np.ndarray:
+def forest_features(image: np.ndarray) -> np.ndarray:
     """Return intensity, edges and texture at several scales around each pixel: (H, W, F) float32."""
     smallest, largest = SCALES
     features = multiscale_basic_features(image, sigma_min=smallest, sigma_max=largest)
@@ -75,7 +75,7 @@ def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
     for s in train:
         inside = np.flatnonzero(s.inside)
         chosen = rng.choice(inside, min(pixels, len(inside)), replace=False)
-        features = pixel_features(s.image)
+        features = forest_features(s.image)
         samples.append(features.reshape(s.mask.size, -1)[chosen])
         labels.append(s.mask.ravel()[chosen] > 0)
 
@@ -115,7 +115,7 @@ def forest_probability(classifier: "RandomForestClassifier", s: Slice) -> np.nda
         return probability
 
     of_foreground = list(classifier.classes_).index(True)
-    features = pixel_features(s.image).reshape(s.image.size, -1)
+    features = forest_features(s.image).reshape(s.image.size, -1)
     for part in parts_of(s.image.size):
         probability.ravel()[part] = classifier.predict_proba(features[part])[:, of_foreground]
     return probability * s.inside

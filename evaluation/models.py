@@ -222,7 +222,7 @@ def predict_baselines(predictions: Predictions, data: Data, scoring: Scoring) ->
         For `otsu` and, where there is one, `forest`: what was chosen for it, and its `seconds`.
     """
     chosen = {"otsu": predict_with_otsu(predictions, data, scoring)}
-    if scoring.forest_seed is None:
+    if scoring.forest_seed is None or not data.test:
         return chosen
 
     pixels = sum(s.image.size for s in data.labelled)
