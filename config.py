@@ -29,6 +29,9 @@ AUTO = "auto"
 OTSU = "Otsu"
 FOREST = "random forest"
 
+# And the part of a network that is one, too: fitted before the others are trained.
+PIXEL_CLASSIFIER = "pixel classifier"
+
 
 # --- what a value must satisfy --------------------------------------------------------------------
 
@@ -615,6 +618,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # What it is for any material; `training.recipe` adds what it chooses for the one at hand
     AUTO: {
         **WELL_TRIED,
+        "sup_epochs": 24,
+        "ssl_epochs": 8,
         "base_channels": 16,
         "unshuffle": 2,
         "pixel_classifier": True,

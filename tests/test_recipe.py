@@ -6,11 +6,17 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import train
-from config import AUTO, STRONG, Config, make_config, stored_config
+from config import AUTO, PRESETS, STRONG, Config, make_config, stored_config
 from conftest import as_options, labelled, write_data
-from evaluation.recommendation import recommend, recommended_checkpoint
+from evaluation.recommendation import (
+    kept_weights,
+    recommend,
+    recommend_model,
+    recommended_checkpoint,
+)
 from runtime.checkpoints import load_checkpoint, save_checkpoint
 from runtime.files import read_json
 from runtime.messages import InputError
@@ -18,6 +24,7 @@ from slices.data_folder import Data
 from slices.fingerprint import Fingerprint, take_fingerprint
 from training import pixel_fit, preparation, recipe
 from training.preparation import find_recipe
+from training.recipe import Pace
 
 # Of a run of seconds on slices of 64 pixels.
 SMALL = {
@@ -39,8 +46,8 @@ SMALL = {
 def few_steps(monkeypatch):
     """The fewest steps that a recipe may have, of which there are hardly any."""
     monkeypatch.setattr(recipe, "LEAST_STEPS", 20)
-    monkeypatch.setattr(recipe, "SUPERVISED_EPOCHS", 4)
-    monkeypatch.setattr(recipe, "OTHER_EPOCHS", 2)
+    monkeypatch.setitem(PRESETS[AUTO], "sup_epochs", 4)
+    monkeypatch.setitem(PRESETS[AUTO], "ssl_epochs", 2)
     monkeypatch.setattr(recipe, "TIMED", 1)
     monkeypatch.setattr(pixel_fit, "STEPS", 100)
 
@@ -56,20 +63,24 @@ def like(**numbers) -> Fingerprint:
 def test_thin_things_are_seen_pixel_by_pixel_and_large_ones_by_means():
     for dice, downsample in ((0.98, 1), (0.995, 2)):
         kept = {"1": 1.0, "2": dice}
-        choice = recipe.choose_resolution(like(kept=kept), {})
+        choice = recipe.choose_resolution(like(kept=kept), 1000, {})
         assert choice.settings == {"downsample": downsample, "patch_size": 256 * downsample}
         assert f"{dice:.3f}" in choice.reason
-        given = recipe.choose_resolution(like(kept=kept), {"downsample": 4})
+        given = recipe.choose_resolution(like(kept=kept), 1000, {"downsample": 4})
         assert given.settings == {"downsample": 4, "patch_size": 1024}
         assert "as given" in given.reason
+        small = recipe.choose_resolution(like(kept=kept), 100, {})
+        assert small.settings["patch_size"] == 128
 
 
 def test_views_are_turned_as_far_as_the_material_allows():
     everywhere = recipe.choose_orientations(like(coherence=0.02)).settings
     assert everywhere["quarter_turns"]
     assert everywhere["rotation"] == 45
+    assert everywhere.get("tta", True)
     along_rows = recipe.choose_orientations(like(coherence=0.5, direction=176.0)).settings
     assert not along_rows["quarter_turns"]
+    assert not along_rows["tta"]
     assert along_rows["flip_p"] == 0.5
     oblique = recipe.choose_orientations(like(coherence=0.5, direction=40.0)).settings
     assert oblique["flip_p"] == oblique["vertical_flip_p"] == 0
@@ -82,17 +93,63 @@ def test_perturbations_can_be_weaker():
     assert recipe.weaker(STRONG, 0.5)["gamma"] == 1.25
 
 
-@pytest.mark.parametrize("minutes", [0.5, 3, 10, 60])
-@pytest.mark.parametrize("seconds", [0.01, 0.3, 5.0])
-def test_steps_fit_into_the_minutes_unless_there_would_be_hardly_any(minutes, seconds):
-    with_unlabelled = recipe.steps_that_fit(minutes, seconds, ssl_epochs=10)
-    alone = recipe.steps_that_fit(minutes, seconds, ssl_epochs=0)
-    assert alone >= with_unlabelled
-    for steps, ssl_epochs in ((with_unlabelled, 10), (alone, 0)):
-        phases = recipe.SUPERVISED_EPOCHS + ssl_epochs * (1 + recipe.SEMI_COST)
-        least = recipe.LEAST_STEPS / recipe.SUPERVISED_EPOCHS
-        assert steps * phases * seconds <= 60 * minutes or steps == round(least)
-        assert steps * recipe.SUPERVISED_EPOCHS <= recipe.MOST_STEPS
+def steps_of(minutes: float, pace: Pace, monkeypatch, **settings) -> tuple[int, str]:
+    """Steps of an epoch that are chosen for a network of some pace, and the reason."""
+    monkeypatch.setattr(recipe, "measure_pace", lambda *_: pace)
+    config = make_config(**{**SMALL, "method": AUTO, **settings})
+    slices = labelled(4)
+    choice = recipe.choose_steps(config, Data(slices[:1], slices[1:2], slices[2:3], []), minutes)
+    assert list(choice.settings) == ["steps_per_epoch"]
+    return choice.settings["steps_per_epoch"], choice.reason
+
+
+@pytest.mark.parametrize("ssl_epochs", [0, 8, 24])
+@pytest.mark.parametrize("sup_epochs", [24, 96])
+def test_training_and_predictions_fit_into_the_minutes(monkeypatch, sup_epochs, ssl_epochs):
+    minutes, pace = 10, Pace(step=0.2, window=0.05)
+    settings = {"sup_epochs": sup_epochs, "ssl_epochs": ssl_epochs}
+    steps, reason = steps_of(minutes, pace, monkeypatch, **settings)
+    config = make_config(**{**SMALL, "method": AUTO, **settings})
+    slices = labelled(4)
+    data = Data(slices[:1], slices[1:2], slices[2:3], [])
+    phases = sup_epochs + ssl_epochs * (1 + recipe.SEMI_COST)
+    seconds = steps * phases * pace.step + recipe.windows_of_run(config, data) * pace.window
+    assert 0.9 * 60 * minutes < seconds + recipe.OTHER_SECONDS < 1.1 * 60 * minutes
+    assert f"{steps * sup_epochs} supervised" in reason
+    assert ("with unlabelled" in reason) == bool(ssl_epochs)
+    assert "in about 10 minutes; one takes 0.2 s" in reason
+
+
+def test_every_prediction_of_a_run_is_counted():
+    # A slice of 96 pixels is one window of 128.
+    config = make_config(
+        **{**SMALL, "patch_size": 128, "method": AUTO, "sup_epochs": 10, "ssl_epochs": 5}
+    )
+    train_slice, val, test, *others = labelled(5)
+    validations = 1 + 3 * 2 + 3 * 1  # each fifth epoch; three confidences; control and two models
+    of_test = 5 * 8
+    assert recipe.windows_of_run(config, Data([train_slice], [val], [test], others)) == (
+        validations + of_test + 2 * (1 + len(others))
+    )
+    alone = dataclasses.replace(config, ssl_epochs=0, tta=False)
+    assert recipe.windows_of_run(alone, Data([train_slice], [val], [test], [])) == 1 + 3 * 2 + 2
+
+
+def test_too_few_or_too_many_steps_are_said(monkeypatch):
+    slow, reason = steps_of(1, Pace(60.0, 1.0), monkeypatch)
+    assert slow * 24 >= 0.9 * recipe.LEAST_STEPS
+    assert "it takes more than 1 minutes" in reason
+    fast, reason = steps_of(60, Pace(0.001, 0.001), monkeypatch)
+    assert fast * 24 <= 1.1 * recipe.MOST_STEPS
+    assert "it takes less than 60 minutes" in reason
+
+
+def test_every_setting_that_rules_choose_is_known_as_such(data_folder, workplace, few_steps):
+    chosen = find_recipe({**SMALL, "data": str(data_folder)}, 0.01)
+    directed = recipe.choose_orientations(like(coherence=0.5, direction=40.0))
+    alone = recipe.choose_consistency(Data(labelled(1), [], [], []), {"max_unlabelled": 40})
+    for choice in [*chosen.choices, directed, alone]:
+        assert set(choice.settings) <= recipe.CHOSEN
 
 
 def test_what_the_test_slices_are_like_is_not_looked_at():
@@ -124,7 +181,7 @@ def test_a_run_chooses_says_why_and_keeps_it(workplace, data_folder, command, fe
     assert all(choice["topic"] in page for choice in kept["choices"])
     # Its first lines name what was given, not what was chosen for the slices.
     assert "batch_size 2 instead of 4" in page
-    assert "sup_epochs 24 instead" not in page
+    assert f"steps_per_epoch {stored.steps_per_epoch} instead" not in page
     assert re.search(r"Recommended: best_\w+, the \w+", page)
     assert re.search(r"recommended: checkpoints/own/best_\w+\.safetensors, the ", out)
     # Done again, it asks for --resume, which keeps what was chosen.
@@ -134,16 +191,14 @@ def test_a_run_chooses_says_why_and_keeps_it(workplace, data_folder, command, fe
     code, out, err = command("train", *options, "--resume")
     assert code == 0, err
     assert out.splitlines()[: len(chosen)] == chosen
-    assert err.count("finished before, kept") == 3
+    assert err.count("finished before, kept") == 4
 
 
 def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps, monkeypatch):
     given = {**SMALL, "data": str(data_folder), "run": "own"}
     first = find_recipe(given, 0.01)
     preparation.prepare(first.config, recipe=first)
-    monkeypatch.setattr(
-        recipe, "seconds_per_step", lambda *_: pytest.fail("steps were timed again")
-    )
+    monkeypatch.setattr(recipe, "measure_pace", lambda *_: pytest.fail("steps were timed again"))
     for minutes in (None, 0.01):
         again = find_recipe(given, minutes)
         assert again.config == first.config
@@ -162,7 +217,8 @@ def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps,
 def test_what_is_given_stands_in_the_reasons(data_folder, workplace, few_steps):
     given = {**SMALL, "data": str(data_folder), "sup_epochs": 3, "noise": 0.2}
     reasons = {choice.topic: choice.reason for choice in find_recipe(given, 0.01).choices}
-    assert "--sup-epochs 3" in reasons["steps"]
+    assert re.match(r"\d+ supervised", reasons["steps"])
+    assert int(reasons["steps"].split()[0]) % 3 == 0
     assert "--noise 0.2" in reasons["perturbations"]
     assert "--" not in reasons["orientations"]
 
@@ -176,6 +232,10 @@ def test_a_run_goes_on_where_another_number_of_scans_would_be_read(
     preparation.prepare(first.config, recipe=first)
     monkeypatch.setattr(preparation, "SCANS_ON_CPU", 1)
     assert find_recipe(given).config == first.config
+    fewer = find_recipe({**given, "run": "fewer"}, 0.01)
+    assert fewer.config.max_unlabelled == 1
+    reasons = {choice.topic: choice.reason for choice in fewer.choices}
+    assert "yes, with 1 unlabelled slices, as many as" in reasons["consistency"]
 
 
 def test_what_is_given_wins(data_folder, workplace, few_steps):
@@ -196,8 +256,9 @@ def test_without_other_slices_there_is_one_phase(tmp_path, workplace, command, f
     code, out, err = command("train", *options, "--minutes=0.01")
     assert code == 0, err
     assert "no: there are no unlabelled slices" in out
-    assert list(read_json(workplace / "runs/own/phases.json")) == ["supervised"]
-    assert "best_supervised.safetensors, the supervised model" in out
+    phases = list(read_json(workplace / "runs/own/phases.json"))
+    assert phases == ["pixel_classifier", "supervised"]
+    assert re.search(r"recommended: \S+best_(supervised|pixel_classifier)\.safetensors", out)
     assert "annotate next" not in out
 
 
@@ -222,37 +283,58 @@ def test_wrong_options_are_one_line(workplace, data_folder, command, options, me
     assert not (workplace / "runs/x").exists()
 
 
-def test_the_classifier_alone_is_kept_until_training_is_better(
+def test_the_classifier_is_a_method_of_its_own_beside_the_trained_network(
     data_folder, workplace, few_steps, monkeypatch
 ):
-    # So that the network stands alone, too.
+    # So that the network stands alone, too; and steps that change it and teach it nothing.
     monkeypatch.setattr(train, "CONFIDENCES", (0.0,))
-    given = {**SMALL, "data": str(data_folder), "run": "own", "ssl_epochs": 0}
-    config = find_recipe(given, 0.01).config
-    data = preparation.prepare(config)
-    # Steps that change the network and teach it nothing.
-    config = dataclasses.replace(config, lr=1e-9)
+    given = {**SMALL, "data": str(data_folder), "run": "own", "lr": 1e-9}
+    chosen = find_recipe(given, 0.01)
+    config = chosen.config
+    data = preparation.prepare(config, recipe=chosen)
     train.train_supervised(config, data)
-    best = read_json(workplace / "runs/own/phases.json")["supervised"]["best"]["supervised"]
-    assert best["epoch"] == 0
-    assert best["val_dice"] > 0.5
-    weights, _ = load_checkpoint(config.checkpoint("supervised"))
+    kept = kept_weights(config.run_folder)
+    assert kept["pixel_classifier"]["val_dice"] > 0.5 > kept["supervised"]["val_dice"]
+    assert recommend_model(config.run_folder).name == "pixel_classifier"
+    weights, _ = load_checkpoint(config.checkpoint("pixel_classifier"))
     assert not weights["head.weight"].any()
-    # Without validation slices nothing says that the classifier is better than what was trained.
-    config = dataclasses.replace(config, run="other")
-    unjudged = dataclasses.replace(data, val=[])
-    preparation.prepare(config)
-    train.train_supervised(config, unjudged)
-    best = read_json(workplace / "runs/other/phases.json")["supervised"]["best"]["supervised"]
-    assert best == {"val_dice": None, "epoch": config.sup_epochs}
+
+    # What is trained further is the network, not the classifier with an empty one.
+    train.continue_supervised(config, data)
+    begun, _ = load_checkpoint(config.checkpoint("supervised"))
+    continued, _ = load_checkpoint(config.checkpoint("continued"))
+    assert begun["head.weight"].any()
+    torch.testing.assert_close(continued["head.weight"], begun["head.weight"], atol=1e-6, rtol=0)
+    rows = train.evaluate_run(config, data)["full"]["methods"]
+    assert list(rows) == ["Otsu", "pixel classifier", "supervised", "supervised continued"]
+
+
+def test_without_validation_what_was_trained_is_recommended(data_folder, workplace, few_steps):
+    given = {**SMALL, "data": str(data_folder), "run": "own", "val_fraction": 0.0}
+    chosen = find_recipe(given, 0.01)
+    consistency = next(choice for choice in chosen.choices if choice.topic == "consistency")
+    assert "no validation slice tells whether it pays" in consistency.reason
+    config = chosen.config
+    train.train_supervised(config, preparation.prepare(config, recipe=chosen))
+    kept = kept_weights(config.run_folder)
+    assert kept["supervised"] == {"val_dice": None, "epoch": config.sup_epochs}
+    assert kept["pixel_classifier"] == {"val_dice": None, "epoch": 0}
+    assert recommend_model(config.run_folder).name == "supervised"
+
+
+def test_what_was_chosen_goes_with_a_run(data_folder, workplace, few_steps):
+    config = make_config(**{**SMALL, "data": str(data_folder), "run": "own", "method": AUTO})
+    with pytest.raises(InputError, match="its settings are chosen for the slices"):
+        preparation.prepare(config)
 
 
 def test_validation_says_how_much_the_classifier_counts_in_the_end(
     data_folder, workplace, few_steps, monkeypatch
 ):
     given = {**SMALL, "data": str(data_folder), "run": "own", "ssl_epochs": 0, "validate_every": 1}
-    config = find_recipe(given, 0.01).config
-    data = preparation.prepare(config)
+    chosen = find_recipe(given, 0.01)
+    config = chosen.config
+    data = preparation.prepare(config, recipe=chosen)
     asked = []
 
     def best_with_a_half(_, models, *_is_due):
@@ -262,8 +344,7 @@ def test_validation_says_how_much_the_classifier_counts_in_the_end(
 
     monkeypatch.setattr(train, "score_models", best_with_a_half)
     train.train_supervised(config, data)
-    # The classifier alone, then in each epoch every confidence, from the one of training.
-    assert asked == [1.0] + 4 * [0.25, 0.5, 1.0]
+    assert asked == 4 * [0.25, 0.5, 1.0]  # in each epoch
     weights, details = load_checkpoint(config.checkpoint("supervised"))
     assert weights["pixel_classifier.confidence"] == 0.5
     assert details["val_dice"] == 1
@@ -292,7 +373,9 @@ def test_a_folder_of_checkpoints_stands_for_the_recommended_one(tmp_path):
     for name, dice in (("supervised", 0.7), ("continued", 0.9), ("ssl_teacher", 0.8)):
         path = tmp_path / f"best_{name}.safetensors"
         save_checkpoint(path, model.state_dict(), {"val_dice": dice})
-    assert recommended_checkpoint(tmp_path).name == "best_continued.safetensors"
+    path, reason = recommended_checkpoint(tmp_path)
+    assert path.name == "best_continued.safetensors"
+    assert reason.startswith("the control: Dice 0.900 on validation slices")
     with pytest.raises(InputError, match="no such checkpoint, and no folder"):
         recommended_checkpoint(tmp_path / "nowhere")
 

@@ -73,6 +73,10 @@ def prepare(config: Config, resume: bool = False, recipe: Recipe | None = None) 
     InputError
         For whatever is wrong with the data, or with what is in the folder.
     """
+    if config.method == AUTO and recipe is None and not (config.run_folder / RECIPE_FILE).exists():
+        raise InputError(
+            f"--method {AUTO}: its settings are chosen for the slices; give what find_recipe returns"
+        )
     data = recipe.data if recipe is not None else None
     if data is None:
         data = read_slices(config)
@@ -136,15 +140,21 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
     for name in SIZES:
         if name in given:
             checked_value(Config.__dataclass_fields__[name], given[name])
+    # Which run, which slices: all that is asked of these settings before the others are chosen.
     others = {name: value for name, value in given.items() if name not in SIZES}
-    named = make_config(**others)
+    named = make_config(**{**default_scans(given), **others})
     path = named.run_folder / "config.json"
     if not path.exists():
-        given = default_scans(given) | given
-        named = make_config(**{**default_scans(given), **others})
-        return configure(given, read_slices(named), MINUTES if minutes is None else minutes)
+        data = read_slices(named)
+        return configure(given, data, MINUTES if minutes is None else minutes, default_scans(given))
 
-    config = dataclasses.replace(stored_config(path), **{**given, "method": AUTO})
+    stored = stored_config(path)
+    if stored.method != AUTO:
+        raise InputError(
+            f"{named.run_folder}: was begun with --method {stored.method}; give that, or choose "
+            "another --run"
+        )
+    config = dataclasses.replace(stored, **{**given, "method": AUTO})
     recipe = read_recipe(named.run_folder, config)
     if minutes not in (None, recipe.minutes):
         raise InputError(
@@ -155,7 +165,9 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
 
 
 def default_scans(given: dict[str, Any]) -> dict[str, int]:
-    """Return how many unlabelled scans are read where nothing is said: on a CPU few, which takes long enough."""
+    """Return how many unlabelled scans are read where nobody says it: on a CPU few, which takes long enough."""
+    if "max_unlabelled" in given:
+        return {}
     device = choose_device(given.get("device", Config.device))
     return {"max_unlabelled": SCANS_ON_CPU} if device.type == "cpu" else {}
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config import AUTO, STRONG, Config, make_config
 from evaluation.annotate_next import without_label
 from mean_teacher import Training, build_models, make_optimizer, make_scheduler, train_step
@@ -23,18 +25,21 @@ from runtime.messages import InputError
 from runtime.team import ALONE
 from slices.data_folder import Data
 from slices.fingerprint import Fingerprint, take_fingerprint
-from slices.reading import natural_key
+from slices.reading import Slice, natural_key
 from training.batches import batches_of
 from training.phases import Job, supervised_phase
+from training.pixel_fit import CONFIDENCES
+from utils import place_windows, probability_of
 
 RECIPE_FILE = "recipe.json"
 MINUTES = 10.0  # of a whole run, where nothing else is asked for
 
 # A network that works on means of blocks of this side sees as many times further, for as much time;
 # but only where a mask that is made of such blocks has this Dice with the painted one.
-COARSE = 2  # px
+BLOCK = 2  # px
 LEAST_KEPT = 0.99
 VIEW = 256  # pixels of the network's input, along a side
+STRIDE = 32  # of which a side is a multiple: blocks of 2 pixels, whose sides are halved four times
 
 STRENGTH = 0.3  # of perturbations, as a share of those of `best`
 
@@ -42,15 +47,24 @@ STRENGTH = 0.3  # of perturbations, as a share of those of `best`
 DIRECTED = 0.15
 NEAR_AXIS = 10.0  # degrees, by which a flip may turn that direction
 
-# Of the time for training: each epoch of the first phase has as many steps as one of the others.
-SUPERVISED_EPOCHS = 24
-OTHER_EPOCHS = 8
 SEMI_COST = 2.3  # of a step with unlabelled slices, in steps without
 LEAST_STEPS = 100  # of the first phase: with fewer, a network has not begun
 MOST_STEPS = 6000  # of the first phase: with more, few slices are learned by heart
 
-# Of all minutes; the others are left for what follows training: tables, figures, page.
-SHARE_OF_TRAINING = 0.75
+# Besides steps and predicted windows, on two cores: reading, rules, the fit of the pixel classifier,
+# the forest, figures, page.
+OTHER_SECONDS = 60.0
+LEAST_SHARE = 0.5  # of the minutes, which training gets in any case
+VIEWS_OF_TTA = 8  # flips and quarter turns
+
+# All settings that the rules below may choose.
+CHOSEN = {
+    *("downsample", "patch_size"),
+    *("quarter_turns", "flip_p", "vertical_flip_p", "rotation", "tta"),
+    *STRONG,
+    *("ssl_epochs", "max_unlabelled"),
+    "steps_per_epoch",
+}
 
 WARM_UP, TIMED = 2, 5  # steps that are not timed, and that are
 
@@ -136,7 +150,12 @@ def read_recipe(folder: Path, config: Config) -> Recipe:
 # --- from the data to the settings ----------------------------------------------------------------
 
 
-def configure(given: dict[str, Any], data: Data, minutes: float = MINUTES) -> Recipe:
+def configure(
+    given: dict[str, Any],
+    data: Data,
+    minutes: float = MINUTES,
+    scans: dict[str, int] | None = None,
+) -> Recipe:
     """Return a recipe for some slices: look at them, apply the rules, count the steps.
 
     Parameters
@@ -146,24 +165,30 @@ def configure(given: dict[str, Any], data: Data, minutes: float = MINUTES) -> Re
     data : Data
     minutes : float
         For the whole run, on the device that the settings name.
+    scans : dict, optional
+        `max_unlabelled` with which the slices were read, where nobody gave it.
     """
     fingerprint = look_at(data)
     choices = [
-        choose_resolution(fingerprint, given),
+        choose_resolution(fingerprint, longest_side(data), given),
         choose_orientations(fingerprint),
         choose_perturbations(),
+        choose_consistency(data, scans or {}),
     ]
-    settings: dict[str, Any] = {}
-    for choice in choices:
-        settings |= choice.settings
-    config = make_config(**{**settings, **given, "method": AUTO})
-
-    choices += choose_steps(config, data, minutes)
-    for choice in choices:
-        settings |= choice.settings
-    config = make_config(**{**settings, **given, "method": AUTO})
+    # Last: how long a step takes depends on all other settings.
+    if not given.get("steps_per_epoch"):
+        choices.append(choose_steps(settings_of(choices, given), data, minutes))
+    config = settings_of(choices, given)
     choices = [mention_given(choice, given) for choice in choices]
     return Recipe(config, choices, dataclasses.asdict(fingerprint), minutes, data)
+
+
+def settings_of(choices: list[Choice], given: dict[str, Any]) -> Config:
+    """Return the settings of `auto` with what was chosen, and with what was given, which wins."""
+    chosen: dict[str, Any] = {}
+    for choice in choices:
+        chosen |= choice.settings
+    return make_config(**{**chosen, **given, "method": AUTO})
 
 
 def mention_given(choice: Choice, given: dict[str, Any]) -> Choice:
@@ -184,14 +209,23 @@ def look_at(data: Data) -> Fingerprint:
     return take_fingerprint(known)
 
 
+def longest_side(data: Data) -> int:
+    """Return the longest side of any slice that is trained on [px]."""
+    return max(max(s.image.shape) for s in [*data.train, *data.unlabelled])
+
+
 # --- the rules ------------------------------------------------------------------------------------
 
 
-def choose_resolution(fingerprint: Fingerprint, given: dict[str, Any]) -> Choice:
-    """Choose the side of the blocks whose means the network works on: 2 px where masks survive that, else 1."""
-    kept = fingerprint.kept[str(COARSE)]
-    downsample = COARSE if kept >= LEAST_KEPT else 1
-    text = f"a mask of {COARSE}×{COARSE} px blocks keeps a Dice of {kept:.3f}"
+def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, Any]) -> Choice:
+    """Choose the side of the blocks whose means the network works on: 2 px where masks survive that, else 1.
+
+    Windows have `VIEW` pixels of the network's input along a side, or fewer where slices have, whose
+    longest side has `longest` pixels.
+    """
+    kept = fingerprint.kept[str(BLOCK)]
+    downsample = BLOCK if kept >= LEAST_KEPT else 1
+    text = f"a mask of {BLOCK}×{BLOCK} px blocks keeps a Dice of {kept:.3f}"
     if given.get("downsample", downsample) != downsample:
         downsample = given["downsample"]
         reason = f"means of {downsample}×{downsample} px, as given; {text}"
@@ -199,14 +233,20 @@ def choose_resolution(fingerprint: Fingerprint, given: dict[str, Any]) -> Choice
         reason = f"every pixel: {text}, less than {LEAST_KEPT}"
     else:
         reason = f"means of {downsample}×{downsample} px: {text}"
-    return Choice("resolution", {"downsample": downsample, "patch_size": VIEW * downsample}, reason)
+    unit = STRIDE * downsample
+    patch_size = min(VIEW * downsample, unit * math.ceil(longest / unit))
+    return Choice("resolution", {"downsample": downsample, "patch_size": patch_size}, reason)
 
 
 def choose_orientations(fingerprint: Fingerprint) -> Choice:
     """Choose how views may be turned: all ways where nothing has a direction, else so that it is kept."""
     coherence, direction = fingerprint.coherence, fingerprint.direction
     if coherence < DIRECTED:
-        settings = {"quarter_turns": True, "vertical_flip_p": 0.5, "rotation": 45.0}
+        settings: dict[str, Any] = {
+            "quarter_turns": True,
+            "vertical_flip_p": 0.5,
+            "rotation": 45.0,
+        }
         return Choice(
             "orientations", settings, f"all: no direction is preferred ({coherence:.2f} of 1)"
         )
@@ -214,7 +254,14 @@ def choose_orientations(fingerprint: Fingerprint) -> Choice:
     # A flip turns a direction of 20° into one of 160°.
     from_axis = min(direction % 90, 90 - direction % 90)
     flips = 0.5 if from_axis <= NEAR_AXIS else 0.0
-    settings = {"quarter_turns": False, "flip_p": flips, "vertical_flip_p": flips, "rotation": 10.0}
+    settings = {
+        "quarter_turns": False,
+        "flip_p": flips,
+        "vertical_flip_p": flips,
+        "rotation": 10.0,
+        # Nor are predictions averaged over ways in which a network has not seen things.
+        "tta": False,
+    }
     kept = "flips and small turns" if flips else "small turns only"
     reason = f"{kept}: things run at {direction:.0f}° to rows ({coherence:.2f} of 1)"
     return Choice("orientations", settings, reason)
@@ -235,48 +282,112 @@ def weaker(perturbations: dict[str, float], share: float) -> dict[str, float]:
     return settings
 
 
-def choose_steps(config: Config, data: Data, minutes: float) -> list[Choice]:
-    """Choose whether to learn from unlabelled slices, and as many steps as the time allows."""
-    unlabelled = without_label(data)
-    if unlabelled:
-        ssl_epochs = OTHER_EPOCHS
-        reason = (
-            f"yes: {len(unlabelled)} slices are unlabelled; the validation slices tell in the end "
-            "whether it paid"
-        )
-    else:
-        ssl_epochs = 0
-        reason = "no: there are no unlabelled slices"
-    semi = Choice("consistency", {"ssl_epochs": ssl_epochs}, reason)
+def choose_consistency(data: Data, scans: dict[str, int]) -> Choice:
+    """Choose whether to learn from unlabelled slices: where there are some.
 
-    seconds = seconds_per_step(config, data)
-    steps_per_epoch = steps_that_fit(minutes, seconds, ssl_epochs)
-    supervised = steps_per_epoch * SUPERVISED_EPOCHS
-    text = f"{supervised} supervised"
-    if ssl_epochs:
-        text += f" and {steps_per_epoch * ssl_epochs} with unlabelled slices"
-    reason = f"{text} in about {minutes:g} minutes: one takes {seconds:.2g} s"
-    settings = {"sup_epochs": SUPERVISED_EPOCHS, "steps_per_epoch": steps_per_epoch}
-    return [semi, Choice("steps", settings, reason)]
-
-
-def steps_that_fit(minutes: float, seconds: float, ssl_epochs: int) -> int:
-    """Return how many steps an epoch may have, so that a whole run takes about so many minutes.
-
-    Rounded to two digits, so that a run done again has the same number in spite of a clock that is
-    never quite the same.
+    Parameters
+    ----------
+    data : Data
+    scans : dict
+        `max_unlabelled`, where nobody gave it; else empty.
     """
+    unlabelled = len(without_label(data))
+    if not unlabelled:
+        settings = {**scans, "ssl_epochs": 0}
+        return Choice("consistency", settings, "no: there are no unlabelled slices")
+
+    reason = f"yes: {unlabelled} slices are unlabelled"
+    if unlabelled == scans.get("max_unlabelled"):
+        reason = (
+            f"yes, with {unlabelled} unlabelled slices, as many as these minutes are enough for"
+        )
+    if data.can_choose:
+        reason += "; validation slices tell in the end whether it paid"
+    else:
+        reason += "; no validation slice tells whether it pays, so the control is recommended"
+    return Choice("consistency", dict(scans), reason)
+
+
+# --- as many steps as the minutes allow -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a network is on a device.
+
+    Attributes
+    ----------
+    step : float
+        Of supervised training, with the making of its views [s].
+    window : float
+        Of a prediction [s].
+    """
+
+    step: float
+    window: float
+
+
+def choose_steps(config: Config, data: Data, minutes: float) -> Choice:
+    """Choose as many steps as the time allows that is left beside all predictions of a run.
+
+    Epochs are those of the settings: each has the same number of steps.
+    """
+    pace = measure_pace(config, data)
+    most = 60 * minutes
+    seconds = most - OTHER_SECONDS - pace.window * windows_of_run(config, data)
+    wanted = steps_that_fit(max(seconds, LEAST_SHARE * most), pace.step, config)
+    least, limit = LEAST_STEPS / config.sup_epochs, MOST_STEPS / config.sup_epochs
+    steps = round_to_two_digits(min(max(wanted, least), limit))
+
+    reason = f"{steps * config.sup_epochs} supervised"
+    if config.ssl_epochs:
+        reason += f" and {steps * config.ssl_epochs} with unlabelled slices"
+    if wanted < least:
+        reason += f": fewer would teach nothing, so it takes more than {minutes:g} minutes"
+    elif wanted > limit:
+        reason += f": more would be learned by heart, so it takes less than {minutes:g} minutes"
+    else:
+        reason += f" in about {minutes:g} minutes"
+    reason += f"; one takes {pace.step:.2g} s"
+    return Choice("steps", {"steps_per_epoch": steps}, reason)
+
+
+def steps_that_fit(seconds: float, step: float, config: Config) -> float:
+    """Return how many steps an epoch may have for training to take so many seconds, if a step takes `step`."""
     # The control takes as many steps as the semi-supervised phase.
-    epochs = SUPERVISED_EPOCHS + ssl_epochs * (1 + SEMI_COST)
-    steps = 60 * minutes * SHARE_OF_TRAINING / seconds / epochs
-    least, most = LEAST_STEPS / SUPERVISED_EPOCHS, MOST_STEPS / SUPERVISED_EPOCHS
-    steps = min(max(steps, least), most)
+    epochs = config.sup_epochs + config.ssl_epochs * (1 + SEMI_COST)
+    return seconds / step / epochs
+
+
+def round_to_two_digits(steps: float) -> int:
+    """Return whole steps that do not differ where a clock differs by little."""
     unit = 10 ** max(0, math.floor(math.log10(steps)) - 1)
     return unit * round(steps / unit)
 
 
-def seconds_per_step(config: Config, data: Data) -> float:
-    """Return how long a supervised step takes: the median of a few, with the making of its views."""
+def windows_of_run(config: Config, data: Data) -> int:
+    """Return how many windows a run predicts: in validation, on test slices, and for what to annotate next."""
+
+    def windows(slices: list[Slice]) -> int:
+        window = config.sliding_window
+        sizes = [s.image.shape for s in slices]
+        return sum(len(place_windows(size, window.patch_size, window.overlap)) for size in sizes)
+
+    supervised = math.ceil(config.sup_epochs / config.validate_every)
+    others = math.ceil(config.ssl_epochs / config.validate_every)
+    # The pixel classifier; each confidence of it; control, student and teacher.
+    validations = 1 + len(CONFIDENCES) * supervised + 3 * others
+    count = validations * windows(data.val)
+
+    models = 5 if config.ssl_epochs else 2
+    count += models * (VIEWS_OF_TTA if config.tta else 1) * windows(data.test)
+    if config.ssl_epochs:
+        count += 2 * windows([*data.train, *without_label(data)])
+    return count
+
+
+def measure_pace(config: Config, data: Data) -> Pace:
+    """Return how long a step and a window take: medians of a few."""
     device = choose_device(config.device)
     job = Job(config, data, supervised_phase(config), device, ALONE)
     student, average = build_models(config, device, start=None, is_semi_supervised=False)
@@ -285,12 +396,21 @@ def seconds_per_step(config: Config, data: Data) -> float:
     training = Training(config, student, average, optimizer, scheduler, warm_up=True)
     training.student.train()
 
-    times = []
+    steps = []
     with batches_of(job, 0) as (labelled, _):
         for number in range(WARM_UP + TIMED):
             begun = time.perf_counter()
             losses = train_step(training, number, next(labelled))
             # Reading a loss waits for the device.
             losses.sum().item()
-            times.append(time.perf_counter() - begun)
-    return statistics.median(times[WARM_UP:])
+            steps.append(time.perf_counter() - begun)
+
+    windows = []
+    student.eval()
+    side = config.patch_size
+    batch = np.zeros((config.batch_size, side, side), np.uint8)
+    for _ in range(WARM_UP + TIMED):
+        begun = time.perf_counter()
+        probability_of(student, batch, device, precision=config.precision)
+        windows.append((time.perf_counter() - begun) / len(batch))
+    return Pace(statistics.median(steps[WARM_UP:]), statistics.median(windows[WARM_UP:]))
