@@ -89,6 +89,11 @@ def trained_network(training: Training) -> UNet:
     return network
 
 
+def new_network(config: Config) -> UNet:
+    """Return a network with random weights, as the settings have it."""
+    return UNet(config.base_channels, config.downsample, config.unshuffle, config.pixel_classifier)
+
+
 def build_models(
     config: Config, device: torch.device, start: str | None, is_semi_supervised: bool
 ) -> tuple[UNet, UNet | None]:
@@ -107,9 +112,7 @@ def build_models(
     InputError
         When the checkpoint is of another architecture.
     """
-    student = UNet(
-        config.base_channels, config.downsample, config.unshuffle, config.pixel_classifier
-    ).to(device)
+    student = new_network(config).to(device)
     if start is not None:
         path = config.checkpoint(start)
         weights, _ = load_checkpoint(path)
@@ -117,8 +120,9 @@ def build_models(
             student.load_state_dict(weights)
         except RuntimeError:
             raise InputError(
-                f"{path}: is not of width {config.base_channels} with --downsample {config.downsample} "
-                f"and --unshuffle {config.unshuffle}; was it put there by hand? choose another --run"
+                f"{path}: is not of width {config.base_channels} with --downsample {config.downsample}, "
+                f"--unshuffle {config.unshuffle} and --pixel-classifier {config.pixel_classifier}; was it "
+                "put there by hand? choose another --run"
             ) from None
 
     average = None

@@ -18,6 +18,9 @@ KINDS = ("mean", "deviation", "gradient", "largest curvature", "smallest curvatu
 FIRST_COARSE = 3
 COARSE = 4
 
+# Pixels that are farther away change no feature of a pixel; a multiple of `COARSE`.
+REACH = 48
+
 HIDDEN = 16  # channels between the features and the logit
 SMALLEST_SQUARE = 1e-10  # added under a root: at 0 its slope has no end
 PIXELS_IN_CACHE = 8192  # of which a CPU computes all layers, before it turns to others

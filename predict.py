@@ -685,11 +685,15 @@ def main() -> None:
         blank=arguments.blank,
     )
 
+    team = join_team(device)
     checkpoints = []
     for path in arguments.checkpoint:
-        checkpoints.append(recommended_checkpoint(path) if path.is_dir() else path)
+        if path.is_dir():
+            path, reason = recommended_checkpoint(path)
+            if team.leads:
+                print(f"{path}: {reason}", file=sys.stderr)
+        checkpoints.append(path)
 
-    team = join_team(device)
     volume = open_volume(arguments.input)
     say_remarks(volume, are_stacked=options.three_axes)
     target = predict_volume(volume, checkpoints, arguments.output, options, device, team)

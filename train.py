@@ -13,10 +13,19 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from config import AUTO, FREE, Config, describe_profile, make_config, parse_value, profile
+from config import (
+    AUTO,
+    FREE,
+    PRESETS,
+    Config,
+    describe_profile,
+    make_config,
+    parse_value,
+    profile,
+)
 from evaluation.annotate_next import rank_unlabelled, without_label
 from evaluation.models import Scoring, evaluate_models, validate
-from evaluation.recommendation import Recommendation, recommend
+from evaluation.recommendation import kept_weights, recommend_model
 from losses import cosine_ramp_up
 from mean_teacher import (
     NotFinite,
@@ -46,23 +55,48 @@ from training.phases import (
     Phase,
     control_phase,
     method_names,
+    pixel_classifier_phase,
     semi_supervised_phase,
     supervised_phase,
 )
 from training.pixel_fit import (
-    CONFIDENCE,
     CONFIDENCES,
-    classifier_alone,
-    set_confidence,
-    start_with_classifier,
+    classifier_of,
+    fitted_network,
+    steps_of_fit,
+    take_classifier,
+    with_confidence,
 )
 from training.preparation import find_recipe, prepare, verify
-from training.recipe import MINUTES, Recipe
+from training.recipe import CHOSEN, MINUTES, Recipe
 from utils import forget_what_fitted, seed_everything
 
 
+def train_pixel_classifier(config: Config, data: Data) -> None:
+    """Fit the pixel classifier of the network, in seconds, where it has one.
+
+    `best_pixel_classifier` is a whole network that answers what the classifier says: a method of
+    its own. Phases that begin with random weights take their classifier from it.
+    """
+    phase = pixel_classifier_phase()
+    if not config.pixel_classifier or keep_finished(config, phase):
+        return
+
+    device = choose_device(config.device)
+    job = Job(config, data, phase, device, join_team(device))
+    if job.team.leads:
+        progress = open_progress(job, {})
+        seed_everything(config.seed)
+        models = {phase.name: fitted_network(config, data.train, device)}
+        progress.step = steps_of_fit()
+        progress.keep_best(models, validate_models(job, models, data.val), 0, data.can_choose)
+        finish_phase(job, progress, classifier_of(models[phase.name]))
+    job.team.wait()
+
+
 def train_supervised(config: Config, data: Data) -> None:
-    """Train on labelled slices, from random weights."""
+    """Train on labelled slices, from random weights; beside a pixel classifier, where the network has one."""
+    train_pixel_classifier(config, data)
     train_phase(config, data, supervised_phase(config))
 
 
@@ -183,10 +217,14 @@ def begin_or_go_on(job: Job) -> tuple[Training, Progress]:
     """Return where a phase stands: at its beginning, or at its last saved state."""
     seed_everything(job.config.seed)
     training = open_training(job)
-    progress = open_progress(job, training)
+    stateful = {
+        **kept_models(job.phase, training),
+        "student": training.student,
+        "optimizer": training.optimizer,
+        "scheduler": training.scheduler,
+    }
+    progress = open_progress(job, stateful)
     progress.restore(job.device, job.team.leads, job.team.wait)
-    if progress.step == 0:
-        keep_start(job, training, progress)
     training.student = job.team.wrap(training.student)
     return training, progress
 
@@ -195,10 +233,12 @@ def open_training(job: Job) -> Training:
     """Return student, average, optimizer and schedule at the beginning of a phase."""
     config, phase = job.config, job.phase
     student, average = build_models(config, job.device, phase.start, phase.is_semi_supervised)
-    if phase.start is None and student.pixel_classifier is not None:
-        start_with_classifier(student, job.data.train, config)
-        if average is not None:
-            average.load_state_dict(student.state_dict())
+    if begins_with_classifier(job):
+        weights, _ = load_checkpoint(config.checkpoint("pixel_classifier"))
+        fitted = UNet.from_weights(weights)
+        for model in (student, average):
+            if model is not None:
+                take_classifier(model, fitted)
     optimizer = make_optimizer(config, student)
     return Training(
         config=config,
@@ -212,20 +252,9 @@ def open_training(job: Job) -> Training:
     )
 
 
-def keep_start(job: Job, training: Training, progress: Progress) -> None:
-    """Keep the fitted pixel classifier alone as the best so far, where validation can tell: as epoch 0.
-
-    Where grey value and texture tell all, a network that was trained for minutes is no better.
-    """
-    if begins_with_classifier(job, training) and job.data.can_choose:
-        alone = classifier_alone(trained_network(training))
-        models = dict.fromkeys(kept_models(job.phase, training), alone)
-        progress.keep_best(models, score_models(job, models), 0, chosen=True)
-
-
-def begins_with_classifier(job: Job, training: Training) -> bool:
-    """Return whether a phase fits a pixel classifier before it trains: one that starts from random weights."""
-    return job.phase.start is None and trained_network(training).pixel_classifier is not None
+def begins_with_classifier(job: Job) -> bool:
+    """Return whether a phase begins with random weights beside a fitted pixel classifier."""
+    return job.config.pixel_classifier and job.phase.start is None
 
 
 def kept_models(phase: Phase, training: Training) -> dict[str, UNet]:
@@ -237,19 +266,16 @@ def kept_models(phase: Phase, training: Training) -> dict[str, UNet]:
     return {phase.name: trained_network(training)}
 
 
-def open_progress(job: Job, training: Training) -> Progress:
-    """Return how far a phase has come: nowhere, before its state is restored."""
+def open_progress(job: Job, stateful: dict[str, Any]) -> Progress:
+    """Return how far a phase has come: nowhere, before its state is restored.
+
+    `stateful` is what a state of it holds: models, optimizer, schedule, by name.
+    """
     config, phase = job.config, job.phase
     # What is stored with weights is what made them: not what may change from call to call.
     settings = dataclasses.asdict(config)
     for name in FREE:
         del settings[name]
-    stateful = {
-        **kept_models(phase, training),
-        "student": training.student,
-        "optimizer": training.optimizer,
-        "scheduler": training.scheduler,
-    }
     log = config.run_folder / phase.log
     window = training_window(job.data.train)
     return Progress(config, Kept(phase.name, log, stateful, settings, window))
@@ -294,13 +320,17 @@ def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
         progress.save()
         return
 
-    weights = trained_network(training).parameters()
+    finish_phase(job, progress, trained_network(training))
+
+
+def finish_phase(job: Job, progress: Progress, network: torch.nn.Module) -> None:
+    """Write what is known about a phase that has come to its end, and say what it did."""
     details = {
-        "epochs": phase.epochs,
-        "steps": steps,
-        "label": phase.label,
+        "epochs": job.phase.epochs,
+        "steps": progress.step,
+        "label": job.phase.label,
         "processes": job.team.size,
-        "parameters": sum(tensor.numel() for tensor in weights),
+        "parameters": sum(tensor.numel() for tensor in network.parameters()),
     }
     progress.finish(job.device, details)
     tqdm.write(describe_finished_phase(job, progress), file=progress_stream())
@@ -313,8 +343,8 @@ def describe_finished_phase(job: Job, progress: Progress) -> str:
         weights = f"weights of epoch {best['epoch']}"
         if job.phase.is_semi_supervised:
             weights = f"{name.removeprefix('ssl_')} of epoch {best['epoch']}"
-        if best["epoch"] == 0:
-            weights = "the pixel classifier alone"
+        if not job.phase.epochs:
+            weights = "its weights"
         if best["val_dice"] is not None:
             weights += f" (validation Dice {best['val_dice']:.3f})"
         kept.append(weights)
@@ -346,9 +376,8 @@ def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> N
         record_nonfinite_steps(job, nonfinite_steps(progress))
     progress.losses.clear()
 
-    tries_confidences = begins_with_classifier(job, training) and is_due and job.data.can_choose
-    if tries_confidences:
-        scores = score_with_confidences(job, models)
+    if is_due and job.data.can_choose and begins_with_classifier(job):
+        models, scores = choose_confidences(job, models)
     else:
         scores = score_models(job, models, is_due)
     if is_due:
@@ -356,9 +385,6 @@ def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> N
             trained = "ssl_student" if phase.is_semi_supervised else phase.name
             training.scheduler.step(scores[trained]["dice"])
         progress.keep_best(models, scores, epoch + 1, job.data.can_choose)
-    if tries_confidences:
-        for model in models.values():
-            set_confidence(model, CONFIDENCE)
 
     if team.leads:
         progress.end_epoch(epoch_row(job, progress, epoch, means, scores))
@@ -430,23 +456,22 @@ def score_models(
     return job.team.tell(validate_models(job, models, val))
 
 
-def score_with_confidences(job: Job, models: dict[str, UNet]) -> dict[str, dict[str, Any]]:
-    """Return the validation scores of each model with the best of `CONFIDENCES`, with which it is left.
+def choose_confidences(
+    job: Job, models: dict[str, UNet]
+) -> tuple[dict[str, UNet], dict[str, dict[str, Any]]]:
+    """Return copies of models, each with the one of `CONFIDENCES` that validates best, and their scores.
 
-    While a network is trained, its pixel classifier speaks softly; how much it should count in the
-    end depends on the material.
+    While a network is trained from random weights, its pixel classifier speaks softly; how much it
+    should count in the end depends on the material.
     """
+    chosen: dict[str, UNet] = {}
     best: dict[str, dict] = {}
-    chosen: dict[str, float] = {}
     for confidence in CONFIDENCES:
-        for model in models.values():
-            set_confidence(model, confidence)
-        for name, scores in score_models(job, models).items():
+        candidates = {name: with_confidence(model, confidence) for name, model in models.items()}
+        for name, scores in score_models(job, candidates).items():
             if name not in best or scores["dice"] > best[name]["dice"]:
-                best[name], chosen[name] = scores, confidence
-    for name, model in models.items():
-        set_confidence(model, chosen[name])
-    return best
+                chosen[name], best[name] = candidates[name], scores
+    return chosen, best
 
 
 def all_finite(models: dict[str, UNet]) -> bool:
@@ -500,10 +525,11 @@ def run(
     tables = evaluate_run(config, data)
     for method, scores in tables["full"]["methods"].items():
         print(f"{method:28s} full-image test Dice {scores['dice']['mean']:.4f}")
-    chosen = recommend_model(config)
+    chosen = recommend_model(config.run_folder)
     print(f"recommended: {config.checkpoint(chosen.name)}, {chosen.reason}")
     if config.is_semi_supervised and without_label(data):
-        ranking = rank_unlabelled(config, data)
+        # Without averages over flips and turns, which take eight times as long.
+        ranking = rank_unlabelled(dataclasses.replace(config, tta=False), data)
         print(f"annotate next: {ranking['file'][0]} (ranking: annotate_next.csv)")
 
     try:
@@ -532,7 +558,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
         )
 
     device = choose_device(config.device)
-    trained = kept_weights(config)
+    trained = kept_weights(config.run_folder)
     models = {}
     for method, name in method_names(config.method).items():
         if name in trained:
@@ -544,21 +570,9 @@ def evaluate_run(config: Config, data: Data) -> dict:
     return evaluate_models(models, data, config.run_folder, scoring, device)
 
 
-def kept_weights(config: Config) -> dict[str, dict]:
-    """Return epoch and validation Dice of the weights that a run kept, by the names of their checkpoints."""
-    kept: dict[str, dict] = {}
-    for phase in read_phases(config.run_folder).values():
-        kept |= phase["best"]
-    return kept
-
-
-def recommend_model(config: Config) -> Recommendation:
-    """Return which model of a finished run to use; see `evaluation.recommendation`."""
-    kept = kept_weights(config)
-    return recommend({name: weights["val_dice"] for name, weights in kept.items()})
-
-
-def launch(config: Config, processes: int, resume: bool = False) -> None:
+def launch(
+    config: Config, processes: int, resume: bool = False, recipe: Recipe | None = None
+) -> None:
     """Train with several processes, one per GPU, from a notebook: `launch(config, 4)`.
 
     The processes are forks of the notebook's kernel, which must not have used a GPU itself: a fork
@@ -577,13 +591,10 @@ def launch(config: Config, processes: int, resume: bool = False) -> None:
 
     from accelerate import notebook_launcher
 
-    notebook_launcher(run, (config, resume), num_processes=processes)
+    notebook_launcher(run, (config, resume, "", recipe), num_processes=processes)
 
 
 # --- command line ---------------------------------------------------------------------------------
-
-# Of the command, where they are not those of `Config`.
-DEFAULTS = {"method": AUTO}
 
 
 def make_parser() -> Parser:
@@ -616,10 +627,22 @@ def make_parser() -> Parser:
             f"--{field.name.replace('_', '-')}",
             metavar="VALUE",
             default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} (default: {DEFAULTS.get(field.name, field.default)})",
+            help=f"{field.metadata['help']} ({describe_default(field)})",
         )
 
     return parser
+
+
+def describe_default(field: dataclasses.Field) -> str:
+    """Return in words what a setting is where nobody gives it."""
+    if field.name == "method":
+        return f"default: {AUTO}"
+    if field.name in CHOSEN:
+        return f"auto: chosen for the slices; else {field.default}"
+    of_auto = PRESETS[AUTO].get(field.name, field.default)
+    if of_auto != field.default:
+        return f"auto: {of_auto}; else {field.default}"
+    return f"default: {field.default}"
 
 
 def main() -> int | None:
@@ -635,7 +658,7 @@ def main() -> int | None:
     minutes = options.pop("minutes")
     name = options.pop("profile")
     settings = {field: parse_value(field, text) for field, text in options.items()}
-    if settings.get("method", DEFAULTS["method"]) == AUTO:
+    if settings.get("method", AUTO) == AUTO:
         if name is not None:
             raise InputError("--profile: has no meaning with --method auto; --minutes has")
         recipe = shared_recipe(settings, minutes)

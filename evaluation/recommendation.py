@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runtime.checkpoints import load_checkpoint
 from runtime.messages import InputError
+from runtime.run_folder import read_phases
 
 # Names of checkpoints and what they are called. Of models that are as good, the first is taken.
 MODELS = {
@@ -13,6 +14,7 @@ MODELS = {
     "ssl_student": "the student",
     "continued": "the control",
     "supervised": "the supervised model",
+    "pixel_classifier": "the pixel classifier",
 }
 
 # What is taken where no validation slice can tell, of those that there are.
@@ -62,8 +64,21 @@ def recommend(scores: Mapping[str, float | None]) -> Recommendation:
     return Recommendation(name, reason)
 
 
-def recommended_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint to use of those in `checkpoints/NAME`.
+def kept_weights(run: Path) -> dict[str, dict]:
+    """Return epoch and validation Dice of the weights that a run kept, by the names of their checkpoints."""
+    kept: dict[str, dict] = {}
+    for phase in read_phases(run).values():
+        kept |= phase["best"]
+    return kept
+
+
+def recommend_model(run: Path) -> Recommendation:
+    """Return which model of a finished run to use."""
+    return recommend({name: best["val_dice"] for name, best in kept_weights(run).items()})
+
+
+def recommended_checkpoint(folder: Path) -> tuple[Path, str]:
+    """Return the checkpoint to use of those in `checkpoints/NAME`, and in words why.
 
     Raises
     ------
@@ -80,4 +95,5 @@ def recommended_checkpoint(folder: Path) -> Path:
         raise InputError(
             f"{folder}: no such checkpoint, and no folder of a run's; give one of checkpoints/, or a file in it"
         )
-    return folder / f"best_{recommend(scores).name}.safetensors"
+    chosen = recommend(scores)
+    return folder / f"best_{chosen.name}.safetensors", chosen.reason

@@ -174,7 +174,7 @@ class Progress:
         scores : dict of str to dict
             Validation scores of each.
         epoch : int
-            From 1.
+            From 1; 0 in a phase that has none.
         chosen : bool
             Whether scores choose; else the last weights are kept.
         """

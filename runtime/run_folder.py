@@ -38,6 +38,7 @@ TRAINING_CODE = (
     "losses.py",
     "mean_teacher.py",
     "model_unet.py",
+    "pixel_classifier.py",
     "train.py",
     "utils.py",
     "views.py",

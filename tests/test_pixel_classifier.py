@@ -13,6 +13,7 @@ from conftest import labelled
 from model_unet import UNet
 from pixel_classifier import (
     KINDS,
+    REACH,
     SCALES,
     FilterBank,
     PixelClassifier,
@@ -20,12 +21,15 @@ from pixel_classifier import (
     pixel_features,
 )
 from slices.reading import Slice
+from training import pixel_fit
 from training.pixel_fit import (
     CONFIDENCE,
-    classifier_alone,
     draw_pixels,
+    first_answer,
     fit_pixel_classifier,
-    start_with_classifier,
+    fitted_network,
+    take_classifier,
+    with_confidence,
 )
 from utils import overlap_metrics
 
@@ -172,21 +176,47 @@ def test_looking_twice_tells_what_was_found_around_a_pixel():
     assert wrong_twice < 0.8 * wrong_once
 
 
-def test_a_network_starts_beside_a_classifier_of_less_confidence_which_also_stands_alone():
+def test_a_fitted_network_answers_what_its_classifier_says_and_hands_it_on():
     torch.manual_seed(0)
     slices = labelled(2)
     config = make_config(method="auto", base_channels=2)
-    model = UNet(2, unshuffle=2, pixel_classifier=True)
-    start_with_classifier(model, slices, config)
+    fitted = fitted_network(config, slices, torch.device("cpu"))
     x = torch.from_numpy(slices[0].image[:64, :64]).float()[None, None] / 255
-    beside = model.pixel_classifier(x)
-    alone = classifier_alone(model)
-    torch.testing.assert_close(alone(x), beside / CONFIDENCE)
-    assert model.pixel_classifier.confidence == CONFIDENCE
-    found = alone(x)[0, 0] > 0
+    torch.testing.assert_close(fitted(x), fitted.pixel_classifier(x))
+    found = fitted(x)[0, 0] > 0
     assert overlap_metrics(found.numpy(), slices[0].mask[:64, :64])["dice"] > 0.9
+
+    other = UNet(2, unshuffle=2, pixel_classifier=True)
+    take_classifier(other, fitted)
+    torch.testing.assert_close(other.pixel_classifier(x), CONFIDENCE * fitted(x))
+    torch.testing.assert_close(with_confidence(other, 1.0).pixel_classifier(x), fitted(x))
+    assert other.pixel_classifier.confidence == CONFIDENCE
     # It stays as it is while the network is trained.
-    assert not any(weight.requires_grad for weight in model.pixel_classifier.parameters())
+    assert not any(weight.requires_grad for weight in other.pixel_classifier.parameters())
+
+
+def test_pixels_far_away_change_no_feature():
+    torch.manual_seed(0)
+    image = torch.rand(1, 1, 256, 256)
+    near, far = image.clone(), image.clone()
+    near[..., 120 + 20, 120] += 1
+    far[..., 120 + REACH :, :] += 1
+    here = pixel_features(image)[..., 120, 120]
+    assert torch.equal(pixel_features(far)[..., 120, 120], here)
+    assert not torch.equal(pixel_features(near)[..., 120, 120], here)
+
+
+def test_a_large_slice_is_looked_at_in_parts_and_nothing_changes(monkeypatch):
+    s = labelled(1, (230, 300))[0]
+    classifier = PixelClassifier()
+    sample = draw_pixels(s, 5000, 1, torch.Generator().manual_seed(0))
+    classifier.of_image.standardise(sample.features_of(sample.image))
+    whole = sample.features_of(sample.image), first_answer(classifier, sample)
+    monkeypatch.setattr(pixel_fit, "TILE", 64)
+    assert len(list(pixel_fit.tiles_of(sample.image))) == 4 * 5
+    parts = sample.features_of(sample.image), first_answer(classifier, sample)
+    for of_parts, of_whole in zip(parts, whole, strict=True):
+        torch.testing.assert_close(of_parts, of_whole)
 
 
 def test_a_network_adds_the_logits_of_the_classifier():

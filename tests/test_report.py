@@ -115,6 +115,7 @@ def test_without_test_slices_no_figure_is_empty(workplace, data_folder):
     config = Config(**settings, data=str(data_folder), run="none")
     run(config)
     text = text_of(report.write_report(config.run_folder).parent)
+    assert "Recommended: best_" in text
     assert "nothing can be said about accuracy" in text
     assert CAPTIONS["curves"] in text
     assert not [

@@ -22,7 +22,9 @@ SERVER = """
 import json, os, report, sys, torch, train
 from runtime import command_line, files
 import torch._dynamo                        # which an optimizer imports
+from training import pixel_fit
 torch.set_num_threads(1)
+pixel_fit.STEPS = 20
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -56,6 +58,7 @@ LONGER = {
     "weight_average": 0.9,
     "cutmix_p": 0.5,
     "schedule": "one_cycle",
+    "pixel_classifier": True,
     "run": "r",
 }
 KILL = "os.kill(os.getpid(), 9)"
@@ -174,7 +177,7 @@ def test_an_undisturbed_run_leaves_what_it_should(peace):
     _, whole, _ = peace
     assert {name.split("/")[0] for name in whole} == {"checkpoints", "runs"}
     assert not [name for name in whole if "last_" in name or name.endswith(".tmp")]
-    assert len(whole) == 4 + 14
+    assert len(whole) == 5 + 14
 
 
 @pytest.mark.slow

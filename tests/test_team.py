@@ -25,7 +25,7 @@ from runtime.loaders import Draws, LoaderOptions, make_loader
 from runtime.messages import InputError
 from runtime.progress import Kept, Progress
 from runtime.team import Team, join_team
-from training import preparation
+from training import pixel_fit, preparation
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def test_processes_are_not_launched_from_a_notebook_that_has_used_the_gpu(tiny, 
         lambda *arguments, **options: launched.append((arguments, options)),
     )
     train.launch(tiny, 3)
-    assert launched == [((train.run, (tiny, False)), {"num_processes": 3})]
+    assert launched == [((train.run, (tiny, False, "", None)), {"num_processes": 3})]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(
         InputError, match=r"launch: this notebook has used the GPU already, .* restart the kernel"
@@ -160,6 +160,8 @@ def test_processes_are_not_launched_from_a_notebook_that_has_used_the_gpu(tiny, 
 
 HASHES = """
 import atexit, train, torch
+from training import pixel_fit
+pixel_fit.STEPS = 20
 def tell():
     import hashlib
     average = KEPT[-1][1]
@@ -178,11 +180,13 @@ atexit.register(tell)
 @pytest.mark.parametrize(
     "method", ["mean_teacher", pytest.param("unimatch", marks=pytest.mark.slow)]
 )
-def test_training_in_two_processes(data_folder, workplace, command, method):
+def test_training_in_two_processes(data_folder, workplace, command, method, monkeypatch):
+    monkeypatch.setattr(pixel_fit, "STEPS", 20)
     settings = {
         **TINY,
         "data": data_folder,
         "method": method,
+        "pixel_classifier": True,
         "batch_size": 4,
         "lr": 1e-5,
     }  # rounding turns few pixels
@@ -202,12 +206,13 @@ def test_training_in_two_processes(data_folder, workplace, command, method):
             method == "mean_teacher" or log == "sup_metrics.csv"
         ):  # each process draws its own dropped channels
             np.testing.assert_allclose(two, one, atol=2e-3)
-    one, two = (
-        load_checkpoint(workplace / "checkpoints" / run / "best_supervised.safetensors")[0]
-        for run in ("one", "two")
-    )
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0)
+    for weights in ("pixel_classifier", "supervised"):
+        one, two = (
+            load_checkpoint(workplace / "checkpoints" / run / f"best_{weights}.safetensors")[0]
+            for run in ("one", "two")
+        )
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0)
 
 
 @pytest.mark.slow

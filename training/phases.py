@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from config import AUTO, Config
+from config import AUTO, PIXEL_CLASSIFIER, Config
 from runtime.messages import InputError
 from runtime.team import Team
 from slices.data_folder import Data
@@ -35,6 +35,7 @@ class Phase:
     log : str
         Its table in the run folder, a row per epoch.
     epochs : int
+        0 where it is not divided into any.
     start : str or None
         The checkpoint that it begins with, by name; None for random weights.
     is_semi_supervised : bool
@@ -52,6 +53,11 @@ class Phase:
     def unlabelled_stream(self) -> str:
         """The name on which the order and the views of the unlabelled batches depend."""
         return f"{self.name} unlabelled"
+
+
+def pixel_classifier_phase() -> Phase:
+    """Return the phase that fits the pixel classifier of a network, before all others: `best_pixel_classifier`."""
+    return Phase("pixel_classifier", PIXEL_CLASSIFIER, "", 0)
 
 
 def supervised_phase(config: Config) -> Phase:
@@ -98,7 +104,11 @@ def start_of_second_phase(config: Config) -> str | None:
 
 def method_names(method: str) -> dict[str, str]:
     """Return the rows of the tables, in their order: name of the trained model → name of its checkpoint."""
-    names = {"supervised": "supervised", CONTROL: "continued"}
+    names = {
+        PIXEL_CLASSIFIER: "pixel_classifier",
+        "supervised": "supervised",
+        CONTROL: "continued",
+    }
     if method in LABELS:
         for kind in ("student", "teacher"):
             names[f"{LABELS[method]} ({kind})"] = f"ssl_{kind}"

@@ -1,6 +1,7 @@
 """Before a network is trained: fit its pixel classifier to random pixels of the painted slices, in seconds."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,17 @@ from torch.nn import functional as F
 from config import Config
 from datasets import reduce_mask
 from losses import bce_dice_loss
+from mean_teacher import new_network
 from model_unet import UNet
-from pixel_classifier import COARSE, PixelClassifier, answer_of, logits_of, pixel_features
+from pixel_classifier import (
+    COARSE,
+    REACH,
+    FilterBank,
+    PixelClassifier,
+    answer_of,
+    logits_of,
+    pixel_features,
+)
 from slices.reading import Slice, reduce_slice
 
 PIXELS = 200_000  # of a slice, to which the classifier is fitted
@@ -20,6 +30,7 @@ STEPS = 1500
 BATCH = 4096  # pixels
 LR = 5e-3  # at its peak
 WEIGHT_DECAY = 1e-4
+TILE = 1024  # px: side of the part of a slice whose features are held at once, about 100 MB
 
 # Of the classifier beside a network that is trained. Where farther surroundings tell much, all of its
 # confidence holds the network up: on the nano-tomogram, with two labels, Dice 0.72 after 200 steps,
@@ -62,7 +73,11 @@ def fit_pixel_classifier(
 @torch.no_grad()
 def first_answer(classifier: PixelClassifier, sample: "Pixels") -> torch.Tensor:
     """Return what the classifier says when it has looked once: (1, 1, H, W)."""
-    return answer_of(logits_of(classifier.first, classifier.of_image(sample.image)))
+    answer = torch.empty_like(sample.image)
+    for tile in tiles_of(sample.image):
+        features = classifier.of_image(sample.image[tile.around])
+        answer[tile.core] = answer_of(logits_of(classifier.first, features))[tile.core_in_it]
+    return answer
 
 
 def fit_layers(
@@ -91,11 +106,27 @@ def fit_layers(
     layers.requires_grad_(False)
 
 
-def start_with_classifier(student: UNet, slices: list[Slice], config: Config) -> None:
-    """Fit the classifier of a network that has not been trained, and turn its confidence down for training."""
-    device = student.head.weight.device
-    fit_pixel_classifier(classifier_of(student), slices, config, device)
-    set_confidence(student, CONFIDENCE)
+def steps_of_fit() -> int:
+    """Return how many steps a fit takes: it looks twice."""
+    return 2 * STEPS
+
+
+def fitted_network(config: Config, slices: list[Slice], device: torch.device) -> UNet:
+    """Return a network that answers what a pixel classifier says that was fitted to labelled slices.
+
+    All else in it is as random weights have it, and adds nothing.
+    """
+    network = new_network(config).to(device)
+    fit_pixel_classifier(classifier_of(network), slices, config, device)
+    for weights in network.head.parameters():
+        torch.nn.init.zeros_(weights)
+    return network.eval()
+
+
+def take_classifier(model: UNet, fitted: UNet) -> None:
+    """Give a network the pixel classifier of another one, with the confidence that it has in training."""
+    classifier_of(model).load_state_dict(classifier_of(fitted).state_dict())
+    set_confidence(model, CONFIDENCE)
 
 
 def classifier_of(model: UNet) -> PixelClassifier:
@@ -110,13 +141,11 @@ def set_confidence(model: UNet, confidence: float) -> None:
     classifier_of(model).confidence.fill_(confidence)
 
 
-def classifier_alone(student: UNet) -> UNet:
-    """Return a network of the same kind that answers what the classifier says, with its full confidence."""
-    alone = copy.deepcopy(student)
-    for weights in alone.head.parameters():
-        torch.nn.init.zeros_(weights)
-    set_confidence(alone, 1.0)
-    return alone.eval()
+def with_confidence(model: UNet, confidence: float) -> UNet:
+    """Return a copy of a network in which the logits of the pixel classifier are multiplied by this."""
+    changed = copy.deepcopy(model)
+    set_confidence(changed, confidence)
+    return changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +174,15 @@ class Pixels:
     @torch.no_grad()
     def features_of(self, image: torch.Tensor) -> torch.Tensor:
         """Return the features (N, C) of these pixels in an image of the same size."""
-        return pixel_features(image)[0].flatten(1)[:, self.places].T
+        width = image.shape[-1]
+        rows, columns = self.places // width, self.places % width
+        features = torch.empty(len(self.places), FilterBank.channels, device=image.device)
+        for tile in tiles_of(image):
+            is_here = tile.holds(rows, columns)
+            found = pixel_features(image[tile.around])[0]  # (C, h, w)
+            top, left = tile.around[2].start, tile.around[3].start
+            features[is_here] = found[:, rows[is_here] - top, columns[is_here] - left].T
+        return features
 
 
 def draw_pixels(s: Slice, pixels: int, downsample: int, generator: torch.Generator) -> Pixels:
@@ -163,3 +200,57 @@ def draw_pixels(s: Slice, pixels: int, downsample: int, generator: torch.Generat
     chosen = torch.randperm(len(rows), generator=generator)[:pixels]
     rows, columns = rows[chosen], columns[chosen]
     return Pixels(image, rows * image.shape[-1] + columns, mask[rows, columns])
+
+
+# --- large slices in parts ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image (1, 1, H, W), and what lies around it, on which its features depend.
+
+    Attributes
+    ----------
+    core, around : tuple of slice
+        Indices of the part, and of it with its surroundings, in the image.
+    """
+
+    core: tuple[slice, ...]
+    around: tuple[slice, ...]
+
+    @property
+    def core_in_it(self) -> tuple[slice, ...]:
+        """Indices of the part in what it and its surroundings are."""
+        inner = []
+        for core, around in zip(self.core, self.around, strict=True):
+            start = core.start - around.start
+            inner.append(slice(start, start + core.stop - core.start))
+        return tuple(inner)
+
+    def holds(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return which pixels (N,) lie in the part."""
+        _, _, of_rows, of_columns = self.core
+        in_rows = (rows >= of_rows.start) & (rows < of_rows.stop)
+        return in_rows & (columns >= of_columns.start) & (columns < of_columns.stop)
+
+
+def tiles_of(image: torch.Tensor) -> Iterator[Tile]:
+    """Yield the parts of an image (1, 1, H, W), with as much around each as features reach."""
+    height, width = image.shape[-2:]
+    every = slice(0, 1)
+    for rows in sections(height):
+        for columns in sections(width):
+            core = (every, every, rows, columns)
+            around = (every, every, widened(rows, height), widened(columns, width))
+            yield Tile(core, around)
+
+
+def sections(length: int) -> Iterator[slice]:
+    """Yield the sections of a side, each `TILE` pixels long or, at its end, what is left."""
+    for start in range(0, length, TILE):
+        yield slice(start, min(start + TILE, length))
+
+
+def widened(section: slice, length: int) -> slice:
+    """Return a section with what features reach on both sides, as far as the image goes."""
+    return slice(max(0, section.start - REACH), min(length, section.stop + REACH))

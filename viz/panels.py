@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-from config import FOREST, OTSU
+from config import FOREST, OTSU, PIXEL_CLASSIFIER
 
 ORANGE = "#E69F00"
 SKY = "#56B4E9"
@@ -21,6 +21,7 @@ BLUE = "#0072B2"
 RED = "#D55E00"
 PURPLE = "#CC79A7"
 GREY = "#777777"
+BROWN = "#8a5a00"
 
 # As red, green and blue from 0 to 1. Red and cyan are opposite for every reader.
 PAINTED = (0.9, 0.6, 0.0)
@@ -59,6 +60,7 @@ def colour_of(method: str) -> str:
         "truth": "k",
         OTSU: GREY,
         FOREST: PURPLE,
+        PIXEL_CLASSIFIER: BROWN,
         "supervised": SKY,
         "supervised continued": BLUE,
     }

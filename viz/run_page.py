@@ -12,22 +12,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from config import FOREST, OTSU, Config, make_config
+from config import FOREST, OTSU, PIXEL_CLASSIFIER, Config, make_config
 from evaluation.intervals import describe
 from evaluation.metrics import METRICS
-from evaluation.recommendation import recommend
+from evaluation.recommendation import kept_weights, recommend_model
 from evaluation.uncertainty import SMALLEST
 from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
 from runtime.messages import InputError
 from slices.fingerprint import Fingerprint, fingerprint_rows
+from training.recipe import RECIPE_FILE
 from viz.run_files import StoredArrays, read_optional, read_table, results_table
 from viz.size_figures import draw_sizes
 from viz.slice_figures import PER_SLICE, to_mask
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
-
-RECIPE_FILE = "recipe.json"
 
 # The figures of the page by section, each with its caption.
 FIGURES = {
@@ -66,6 +65,7 @@ RESULT_CAPTIONS = {
 # Methods without a network, in words, and where `summary.json` has what was chosen for them.
 BASELINES = {FOREST: "a random forest on features of pixels", OTSU: "a threshold (Otsu, smoothed)"}
 BASELINE_KEYS = {FOREST: "forest", OTSU: "otsu"}
+BEFORE_CONTROL = (PIXEL_CLASSIFIER, "supervised")  # which the control goes on from
 AS_GOOD = 0.01  # of Dice, by which a baseline may be below the networks
 
 # With fewer slices the p of a sign-flip test, 2/2ⁿ at least, cannot be below 0.05.
@@ -162,9 +162,10 @@ def describe_run(run: Path, config: Config) -> str:
 
 def describe_results(run: Path) -> list[str]:
     """Return the result in sentences: scores of full test images, and what is clear about the differences."""
+    lines = describe_recommendation(run)
     full = read_optional(run / "summary.json").get("full")
     if not full or not full["methods"]:
-        return ["No test slice was scored, so nothing can be said about accuracy."]
+        return [*lines, "No test slice was scored, so nothing can be said about accuracy."]
 
     scores = {name: metrics["dice"]["mean"] for name, metrics in full["methods"].items()}
     best = max(scores, key=scores.get)
@@ -172,10 +173,10 @@ def describe_results(run: Path) -> list[str]:
     for baseline, words in BASELINES.items():
         if baseline in scores and baseline != best:
             line += f"; {words} has {scores[baseline]:.3f}"
-    lines = [*describe_recommendation(run), f"{line}.", *describe_baselines(run, scores)]
+    lines += [f"{line}.", *describe_baselines(run, scores)]
 
     pairs = full["paired"]
-    lines += [describe(pair) for pair in pairs if pair["method"] != "supervised"]
+    lines += [describe(pair) for pair in pairs if pair["method"] not in BEFORE_CONTROL]
     if pairs and pairs[0]["slices"] < LEAST_SLICES:
         slices = pairs[0]["slices"]
         plural = "s" if slices > 1 else ""
@@ -189,12 +190,9 @@ def describe_results(run: Path) -> list[str]:
 
 def describe_recommendation(run: Path) -> list[str]:
     """Say which model to use, and why; nothing where no phase was finished."""
-    kept: dict[str, dict] = {}
-    for phase in read_optional(run / "phases.json").values():
-        kept |= phase["best"]
-    if not kept:
+    if not kept_weights(run):
         return []
-    chosen = recommend({name: weights["val_dice"] for name, weights in kept.items()})
+    chosen = recommend_model(run)
     return [f"Recommended: best_{chosen.name}, {chosen.reason}."]
 
 
@@ -211,7 +209,7 @@ def describe_baselines(run: Path, scores: dict[str, float]) -> list[str]:
             seconds = chosen.get("seconds")
             after = "" if seconds is None else f" after {seconds:.0f} s"
             lines.append(
-                f"{words.capitalize()} is as good here as the networks{after}: its Dice is "
+                f"{words[0].upper()}{words[1:]} is as good here as the networks{after}: its Dice is "
                 f"{scores[baseline]:.3f}, theirs at most {max(networks):.3f}."
             )
     return lines
@@ -375,7 +373,7 @@ def phase_tables(run: Path) -> list[Table]:
                     f"best_{name}",
                     phase["steps"],
                     f"{phase['seconds']:.0f} s",
-                    best["epoch"] or "none: pixel classifier alone",
+                    best["epoch"] or "",
                     "" if dice is None else f"{dice:.3f}",
                 ]
             )

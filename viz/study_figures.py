@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from config import FOREST, OTSU
-from viz.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new_figure
+from viz.panels import BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new_figure
 
-COLOURS = (BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", GREY, "#8a5a00")
+COLOURS = (BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", GREY, BROWN)
 BASELINES = (OTSU, FOREST)  # which lie too far below to share an axis
 SHIFT = 0.06  # of neighbouring lines, so that their error bars can be told apart
 
