@@ -3,10 +3,11 @@
     python benchmarks/materials.py [FILE.json] [--data DIR] [--minutes 5] [--part 1/2] [--seeds 0] [--labels 2,5]
                                    [--variants auto,best] [--summary]
 
-FILE.json (`materials.json`) holds `name`, `labels`, `seeds`, `materials` (name → settings that its files need) and
-`variants` (name → settings). The slices of a material are those of DIR/MATERIAL (data/materials); the synthetic ones
-are written there where they are missing. `auto` gets so many minutes, the other variants the CPU profile. Otsu and
-the random forest are scored once for all variants, in the first of them.
+FILE.json (`materials.json`) holds `name`, `labels`, `seeds`, `materials` (name → settings that its files need),
+`variants` (name → settings), and `data_seed`: that of the synthetic slices, another one than 0, on whose slices the
+recipe was developed. The slices of a material are those of DIR/MATERIAL (data/materials); the synthetic ones are
+written there where they are missing. `auto` gets so many minutes, the other variants the CPU profile. What each
+run recommends is compared, and the random forest is scored once for all variants, in the first of them.
 
 Rows, one per slice and method, go to `runs/study_NAME/rows.csv`, and what has its rows there is not run again: a
 stopped study goes on where it was. `--part 1/2` runs every second of what is left, with rows in a file of its own, so
@@ -25,8 +26,10 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import AUTO, CPU_PROFILE, FOREST, OTSU, Config, make_config  # noqa: E402 - after the path
+from benchmarks.study import every_nth  # noqa: E402 - after the path
+from config import AUTO, CPU_PROFILE, FOREST, OTSU, Config, make_config  # noqa: E402
 from demo_data import write_material  # noqa: E402
+from evaluation.recommendation import recommend_model  # noqa: E402
 from phantoms.data_set import DataSet  # noqa: E402
 from phantoms.materials import MATERIALS  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
@@ -37,7 +40,6 @@ from runtime.run_folder import environment, release  # noqa: E402
 from train import (  # noqa: E402
     continue_supervised,
     evaluate_run,
-    recommend_model,
     train_semi_supervised,
     train_supervised,
 )
@@ -107,7 +109,7 @@ def settings_of_run(settings: dict, minutes: float) -> tuple[Config, Recipe | No
 def rows_of(place: Place, config: Config, seconds: float) -> pd.DataFrame:
     """Return a row per slice and method of a finished run."""
     names = method_names(config.method)
-    chosen = recommend_model(config).name
+    chosen = recommend_model(config.run_folder).name
     rows = read_table(config.run_folder / "test_full.csv", "method", "stem", "dice")
     rows = rows[["method", "stem", "dice", "precision", "recall"]]
     rows["recommended"] = rows["method"].map(lambda method: names.get(method) == chosen)
@@ -148,7 +150,7 @@ def write_missing_materials(study: dict, data: Path) -> None:
             continue
         if material not in MATERIALS:
             raise InputError(f"{folder}: missing; put the slices of {material} there")
-        write_material(folder, DataSet(material))
+        write_material(folder, DataSet(material, study["data_seed"]))
 
 
 def read_rows(files: list[Path]) -> pd.DataFrame:
@@ -166,11 +168,21 @@ def is_known(place: Place, rows: pd.DataFrame) -> bool:
 
 
 def write_record(folder: Path, study: dict, minutes: float) -> None:
-    """Write what is run, for how long, and on which machine."""
+    """Write what is run, for how long, and on which machine.
+
+    Raises
+    ------
+    InputError
+        Where runs of other minutes are there, with which these cannot be compared.
+    """
+    path = folder / "study.json"
+    before = read_json(path).get("minutes", minutes) if path.exists() else minutes
+    if before != minutes:
+        raise InputError(f"--minutes {minutes:g}: {folder} holds runs of {before:g}; move it away")
     machine = environment(choose_device())
     # What is run stands beside it; the command line says no more.
     machine.pop("command", None)
-    write_json(folder / "study.json", {**study, "minutes": minutes, "environment": machine})
+    write_json(path, {**study, "minutes": minutes, "environment": machine})
 
 
 # --- summary --------------------------------------------------------------------------------------
@@ -186,7 +198,7 @@ def summarise(rows: pd.DataFrame, variants: list[str]) -> pd.DataFrame:
         f"{first}: teacher": of_first[of_first["method"] == "teacher"],
     }
     for variant in variants[1:]:
-        parts[variant] = rows[(rows["variant"] == variant) & (rows["method"] == "teacher")]
+        parts[variant] = rows[(rows["variant"] == variant) & rows["recommended"]]
     for baseline in BASELINES:
         parts[baseline] = rows[rows["method"] == baseline]
 
@@ -249,14 +261,14 @@ def main() -> None:
         write_summary(study, folder)
         return
 
-    number, parts = (int(piece) for piece in arguments.part.split("/"))
-    own = folder / ("rows.csv" if parts == 1 else f"rows_{number}of{parts}.csv")
+    mine = every_nth(plan(study, arguments), arguments.part)
+    own = folder / f"rows_{arguments.part.replace('/', 'of')}.csv"
     write_missing_materials(study, arguments.data)
     known = read_rows(sorted(folder.glob("rows*.csv")))
-    todo = [place for place in plan(study, arguments) if not is_known(place, known)]
+    todo = [place for place in mine if not is_known(place, known)]
     if todo:
         write_record(folder, study, arguments.minutes)
-    for place in todo[number - 1 :: parts]:
+    for place in todo:
         print(place.name, flush=True)
         rows = run_one(place, study, arguments.data, arguments.minutes)
         write_csv(own, pd.concat([read_rows([own]), rows], ignore_index=True), float_format="%.5g")
@@ -280,6 +292,8 @@ def write_summary(study: dict, folder: Path) -> None:
     draw_materials(summary).savefig(folder / "figures" / "materials.png", dpi=FIGURE_DPI)
     print(summary.round(3).to_string(index=False))
     print(wins(summary, variants[0]).round(3).to_string(index=False))
+    minutes = rows.groupby("variant", sort=False)["seconds"].mean() / 60
+    print("minutes of a run:", ", ".join(f"{name} {value:.1f}" for name, value in minutes.items()))
 
 
 if __name__ == "__main__":

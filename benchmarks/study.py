@@ -205,16 +205,25 @@ def part_of(runs: list[tuple[dict, Config]], text: str) -> list[tuple[dict, Conf
 
     What shares supervised models stays together.
     """
+    mine = every_nth(list(dict.fromkeys(place_of(name) for name, _ in runs)), text)
+    return [(name, config) for name, config in runs if place_of(name) in mine]
+
+
+def every_nth(things: list, text: str) -> list:
+    """Return every N-th thing from the K-th on, for `K/N`.
+
+    Raises
+    ------
+    InputError
+        When the text is not of this form.
+    """
     try:
         number, parts = (int(piece) for piece in text.split("/"))
     except ValueError:
         number = parts = 0
     if not 1 <= number <= parts:
         raise InputError(f"--part {text}: expected K/N, the K-th of N parts, as 1/2")
-
-    places = list(dict.fromkeys(place_of(name) for name, _ in runs))
-    mine = places[number - 1 :: parts]
-    return [(name, config) for name, config in runs if place_of(name) in mine]
+    return things[number - 1 :: parts]
 
 
 def place_of(name: dict) -> tuple[int, ...]:
