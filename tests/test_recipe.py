@@ -215,11 +215,12 @@ def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps,
 
 
 def test_what_is_given_stands_in_the_reasons(data_folder, workplace, few_steps):
-    given = {**SMALL, "data": str(data_folder), "sup_epochs": 3, "noise": 0.2}
+    given = {**SMALL, "data": str(data_folder), "sup_epochs": 3, "ssl_epochs": 0, "noise": 0.2}
     reasons = {choice.topic: choice.reason for choice in find_recipe(given, 0.01).choices}
     assert re.match(r"\d+ supervised", reasons["steps"])
     assert int(reasons["steps"].split()[0]) % 3 == 0
     assert "--noise 0.2" in reasons["perturbations"]
+    assert "--ssl-epochs 0" in reasons["consistency"]
     assert "--" not in reasons["orientations"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from config import AUTO, STRONG, Config, make_config
+from config import AUTO, PRESETS, STRONG, Config, make_config
 from evaluation.annotate_next import without_label
 from mean_teacher import Training, build_models, make_optimizer, make_scheduler, train_step
 from runtime.devices import choose_device
@@ -66,7 +66,7 @@ CHOSEN = {
     "steps_per_epoch",
 }
 
-WARM_UP, TIMED = 2, 5  # steps that are not timed, and that are
+WARM_UP, TIMED = 2, 10  # steps that are not timed, and that are
 
 
 # --- what a recipe is -----------------------------------------------------------------------------
@@ -305,7 +305,8 @@ def choose_consistency(data: Data, scans: dict[str, int]) -> Choice:
         reason += "; validation slices tell in the end whether it paid"
     else:
         reason += "; no validation slice tells whether it pays, so the control is recommended"
-    return Choice("consistency", dict(scans), reason)
+    settings = {**scans, "ssl_epochs": PRESETS[AUTO]["ssl_epochs"]}
+    return Choice("consistency", settings, reason)
 
 
 # --- as many steps as the minutes allow -----------------------------------------------------------
@@ -387,7 +388,7 @@ def windows_of_run(config: Config, data: Data) -> int:
 
 
 def measure_pace(config: Config, data: Data) -> Pace:
-    """Return how long a step and a window take: medians of a few."""
+    """Return how long a step, with the making of its views, and a window take: means of a few."""
     device = choose_device(config.device)
     job = Job(config, data, supervised_phase(config), device, ALONE)
     student, average = build_models(config, device, start=None, is_semi_supervised=False)
@@ -413,4 +414,4 @@ def measure_pace(config: Config, data: Data) -> Pace:
         begun = time.perf_counter()
         probability_of(student, batch, device, precision=config.precision)
         windows.append((time.perf_counter() - begun) / len(batch))
-    return Pace(statistics.median(steps[WARM_UP:]), statistics.median(windows[WARM_UP:]))
+    return Pace(statistics.mean(steps[WARM_UP:]), statistics.mean(windows[WARM_UP:]))
