@@ -25,7 +25,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 run: .venv/run
 	mkdir -p "runs/$(RUN)"
 	$(BIN)/papermill $(NOTEBOOK) "runs/$(RUN)/notebook.ipynb" -r DATA "$(DATA)" -r RUN "$(RUN)" --log-output --no-progress-bar
-	@echo "notebook: runs/$(RUN)/notebook.ipynb   reports: runs/$(RUN)/report.html runs/$(RUN)_best/report.html   weights: checkpoints/$(RUN)"
+	@echo "notebook: runs/$(RUN)/notebook.ipynb   reports: runs/$(RUN)/report.html runs/$(RUN)_auto/report.html   weights: checkpoints/$(RUN)"
 
 # One thread each: two processes with one thread are faster here than one with two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

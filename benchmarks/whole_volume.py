@@ -1,6 +1,6 @@
 """A demo volume from slices to sizes, by the command lines that users have: predicted, killed and continued, measured.
 
-    python benchmarks/whole_volume.py --checkpoint checkpoints/demo_best/best_ssl_teacher.safetensors
+    python benchmarks/whole_volume.py --checkpoint checkpoints/demo_auto/best_ssl_teacher.safetensors
 
 Writes the volume with its truth where it is missing; predicts its slices twice, once killed by SIGKILL half-way and
 continued, and compares the bytes; predicts along three axes; scores all of it and measures particles of the true and

@@ -37,6 +37,7 @@ def executed(tmp_path_factory):
             parameters={
                 "DATA": "data/mini",
                 "RUN": "mini",
+                "MINUTES": 0.01,
                 "SETTINGS": MINIATURE,
                 "VOLUME": "data/v.tif",
             },
@@ -57,17 +58,19 @@ def test_notebook_runs_from_top_to_bottom(executed):
         "no problem found",
         "U-Net of width 2",
         "Mean Teacher (teacher)",
-        "best (teacher)",
+        "auto (teacher)",
+        "orientations",
+        "painted slices",
         "chosen: ",
         "**classic**, width 2",
-        "**best**, width 2",
+        "**auto**, width 2",
         "Highest mean Dice of full test images",
         "**Applied**",
     ):
         assert expected in text
     figures = {p.name for p in (folder / "runs" / "mini" / "figures").iterdir()}
     assert {"slice.png", "views.png", "curves.png", "paired.png"} < figures
-    best = {p.name for p in (folder / "runs" / "mini_best").rglob("*.*")}
+    of_auto = {p.name for p in (folder / "runs" / "mini_auto").rglob("*.*")}
     assert {
         "views.png",
         "curves.png",
@@ -75,8 +78,9 @@ def test_notebook_runs_from_top_to_bottom(executed):
         "worst.png",
         "sizes.png",
         "annotate_next.csv",
-    } < best
-    assert {"v.tif", "v_uncertainty.tif", "v.tif.json"} <= best
+        "recipe.json",
+    } < of_auto
+    assert {"v.tif", "v_uncertainty.tif", "v.tif.json"} <= of_auto
     widgets = [
         o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
     ]

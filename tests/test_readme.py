@@ -37,8 +37,8 @@ def words_of(start: str, **names: object) -> list[str]:
 def place(workplace, monkeypatch) -> Path:
     """An empty folder with the checkpoint that comes with the project."""
     (workplace / "checkpoints").mkdir()
-    (workplace / "checkpoints" / "reference_demo_best").symlink_to(
-        ROOT / "checkpoints" / "reference_demo_best"
+    (workplace / "checkpoints" / "reference_demo_auto").symlink_to(
+        ROOT / "checkpoints" / "reference_demo_auto"
     )
     return workplace
 
@@ -167,7 +167,7 @@ def test_no_command_is_forgotten():
 
 
 def test_tables_are_those_of_the_committed_runs():
-    for run in ("reference_demo", "reference_demo_best"):
+    for run in ("reference_demo", "reference_demo_auto"):
         full, patches = (results_table(ROOT / "runs" / run, kind) for kind in ("full", "patches"))
         for method in full.index:
             row = f"| {full['dice'][method]} | {patches['dice'][method]} | {full['surface_dice'][method]} |"
