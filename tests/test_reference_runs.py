@@ -52,7 +52,7 @@ def test_results_are_small_and_their_models_too():
         for folder in ("runs", "checkpoints")
     }
     assert sizes["runs"] <= 5_000_000
-    assert sizes["checkpoints"] <= 4_000_000
+    assert sizes["checkpoints"] <= 8_000_000  # one network of width 16
 
 
 def test_the_page_of_a_reference_run_says_how_it_was_made():
