@@ -6,10 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from matplotlib.image import imread
 
 from benchmarks import reference_runs
+from benchmarks.keep_reference import halve
 from conftest import ROOT
+from model_unet import UNet
 
 RESULTS = ("runs", "benchmarks/results")
 OF_SLICES = (
@@ -52,7 +55,22 @@ def test_results_are_small_and_their_models_too():
         for folder in ("runs", "checkpoints")
     }
     assert sizes["runs"] <= 5_000_000
-    assert sizes["checkpoints"] <= 8_000_000  # one network of width 16
+    assert sizes["checkpoints"] <= 4_000_000
+
+
+def test_a_network_in_half_precision_says_the_same(tmp_path):
+    torch.manual_seed(0)
+    network = UNet(8, unshuffle=2, pixel_classifier=True).eval()
+    weights = network.state_dict()
+    halved = halve(weights)
+    assert {halved[name].dtype for name in halved if "up1" in name} == {torch.float16}
+    for name in weights:
+        if name.startswith("pixel_classifier."):
+            assert torch.equal(halved[name], weights[name])
+    x = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        difference = UNet.from_weights(halved)(x).sigmoid() - network(x).sigmoid()
+    assert 0 < difference.abs().max() < 0.01
 
 
 def test_the_page_of_a_reference_run_says_how_it_was_made():

@@ -361,7 +361,7 @@ def steps_that_fit(seconds: float, step: float, config: Config) -> float:
 
 
 def round_to_two_digits(steps: float) -> int:
-    """Return whole steps that do not differ where a clock differs by little."""
+    """Return whole steps, of which no more than the first two digits are not 0."""
     unit = 10 ** max(0, math.floor(math.log10(steps)) - 1)
     return unit * round(steps / unit)
 
