@@ -237,7 +237,9 @@ class Config:
         is_roi,
     )
     percentiles: tuple = option(
-        (1.0, 99.5), "two, of the non-zero pixels, become 0 and 1", are_percentiles
+        (1.0, 99.5),
+        "LOW,HIGH: percentiles of the grey values of the sample that become black and white",
+        are_percentiles,
     )
     outside: str = option(
         "auto",
@@ -728,6 +730,17 @@ def parse_tuple(text: str, kind: type) -> tuple:
     if text == "none":
         return ()
     return tuple(kind(part) for part in text.split(","))
+
+
+def as_typed(value: object) -> str:
+    """Return a value of a field as one would type it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
 
 
 def parse_settings(options: list[str]) -> dict[str, Any]:

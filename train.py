@@ -18,6 +18,7 @@ from config import (
     FREE,
     PRESETS,
     Config,
+    as_typed,
     describe_profile,
     make_config,
     parse_value,
@@ -67,8 +68,8 @@ from training.pixel_fit import (
     take_classifier,
     with_confidence,
 )
-from training.preparation import find_recipe, prepare, verify
-from training.recipe import CHOSEN, MINUTES, Recipe
+from training.preparation import SCANS_ON_CPU, find_recipe, prepare, verify
+from training.recipe import CHOSEN, MINUTES, WEAK, Recipe
 from utils import forget_what_fitted, seed_everything
 
 
@@ -599,7 +600,11 @@ def launch(
 
 def make_parser() -> Parser:
     """Return the options of the command line: those of the command, and every setting."""
-    parser = Parser(description="Train a U-Net on few labelled slices, then also on the others.")
+    parser = Parser(
+        description="Train a U-Net on few labelled slices, then also on the others.",
+        epilog="Switches are true or false. Other methods than auto and the classic recipe, and the "
+        "CPU profile, have some other defaults: config.json of a run holds what it was made with.",
+    )
     parser.add_argument(
         "--minutes",
         type=float,
@@ -634,15 +639,19 @@ def make_parser() -> Parser:
 
 
 def describe_default(field: dataclasses.Field) -> str:
-    """Return in words what a setting is where nobody gives it."""
+    """Return in words what a setting is where nobody gives it: with `auto`, and in the classic recipe."""
+    usual = as_typed(field.default)
     if field.name == "method":
         return f"default: {AUTO}"
+    if field.name == "max_unlabelled":
+        return f"auto: {SCANS_ON_CPU} on a CPU, else {usual}"
     if field.name in CHOSEN:
-        return f"auto: chosen for the slices; else {field.default}"
-    of_auto = PRESETS[AUTO].get(field.name, field.default)
-    if of_auto != field.default:
-        return f"auto: {of_auto}; else {field.default}"
-    return f"default: {field.default}"
+        return f"auto: chosen for the slices; classic recipe: {usual}"
+
+    of_auto = as_typed((PRESETS[AUTO] | WEAK).get(field.name, field.default))
+    if of_auto != usual:
+        return f"auto: {of_auto}; classic recipe: {usual}"
+    return f"default: {usual}"
 
 
 def main() -> int | None:

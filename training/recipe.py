@@ -57,13 +57,11 @@ OTHER_SECONDS = 60.0
 LEAST_SHARE = 0.5  # of the minutes, which training gets in any case
 VIEWS_OF_TTA = 8  # flips and quarter turns
 
-# All settings that the rules below may choose.
+# All settings that depend on what the slices are like.
 CHOSEN = {
     *("downsample", "patch_size"),
     *("quarter_turns", "flip_p", "vertical_flip_p", "rotation", "tta"),
-    *STRONG,
-    *("ssl_epochs", "max_unlabelled"),
-    "steps_per_epoch",
+    *("ssl_epochs", "steps_per_epoch"),
 }
 
 WARM_UP, TIMED = 2, 10  # steps that are not timed, and that are
@@ -269,8 +267,11 @@ def choose_orientations(fingerprint: Fingerprint) -> Choice:
 
 def choose_perturbations() -> Choice:
     """Choose how far the grey values of views may be changed: little, whatever the material is."""
-    reason = f"{100 * STRENGTH:.0f} % of those of `best`: more noise would hide a fine texture"
-    return Choice("perturbations", weaker(STRONG, STRENGTH), reason)
+    reason = (
+        f"of grey values, {100 * STRENGTH:.0f} % of those of `best` for every material: strong ones "
+        "hide fine texture"
+    )
+    return Choice("perturbations", WEAK, reason)
 
 
 def weaker(perturbations: dict[str, float], share: float) -> dict[str, float]:
@@ -280,6 +281,9 @@ def weaker(perturbations: dict[str, float], share: float) -> dict[str, float]:
         none = 1.0 if name == "gamma" else 0.0
         settings[name] = round(none + share * (reach - none), 4)
     return settings
+
+
+WEAK = weaker(STRONG, STRENGTH)
 
 
 def choose_consistency(data: Data, scans: dict[str, int]) -> Choice:
@@ -299,7 +303,8 @@ def choose_consistency(data: Data, scans: dict[str, int]) -> Choice:
     reason = f"yes: {unlabelled} slices are unlabelled"
     if unlabelled == scans.get("max_unlabelled"):
         reason = (
-            f"yes, with {unlabelled} unlabelled slices, as many as these minutes are enough for"
+            f"yes, with {unlabelled} unlabelled slices (on a CPU no more are read; "
+            "--max-unlabelled 0: all)"
         )
     if data.can_choose:
         reason += "; validation slices tell in the end whether it paid"

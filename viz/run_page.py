@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from config import FOREST, OTSU, PIXEL_CLASSIFIER, Config, make_config
+from config import FOREST, OTSU, PIXEL_CLASSIFIER, Config, as_typed, make_config
 from evaluation.intervals import describe
 from evaluation.metrics import METRICS
 from evaluation.recommendation import kept_weights, recommend_model
@@ -246,13 +246,6 @@ def chosen_settings(run: Path) -> dict[str, Any]:
 def not_of_a_run(path: Path, error: Exception) -> InputError:
     """Return the error for a file that was changed by hand."""
     return InputError(f"{path}: is not what a run writes ({error}); remove it")
-
-
-def as_typed(value: object) -> str:
-    """Return a setting as one would type it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
-    return str(value)
 
 
 # --- results --------------------------------------------------------------------------------------
