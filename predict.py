@@ -151,6 +151,8 @@ class ModelSettings:
         As in `Config`.
     window : dict, or None
         Grey values of the slices of training, see `slices.data_folder.training_window`.
+    quarter_turns : bool
+        Whether it has seen slices that were turned by 90°; True where its file does not say.
     """
 
     patch_size: int
@@ -158,6 +160,7 @@ class ModelSettings:
     percentiles: tuple[float, float]
     threshold: float
     window: dict | None
+    quarter_turns: bool = True
 
 
 def load_model(path: Path, device: torch.device) -> tuple[UNet, ModelSettings]:
@@ -185,7 +188,12 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, ModelSettings]:
     except InputError as error:
         raise InputError(f"{path}: {error}; {CURE}") from None
 
-    return model, ModelSettings(**config.subset(SETTINGS), window=details.get("window"))
+    settings = ModelSettings(
+        **config.subset(SETTINGS),
+        window=details.get("window"),
+        quarter_turns=details["config"].get("quarter_turns", True),
+    )
+    return model, settings
 
 
 def load_models(
@@ -204,6 +212,8 @@ def load_models(
         model, its_settings = load_model(path, device)
         models.append(model)
         refuse_other_view(path, its_settings, paths[0], settings)
+        if not its_settings.quarter_turns:
+            settings = replace(settings, quarter_turns=False)
         if its_settings.window != settings.window:
             # They were trained on other slices: there is no window that is that of training.
             settings = replace(settings, window=None)
@@ -490,6 +500,12 @@ def predict_volume(
             "further checkpoints"
         )
 
+    if options.tta and not settings.quarter_turns and team.leads:
+        print(
+            "--tta: this network was trained without quarter turns, as for things that run in one "
+            "direction; averages over them may be worse than no averages",
+            file=sys.stderr,
+        )
     if options.three_axes:
         check_cubes(volume)
     # The precision is settled now: an interrupted prediction that goes on elsewhere shall not mix

@@ -281,6 +281,22 @@ def test_one_window_for_the_whole_volume(stack, checkpoint, tmp_path, command):
     )
 
 
+def test_averages_over_turns_that_a_network_has_never_seen_are_said(
+    folder, checkpoint, tmp_path, command
+):
+    weights, details = load_checkpoint(checkpoint)
+    said = {}
+    for turned in (False, True):
+        path = tmp_path / f"turned_{turned}.safetensors"
+        save_checkpoint(path, weights, {"config": details["config"] | {"quarter_turns": turned}})
+        for options in ([], ["--tta"]):
+            output = tmp_path / f"out_{turned}_{len(options)}"
+            code, _, err = command(*prediction(folder / "s_0.tif", path, output, *options))
+            assert code == 0, err
+            said[turned, len(options)] = "without quarter turns" in err
+    assert said == {(False, 0): False, (False, 1): True, (True, 0): False, (True, 1): False}
+
+
 def test_several_checkpoints_are_averaged(stack, checkpoint, tmp_path, command):
     torch.manual_seed(1)
     other = tmp_path / "other.safetensors"
