@@ -19,7 +19,7 @@ from scipy import ndimage
 import mean_teacher
 import train
 import utils
-from config import Config, Geometry, Intensity
+from config import AUTO, PRESETS, Config, Geometry, Intensity
 from datasets import ViewOptions, Views
 from model_unet import NormReLU, UNet
 from runtime import command_line, devices
@@ -29,7 +29,7 @@ from slices.options import DataOptions
 from slices.reading import Slice
 from slices.splits import SplitOptions
 from slices.windows import percentile_window
-from training import preparation
+from training import pixel_fit, preparation, recipe
 
 hypothesis.settings.register_profile("stress", max_examples=20_000)  # of `make stress`
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,6 +249,16 @@ def restored(monkeypatch):
         (utils, "autocast"),
     ):
         monkeypatch.setattr(where, name, getattr(where, name))
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """The fewest steps that a recipe may have, of which there are hardly any."""
+    monkeypatch.setattr(recipe, "LEAST_STEPS", 20)
+    monkeypatch.setitem(PRESETS[AUTO], "sup_epochs", 4)
+    monkeypatch.setitem(PRESETS[AUTO], "ssl_epochs", 2)
+    monkeypatch.setattr(recipe, "TIMED", 1)
+    monkeypatch.setattr(pixel_fit, "STEPS", 100)
 
 
 STUDY_SETTINGS = {

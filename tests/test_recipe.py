@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import mean_teacher
 import train
-from config import AUTO, PRESETS, STRONG, Config, make_config, stored_config
+from config import AUTO, STRONG, Config, make_config, stored_config
 from conftest import as_options, labelled, write_data
 from evaluation.recommendation import (
     kept_weights,
@@ -22,7 +23,7 @@ from runtime.files import read_json
 from runtime.messages import InputError
 from slices.data_folder import Data
 from slices.fingerprint import Fingerprint, take_fingerprint
-from training import pixel_fit, preparation, recipe
+from training import failures, preparation, recipe
 from training.preparation import find_recipe
 from training.recipe import Pace
 
@@ -40,16 +41,6 @@ SMALL = {
     "forest": False,
     "num_workers": 0,
 }
-
-
-@pytest.fixture
-def few_steps(monkeypatch):
-    """The fewest steps that a recipe may have, of which there are hardly any."""
-    monkeypatch.setattr(recipe, "LEAST_STEPS", 20)
-    monkeypatch.setitem(PRESETS[AUTO], "sup_epochs", 4)
-    monkeypatch.setitem(PRESETS[AUTO], "ssl_epochs", 2)
-    monkeypatch.setattr(recipe, "TIMED", 1)
-    monkeypatch.setattr(pixel_fit, "STEPS", 100)
 
 
 def like(**numbers) -> Fingerprint:
@@ -142,6 +133,21 @@ def test_too_few_or_too_many_steps_are_said(monkeypatch):
     fast, reason = steps_of(60, Pace(0.001, 0.001), monkeypatch)
     assert fast * 24 <= 1.1 * recipe.MOST_STEPS
     assert "it takes less than 60 minutes" in reason
+
+
+def test_what_does_not_fit_into_memory_is_said_when_steps_are_timed(monkeypatch, few_steps):
+    losses_of_step = mean_teacher.step_losses
+
+    def losses_of_small_batches(config, student, labelled, *rest):
+        if len(labelled["strong"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return losses_of_step(config, student, labelled, *rest)
+
+    for module in (mean_teacher, failures):
+        monkeypatch.setattr(module, "step_losses", losses_of_small_batches)
+    config = make_config(**{**SMALL, "method": AUTO, "batch_size": 4})
+    with pytest.raises(InputError, match=r"--batch-size 4: out of memory; 2 fits"):
+        recipe.measure_pace(config, Data(labelled(1), [], [], []))
 
 
 def test_every_setting_that_rules_choose_is_known_as_such(data_folder, workplace, few_steps):

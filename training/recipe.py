@@ -19,14 +19,15 @@ import numpy as np
 from config import AUTO, PRESETS, STRONG, Config, make_config
 from evaluation.annotate_next import without_label
 from mean_teacher import Training, build_models, make_optimizer, make_scheduler, train_step
-from runtime.devices import choose_device
+from runtime.devices import choose_device, is_out_of_memory
 from runtime.files import read_json
 from runtime.messages import InputError
-from runtime.team import ALONE
+from runtime.team import join_team
 from slices.data_folder import Data
 from slices.fingerprint import Fingerprint, take_fingerprint
 from slices.reading import Slice, natural_key
 from training.batches import batches_of
+from training.failures import out_of_memory_error
 from training.phases import Job, supervised_phase
 from training.pixel_fit import CONFIDENCES
 from utils import place_windows, probability_of
@@ -393,30 +394,57 @@ def windows_of_run(config: Config, data: Data) -> int:
 
 
 def measure_pace(config: Config, data: Data) -> Pace:
-    """Return how long a step, with the making of its views, and a window take: means of a few."""
+    """Return how long a step, with the making of its views, and a window take: means of a few.
+
+    In a team that is the part of a step which this process does.
+
+    Raises
+    ------
+    InputError
+        When the device has too little memory for a step, or processes cannot share a batch evenly.
+    """
     device = choose_device(config.device)
-    job = Job(config, data, supervised_phase(config), device, ALONE)
+    team = join_team(device)
+    team.part_of_batch(config.batch_size)
+    job = Job(config, data, supervised_phase(config), device, team)
     student, average = build_models(config, device, start=None, is_semi_supervised=False)
     optimizer = make_optimizer(config, student)
     scheduler = make_scheduler(config, optimizer, WARM_UP + TIMED)
     training = Training(config, student, average, optimizer, scheduler, warm_up=True)
+    return Pace(step=time_step(job, training), window=time_window(job, training))
+
+
+def time_step(job: Job, training: Training) -> float:
+    """Return how long a step of supervised training takes [s]."""
     training.student.train()
-
-    steps = []
+    seconds = []
+    ran_out_of_memory = False
     with batches_of(job, 0) as (labelled, _):
-        for number in range(WARM_UP + TIMED):
-            begun = time.perf_counter()
-            losses = train_step(training, number, next(labelled))
-            # Reading a loss waits for the device.
-            losses.sum().item()
-            steps.append(time.perf_counter() - begun)
+        try:
+            for number in range(WARM_UP + TIMED):
+                begun = time.perf_counter()
+                losses = train_step(training, number, next(labelled))
+                # Reading a loss waits for the device.
+                losses.sum().item()
+                seconds.append(time.perf_counter() - begun)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            ran_out_of_memory = True
+    if ran_out_of_memory:
+        # Outside the handler, what the failed step held is free again.
+        raise out_of_memory_error(job, training)
+    return statistics.mean(seconds[WARM_UP:])
 
-    windows = []
-    student.eval()
-    side = config.patch_size
-    batch = np.zeros((config.batch_size, side, side), np.uint8)
+
+def time_window(job: Job, training: Training) -> float:
+    """Return how long the prediction of a window takes [s]."""
+    training.student.eval()
+    side = job.config.patch_size
+    batch = np.zeros((job.config.batch_size, side, side), np.uint8)
+    seconds = []
     for _ in range(WARM_UP + TIMED):
         begun = time.perf_counter()
-        probability_of(student, batch, device, precision=config.precision)
-        windows.append((time.perf_counter() - begun) / len(batch))
-    return Pace(statistics.mean(steps[WARM_UP:]), statistics.mean(windows[WARM_UP:]))
+        probability_of(training.student, batch, job.device, precision=job.config.precision)
+        seconds.append((time.perf_counter() - begun) / len(batch))
+    return statistics.mean(seconds[WARM_UP:])
