@@ -1,11 +1,18 @@
 """The study of materials says which recipe is better where, from its rows."""
 
+import argparse
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.materials import Place, is_known, summarise, wins
-from config import FOREST, OTSU
+from benchmarks import materials
+from benchmarks.materials import Place, is_known, plan, role_of, summarise, wins
+from config import AUTO, FOREST, OTSU
+from conftest import STUDY_SETTINGS
+from runtime.messages import InputError
+from training.phases import CONTROL, method_names
 from viz.study_figures import draw_materials
 
 
@@ -63,3 +70,99 @@ def test_the_figure_begins_with_the_material_that_gains_most():
     of_auto = five.collections[1].get_offsets()
     assert np.ma.getmaskarray(of_auto)[0, 0]
     assert of_auto[1].tolist() == pytest.approx([0.9, 1])
+
+
+# --- what is run ----------------------------------------------------------------------------------
+
+STUDY = {
+    "labels": [2, 5],
+    "seeds": [0, 1],
+    "materials": {"sand": {}, "foam": {}},
+    "variants": {"auto": {}, "best": {}},
+}
+
+
+def asked(**options: str) -> argparse.Namespace:
+    """What the command line asks for."""
+    return argparse.Namespace(
+        **{"study": "study.json", "seeds": "", "labels": "", "variants": "", **options}
+    )
+
+
+def test_all_materials_of_a_budget_are_run_before_the_next():
+    places = plan(STUDY, asked())
+    assert len(set(places)) == len(places) == 16
+    assert [place.name for place in places[:5]] == [
+        "materials_sand_auto_l2_s0",
+        "materials_sand_best_l2_s0",
+        "materials_foam_auto_l2_s0",
+        "materials_foam_best_l2_s0",
+        "materials_sand_auto_l5_s0",
+    ]
+
+
+def test_only_what_is_asked_for_is_run():
+    places = plan(STUDY, asked(seeds="1", labels="5,2", variants="best"))
+    assert [(place.material, place.labels) for place in places] == [
+        ("sand", 5),
+        ("foam", 5),
+        ("sand", 2),
+        ("foam", 2),
+    ]
+    assert {(place.seed, place.variant) for place in places} == {(1, "best")}
+    with pytest.raises(InputError, match=r"--variants worst: not in study\.json"):
+        plan(STUDY, asked(variants="worst"))
+
+
+@pytest.mark.parametrize("method", ["auto", "best", "mean_teacher"])
+def test_the_same_model_has_the_same_name_in_all_variants(method):
+    roles = {role_of(name, method_names(method)) for name in method_names(method)}
+    assert {"supervised", CONTROL, "student", "teacher"} <= roles
+    assert role_of(FOREST, method_names(method)) == FOREST
+
+
+def test_a_study_is_run_once_and_summed_up(
+    workplace, data_folder, few_steps, command, capsys, monkeypatch
+):
+    settings = {**STUDY_SETTINGS, "patch_size": 64}
+    del settings["method"]
+    study = {
+        "name": "discs",
+        "labels": [2],
+        "seeds": [0],
+        "materials": {data_folder.name: settings},
+        "variants": {"auto": {"method": AUTO}, "classic": {"method": "mean_teacher"}},
+    }
+    (workplace / "study.json").write_text(json.dumps(study))
+    options = ["study.json", "--data", data_folder.parent, "--minutes", "0.01"]
+    code, _, err = command("benchmarks.materials", *options, "--part", "1/2")
+    assert code == 0, err
+    code, _, err = command("benchmarks.materials", *options, "--part", "2/2")
+    assert code == 0, err
+
+    # What has rows is not run again, and runs of other minutes do not mix with these.
+    monkeypatch.setattr(materials, "run_one", lambda *_: pytest.fail("was run again"))
+    code, _, err = command("benchmarks.materials", *options)
+    assert code == 0, err
+    longer = [*options[:-1], "0.02", "--seeds", "7"]
+    code, _, err = command("benchmarks.materials", *longer)
+    assert code == 2
+    assert "holds runs of 0.01" in err
+
+    code, out, err = command("benchmarks.materials", "study.json", "--summary")
+    assert code == 0, err
+    assert "minutes of a run: auto" in out
+    folder = workplace / "runs" / "study_discs"
+    rows = pd.read_csv(folder / "rows.csv")
+    assert [path.name for path in folder.glob("rows*.csv")] == ["rows.csv"]
+    assert (folder / "figures" / "materials.png").exists()
+
+    # One model of each run is recommended, on all test slices; the forest stands in the first variant.
+    slices = rows["stem"].nunique()
+    recommended = rows[rows["recommended"]]
+    assert recommended.groupby("variant").size().to_dict() == {"auto": slices, "classic": slices}
+    assert recommended.groupby("variant")["method"].nunique().eq(1).all()
+    assert set(rows.loc[rows["method"] == FOREST, "variant"]) == {"auto"}
+    summary = pd.read_csv(folder / "summary.csv").iloc[0]
+    of_auto = recommended.loc[recommended["variant"] == "auto", "dice"]
+    assert summary["auto"] == pytest.approx(of_auto.mean(), abs=1e-3)
