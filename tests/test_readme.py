@@ -54,8 +54,8 @@ def test_own_data(place, command):
     page = Path(re.search(r"all of them on one page: (\S+)", out)[1])
     assert page == Path("runs/mine/report.html")
     assert "auto (teacher)" in page.read_text(encoding="utf-8")
-    names = {"NAME": "mine", "370,1138,200,968": roi}
-    code, _, err = command(*words_of("predict.py data/NAME", **names))
+    names = {"NAME": "mine"}
+    code, _, err = command(*words_of("predict.py data/NAME", **names), "--roi", roi)
     assert code == 0, err
     assert len(list((place / "masks").glob("*.tif"))) == 3
     code, _, err = command(*words_of("evaluate.py particles masks"))
