@@ -50,6 +50,14 @@ def test_what_is_recommended_is_compared():
     assert counted.loc["best", ["better", "worse"]].tolist() == [0, 1]
 
 
+def test_materials_stand_in_the_order_of_the_study():
+    study = {"materials": {"sand": {}, "foam": {}}}
+    mixed = rows().sort_values("dice")
+    ordered = materials.in_order_of(study, mixed)
+    assert ordered["material"].tolist() == ["sand"] * 5 + ["foam"] * 5
+    assert sorted(ordered["dice"]) == sorted(mixed["dice"])
+
+
 def test_what_has_rows_is_not_run_again():
     assert is_known(Place("sand", 2, 0, "auto"), rows())
     assert not is_known(Place("sand", 5, 0, "auto"), rows())

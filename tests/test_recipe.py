@@ -242,7 +242,7 @@ def test_a_run_goes_on_where_another_number_of_scans_would_be_read(
     fewer = find_recipe({**given, "run": "fewer"}, 0.01)
     assert fewer.config.max_unlabelled == 1
     reasons = {choice.topic: choice.reason for choice in fewer.choices}
-    assert "yes, with 1 unlabelled slices (on a CPU no more are read" in reasons["consistency"]
+    assert "--max-unlabelled 0" in reasons["consistency"]
 
 
 def test_what_is_given_wins(data_folder, workplace, few_steps):

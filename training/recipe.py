@@ -405,8 +405,10 @@ def measure_pace(config: Config, data: Data) -> Pace:
     """
     device = choose_device(config.device)
     team = join_team(device)
+    # The same error as in training, but before anything is timed.
     team.part_of_batch(config.batch_size)
     job = Job(config, data, supervised_phase(config), device, team)
+
     student, average = build_models(config, device, start=None, is_semi_supervised=False)
     optimizer = make_optimizer(config, student)
     scheduler = make_scheduler(config, optimizer, WARM_UP + TIMED)
@@ -415,7 +417,13 @@ def measure_pace(config: Config, data: Data) -> Pace:
 
 
 def time_step(job: Job, training: Training) -> float:
-    """Return how long a step of supervised training takes [s]."""
+    """Return how long a step of supervised training takes [s].
+
+    Raises
+    ------
+    InputError
+        When memory runs out; it says which batch fits.
+    """
     training.student.train()
     seconds = []
     ran_out_of_memory = False
@@ -431,6 +439,7 @@ def time_step(job: Job, training: Training) -> float:
             if not is_out_of_memory(error):
                 raise
             ran_out_of_memory = True
+
     if ran_out_of_memory:
         # Outside the handler, what the failed step held is free again.
         raise out_of_memory_error(job, training)
@@ -442,9 +451,11 @@ def time_window(job: Job, training: Training) -> float:
     training.student.eval()
     side = job.config.patch_size
     batch = np.zeros((job.config.batch_size, side, side), np.uint8)
+
     seconds = []
     for _ in range(WARM_UP + TIMED):
         begun = time.perf_counter()
         probability_of(training.student, batch, job.device, precision=job.config.precision)
         seconds.append((time.perf_counter() - begun) / len(batch))
+
     return statistics.mean(seconds[WARM_UP:])
