@@ -72,12 +72,21 @@ def test_the_figure_begins_with_the_material_that_gains_most():
         "2 labelled slices",
         "5 labelled slices",
     ]
-    marks = {marks.get_label(): marks.get_offsets() for marks in two.collections[1:]}
+    marks = {marks.get_label(): marks.get_offsets() for marks in two.collections}
     assert list(marks) == ["auto", "auto: control", "auto: teacher", "best", OTSU, FOREST]
     assert marks["auto"][:, 0].tolist() == pytest.approx([0.92, 0.9])
-    of_auto = five.collections[1].get_offsets()
+    of_auto = five.collections[0].get_offsets()
     assert np.ma.getmaskarray(of_auto)[0, 0]
-    assert of_auto[1].tolist() == pytest.approx([0.9, 1])
+    assert of_auto[1, 0] == pytest.approx(0.9)
+
+
+def test_marks_of_the_same_score_do_not_hide_each_other_in_the_figure():
+    same = rows().assign(dice=0.9)
+    figure = draw_materials(summarise(same, ["auto", "best"]))
+    heights = np.array([marks.get_offsets()[:, 1] for marks in figure.axes[0].collections])
+    assert (np.diff(heights, axis=0) > 0.1).all()
+    # And each mark stands in the row of its own material.
+    assert (np.abs(heights - [0, 1]) < 0.5).all()
 
 
 # --- what is run ----------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ def draw_bars(panel, table: pd.DataFrame, column: str) -> None:
 # --- by material ----------------------------------------------------------------------------------
 
 # How each way to get masks is marked; what is not named here gets the last.
-MARKERS = ("o", "|", "v", "s", "D", "x")
+MARKERS = ("o", "P", "v", "s", "^", "x", "D")
+BAND = 0.64  # of the height of a row: where the marks of a material stand
 
 
 def draw_materials(summary: pd.DataFrame) -> Figure:
@@ -196,9 +197,7 @@ def draw_materials(summary: pd.DataFrame) -> Figure:
     budgets = sorted(summary["labels"].unique())
     tables = {budget: summary[summary["labels"] == budget] for budget in budgets}
     materials = materials_by_gain(summary, ways[0])
-    figure, axes = new_figure(
-        1, len(budgets), 1.6 + 0.32 * len(materials), sharex=True, sharey=True
-    )
+    figure, axes = new_figure(1, len(budgets), 1.6 + 0.5 * len(materials), sharex=True, sharey=True)
     for panel, budget in zip(axes[0], budgets, strict=True):
         draw_ways(panel, tables[budget].set_index("material").reindex(materials), ways)
         plural = "" if budget == 1 else "s"
@@ -224,12 +223,20 @@ def materials_by_gain(summary: pd.DataFrame, first: str) -> list[str]:
 
 
 def draw_ways(panel, table: pd.DataFrame, ways: list[str]) -> None:
-    """Draw a mark for each way to get masks, in a row for each material; those not measured are left out."""
+    """Draw a mark for each way to get masks, in a band for each material; those not measured are left out.
+
+    Within a band the ways stand below each other, in their order: ways that score the same do not hide each other.
+    """
     places = np.arange(len(table))
-    panel.hlines(places, table[ways].min(axis=1), table[ways].max(axis=1), color="0.88", zorder=0)
-    for i, way in enumerate(ways):
+    lines = np.linspace(-BAND / 2, BAND / 2, len(ways)) if len(ways) > 1 else [0.0]
+    for place in places[::2]:
+        panel.axhspan(place - 0.5, place + 0.5, color="0.965", zorder=-2)
+    for i, (way, line) in enumerate(zip(ways, lines, strict=True)):
         marker = MARKERS[min(i, len(MARKERS) - 1)]
-        size = 62 if i == 0 else 34
+        size = 40 if i == 0 else 22
         colour = COLOURS[i % len(COLOURS)]
-        panel.scatter(table[way], places, size, marker=marker, color=colour, label=way, zorder=2)
-    panel.grid(axis="x", color="0.94", zorder=-1)
+        panel.scatter(
+            table[way], places + line, size, marker=marker, color=colour, label=way, zorder=2
+        )
+    panel.set_ylim(-0.5, len(table) - 0.5)
+    panel.grid(axis="x", color="0.9", zorder=-1)
