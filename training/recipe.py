@@ -269,7 +269,7 @@ def choose_orientations(fingerprint: Fingerprint) -> Choice:
 def choose_perturbations() -> Choice:
     """Choose how far the grey values of views may be changed: little, whatever the material is."""
     reason = (
-        f"of grey values, {100 * STRENGTH:.0f} % of those of `best` for every material: strong ones "
+        f"of grey values, {100 * STRENGTH:.0f} % of those of 'best' for every material: strong ones "
         "hide fine texture"
     )
     return Choice("perturbations", WEAK, reason)
