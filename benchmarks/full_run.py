@@ -1,12 +1,14 @@
 """Where the time of a whole run goes: seconds per phase and, in each, per part.
 
     python benchmarks/full_run.py --output FILE.json [--profile full] --data=DIR --run=NAME [--any-setting=value]
+    python benchmarks/full_run.py --output FILE.json [--minutes 10] --data=DIR --run=NAME --method=auto [...]
 
 Trains as `train.py` with the same settings does, and times its parts from outside. A part is what the program waits for
 there: on a GPU a training step is only asked for, so what the device takes for the steps of an epoch shows in `steps`,
 which is the time that no other part explains. FILE is written after each phase.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import sys
@@ -19,13 +21,15 @@ sys.path.insert(0, str(ROOT))
 
 import report  # noqa: E402
 import train  # noqa: E402
-from config import make_config, parse_settings, profile  # noqa: E402
+from config import AUTO, Config, make_config, parse_settings, profile  # noqa: E402
 from runtime import progress  # noqa: E402 - after the path
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 from runtime.files import write_json  # noqa: E402
 from runtime.run_folder import environment  # noqa: E402
 from training import batches  # noqa: E402
+from training.preparation import find_recipe  # noqa: E402
+from training.recipe import MINUTES, Recipe  # noqa: E402
 
 PHASES = {
     "train_supervised": "supervised",
@@ -130,9 +134,24 @@ def watch(clock: Clock) -> None:
         report.write_report, "page and figures", "page and figures"
     )
     batches.make_loader = clock.timed_items(batches.make_loader, "waiting for batches")
+    train.train_pixel_classifier = clock.timed(train.train_pixel_classifier, "pixel classifier")
     train.validate = clock.timed(train.validate, "validation")
     progress.save_state = clock.timed(progress.save_state, "states")
     progress.save_checkpoint = clock.timed(progress.save_checkpoint, "weights")
+
+
+def settings_of_run(
+    settings: dict, arguments: argparse.Namespace, clock: Clock
+) -> tuple[Config, Recipe | None]:
+    """Return the settings of a run, and how they were chosen where they are those of `auto`."""
+    # What is timed is the networks; a forest learns on the CPU.
+    settings = {"forest": False, **settings}
+    if settings.get("method") != AUTO:
+        device = choose_device(settings.get("device", "auto"))
+        return make_config(**{**profile(arguments.profile, device), **settings}), None
+    find = clock.timed_phase(find_recipe, "finding the recipe", "finding the recipe")
+    recipe = find(settings, arguments.minutes)
+    return recipe.config, recipe
 
 
 def main() -> None:
@@ -144,24 +163,20 @@ def main() -> None:
     parser.add_argument(
         "--profile", default="full", choices=["full", "cpu"], help="as of train.py (%(default)s)"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="of a run of auto (%(default)g)"
+    )
     arguments, options = parser.parse_known_args()
     settings = parse_settings(options)
-    arguments.output.parent.mkdir(
-        parents=True, exist_ok=True
-    )  # an error before the run, not after it
-    device = choose_device(settings.get("device", "auto"))
-    # What is timed is the networks; a forest learns on the CPU.
-    changes = {"forest": False, **profile(arguments.profile, device)}
-    config = make_config(**{**changes, **settings})
-    clock = Clock(
-        arguments.output,
-        {
-            "environment": environment(device, config.precision),
-            "settings": dataclasses.asdict(config),
-        },
-    )
+    # An error before the run, not after it.
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+
+    clock = Clock(arguments.output, {})
+    config, recipe = settings_of_run(settings, arguments, clock)
+    clock.details["environment"] = environment(choose_device(config.device), config.precision)
+    clock.details["settings"] = dataclasses.asdict(config)
     watch(clock)
-    train.run(config)
+    train.run(config, recipe=recipe)
     clock.write()
     for phase, parts in clock.seconds.items():
         shown = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items())

@@ -7,8 +7,12 @@ import sys
 import pytest
 import torch
 
+import report
+import train
 from benchmarks import first_minutes, full_run, limits
-from conftest import ROOT
+from conftest import ROOT, TINY, as_options
+from runtime import progress
+from training import batches
 
 
 @pytest.mark.slow
@@ -180,3 +184,29 @@ def test_wrong_options_of_a_timed_run(command, tmp_path, option):
     assert code == 2
     assert err.startswith(f"error: {option}: no such option")
     assert not (tmp_path / "f.json").exists()
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """What a timed run replaces is put back."""
+    watched = [(train, name) for name in (*full_run.PHASES, *full_run.REST)]
+    watched += [(train, "train_pixel_classifier"), (train, "validate"), (report, "write_report")]
+    watched += [(progress, "save_state"), (progress, "save_checkpoint"), (batches, "make_loader")]
+    for where, name in watched:
+        monkeypatch.setattr(where, name, getattr(where, name))
+
+
+@pytest.mark.slow
+def test_where_the_time_of_a_run_of_auto_goes(
+    workplace, data_folder, few_steps, unwatched, command
+):
+    settings = {**TINY, "method": "auto", "data": data_folder, "run": "timed", "patch_size": 64}
+    options = as_options(settings)
+    code, _, err = command("benchmarks.full_run", "--output", "f.json", "--minutes", 0.01, *options)
+    assert code == 0, err
+    timed = json.loads((workplace / "f.json").read_text())
+    assert {"finding the recipe", *full_run.PHASES.values(), "tables"} <= set(timed["phases"])
+    assert timed["parts"]["supervised"]["pixel classifier"] > 0
+    # The settings are those that were chosen.
+    chosen = json.loads((workplace / "runs" / "timed" / "config.json").read_text())
+    assert timed["settings"]["steps_per_epoch"] == chosen["steps_per_epoch"]
