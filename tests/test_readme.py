@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import demo_data
+from config import FOREST, OTSU
 from conftest import ROOT, TINY, as_options, write_data
 from runtime.files import read_json
 from viz.run_files import results_table
@@ -164,6 +165,21 @@ def test_no_command_is_forgotten():
             assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}:" in text, (
                 f"{module}.py {option}"
             )
+
+
+def test_the_table_of_materials_is_that_of_the_committed_study():
+    summary = pd.read_csv(ROOT / "runs" / "study_materials" / "summary.csv")
+    two, five = (summary[summary["labels"] == count].set_index("material") for count in (2, 5))
+    assert len(two) == len(five) == 12
+    for name in [*two.index, "mean"]:
+        cells = [name]
+        for table in (two, five):
+            scores = table.mean() if name == "mean" else table.loc[name]
+            cells += [f"{scores[OTSU]:.3f}"] if table is two else []
+            cells += [f"{scores[way]:.3f}" for way in (FOREST, "best", "auto: control")]
+            cells += [f"**{scores['auto']:.3f}**"]
+        row = f"| {' | '.join(cells)} |"
+        assert row in TEXT, row
 
 
 def test_tables_are_those_of_the_committed_runs():
