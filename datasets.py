@@ -324,6 +324,14 @@ def make_parser() -> Parser:
     return parser
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise `InputError` where a file for a fingerprint is there already, or is none that JSON is kept in."""
+    if path.suffix.lower() != ".json":
+        raise InputError(f"--output {path}: must end in .json")
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another --output, or delete it first")
+
+
 def main() -> int:
     """Check a data folder, or say what its painted slices are like; 1 where there is a problem."""
     arguments = make_parser().parse_args()
@@ -331,6 +339,8 @@ def main() -> int:
         raise InputError(f"{arguments.folder}: no such folder")
     if arguments.output is not None and arguments.command != "fingerprint":
         raise InputError("--output: has a meaning only for fingerprint")
+    if arguments.output is not None:
+        refuse_existing(arguments.output)
 
     reading = Reading(
         roi=parse_roi(arguments.roi),

@@ -346,6 +346,9 @@ def preferred_direction(slices: list[Slice]) -> tuple[float, float]:
     """
     total = np.zeros((2, 2))
     for s in slices:
+        if min(s.image.shape) == 1:
+            # A single row of pixels has no directions to choose from.
+            continue
         smooth = ndimage.gaussian_filter(s.image.astype(np.float32), 1.5)
         rows_rows, rows_columns, columns_columns = structure_tensor(smooth, sigma=1, order="rc")
         inner = ndimage.binary_erosion(s.inside, iterations=5)

@@ -12,6 +12,7 @@ from slices.fingerprint import (
     describe_fingerprint,
     gaps_between_parts,
     noise_of,
+    preferred_direction,
     take_fingerprint,
 )
 from slices.reading import Slice
@@ -165,3 +166,16 @@ def test_the_command_prints_a_table_and_writes_numbers(data_folder, tmp_path, co
     code, _, err = command("datasets", "check", data_folder, *options)
     assert code == 2
     assert "--output" in err
+
+
+@pytest.mark.parametrize("name", ["slice.tif", "earlier.json"])
+def test_the_command_overwrites_nothing(data_folder, tmp_path, command, name):
+    (tmp_path / name).write_text("precious")
+    code, _, err = command("datasets", "fingerprint", data_folder, "--output", tmp_path / name)
+    assert code == 2
+    assert "must end in .json" in err or "exists already" in err
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_single_row_of_pixels_has_no_direction():
+    assert preferred_direction([painted(ROWS[:1] > 5)]) == (0.0, 0.0)
