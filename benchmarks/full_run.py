@@ -26,6 +26,7 @@ from runtime import progress  # noqa: E402 - after the path
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 from runtime.files import write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
 from runtime.run_folder import environment  # noqa: E402
 from training import batches  # noqa: E402
 from training.preparation import find_recipe  # noqa: E402
@@ -147,10 +148,17 @@ def settings_of_run(
     # What is timed is the networks; a forest learns on the CPU.
     settings = {"forest": False, **settings}
     if settings.get("method") != AUTO:
+        if arguments.minutes is not None:
+            raise InputError("--minutes: has a meaning with --method=auto only")
         device = choose_device(settings.get("device", "auto"))
-        return make_config(**{**profile(arguments.profile, device), **settings}), None
-    find = clock.timed_phase(find_recipe, "finding the recipe", "finding the recipe")
-    recipe = find(settings, arguments.minutes)
+        usual = profile(arguments.profile or "full", device)
+        return make_config(**{**usual, **settings}), None
+    if arguments.profile is not None:
+        raise InputError("--profile: has no meaning with --method=auto; --minutes has")
+    # Nothing is written yet: where the run is refused, the seconds of an earlier one stay.
+    clock.phase = "finding the recipe"
+    with clock.part("finding the recipe"):
+        recipe = find_recipe(settings, arguments.minutes)
     return recipe.config, recipe
 
 
@@ -161,11 +169,9 @@ def main() -> None:
         "--output", type=Path, required=True, help="write the seconds to this .json file"
     )
     parser.add_argument(
-        "--profile", default="full", choices=["full", "cpu"], help="as of train.py (%(default)s)"
+        "--profile", choices=["full", "cpu"], help="as of train.py (full); not of auto"
     )
-    parser.add_argument(
-        "--minutes", type=float, default=MINUTES, help="of a run of auto (%(default)g)"
-    )
+    parser.add_argument("--minutes", type=float, help=f"of a run of auto ({MINUTES:g})")
     arguments, options = parser.parse_known_args()
     settings = parse_settings(options)
     # An error before the run, not after it.

@@ -44,13 +44,20 @@ from train import (  # noqa: E402
     train_supervised,
 )
 from training.phases import CONTROL, method_names  # noqa: E402
-from training.preparation import find_recipe, prepare  # noqa: E402
+from training.preparation import MOST_MINUTES, find_recipe, prepare  # noqa: E402
 from training.recipe import Recipe  # noqa: E402
 from viz.run_files import read_table  # noqa: E402
 from viz.study_figures import draw_materials  # noqa: E402
 
 PLACE = ["material", "labels", "seed", "variant"]
 COLUMNS = [*PLACE, "method", "stem", "dice"]
+KEYS = {
+    "name": str,
+    "labels": list,
+    "seeds": list,
+    "materials": dict,
+    "variants": dict,
+}  # of a study
 BASELINES = (OTSU, FOREST)
 DATA_SEED = 1  # of the synthetic slices: the recipe was developed on those of seed 0
 FIGURE_DPI = 110
@@ -138,9 +145,30 @@ def plan(study: dict, arguments: argparse.Namespace) -> list[Place]:
     return [Place(material, count, seed, variant) for seed, count, material, variant in places]
 
 
+def read_study(path: Path) -> dict:
+    """Return what a file says is to be run; `InputError` where something is missing there."""
+    study = read_json(path)
+    for name, kind in KEYS.items():
+        if not isinstance(study.get(name), kind) or not study[name]:
+            raise InputError(f"{path}: has no {name}, or not as materials.json has them")
+    if Path(study["name"]).name != study["name"]:
+        raise InputError(f"{path}: name: must be that of a folder")
+    for kind in ("materials", "variants"):
+        for name, settings in study[kind].items():
+            if not isinstance(settings, dict):
+                raise InputError(f"{path}: {name}: must have settings")
+    for name, settings in study["variants"].items():
+        if "method" not in settings:
+            raise InputError(f"{path}: {name}: has no method")
+    return study
+
+
 def numbers(text: str) -> list[int]:
     """Return the whole numbers between commas."""
-    return [int(part) for part in text.split(",")] if text else []
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise InputError(f"{text}: must be whole numbers between commas") from None
 
 
 def write_missing_materials(study: dict, data: Path) -> None:
@@ -148,10 +176,22 @@ def write_missing_materials(study: dict, data: Path) -> None:
     for material in study["materials"]:
         folder = data / material
         if folder.exists():
+            check_data_seed(folder, study.get("data_seed", DATA_SEED))
             continue
         if material not in MATERIALS:
             raise InputError(f"{folder}: missing; put the slices of {material} there")
         write_material(folder, DataSet(material, study.get("data_seed", DATA_SEED)))
+
+
+def check_data_seed(folder: Path, seed: int) -> None:
+    """Raise `InputError` where synthetic slices were made with another seed; real ones have none."""
+    path = folder / "material.json"
+    made_with = read_json(path)["seed"] if path.exists() else seed
+    if made_with != seed:
+        raise InputError(
+            f"{folder}: its slices were made with --seed {made_with}, the study is on those of "
+            f"{seed}; move it away"
+        )
 
 
 def read_rows(files: list[Path]) -> pd.DataFrame:
@@ -174,12 +214,22 @@ def write_record(folder: Path, study: dict, minutes: float) -> None:
     Raises
     ------
     InputError
-        Where runs of other minutes are there, with which these cannot be compared.
+        Where runs of other minutes, or of other settings, are there, with which these cannot be
+        compared.
     """
     path = folder / "study.json"
-    before = read_json(path).get("minutes", minutes) if path.exists() else minutes
-    if before != minutes:
-        raise InputError(f"--minutes {minutes:g}: {folder} holds runs of {before:g}; move it away")
+    before = read_json(path) if path.exists() else {}
+    if before.get("minutes", minutes) != minutes:
+        raise InputError(
+            f"--minutes {minutes:g}: {folder} holds runs of {before['minutes']:g}; move it away"
+        )
+    for kind in ("materials", "variants"):
+        for name, settings in before.get(kind, {}).items():
+            if study[kind].get(name, settings) != settings:
+                raise InputError(
+                    f"{name}: {folder} holds runs of it with other settings; move it away"
+                )
+
     machine = environment(choose_device())
     # What is run stands beside it; the command line says no more.
     machine.pop("command", None)
@@ -255,7 +305,11 @@ def make_parser() -> Parser:
 def main() -> None:
     """Run what is not finished, or sum up."""
     arguments = make_parser().parse_args()
-    study = read_json(arguments.study)
+    study = read_study(arguments.study)
+    if not 0 < arguments.minutes <= MOST_MINUTES:
+        raise InputError(
+            f"--minutes {arguments.minutes:g}: must be above 0, and at most {MOST_MINUTES}"
+        )
     folder = Path("runs") / f"study_{study['name']}"
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.summary:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,6 +130,54 @@ def test_only_what_is_asked_for_is_run():
     assert {(place.seed, place.variant) for place in places} == {(1, "best")}
     with pytest.raises(InputError, match=r"--variants worst: not in study\.json"):
         plan(STUDY, asked(variants="worst"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "has no name"),
+        ({"name": "../x"}, "name: must be that of a folder"),
+        ({"variants": ["auto"]}, "has no variants"),
+        ({"variants": {"auto": {}}}, "auto: has no method"),
+        ({"materials": {"sand": 1}}, "sand: must have settings"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_refused(workplace, command, change, message):
+    study = {"name": "x", **STUDY, "variants": {"auto": {"method": AUTO}}}
+    Path("study.json").write_text(json.dumps(study | change))
+    code, _, err = command("benchmarks.materials", "study.json")
+    assert code == 2
+    assert err.startswith("error: study.json: ")
+    assert message in err
+    assert not list(workplace.glob("**/runs"))
+
+
+@pytest.mark.parametrize("option", ["--labels=a", "--seeds=1,,", "--minutes=0"])
+def test_wrong_options_of_a_study_leave_nothing(workplace, command, option):
+    study = {"name": "x", **STUDY, "variants": {"auto": {"method": AUTO}}}
+    Path("study.json").write_text(json.dumps(study))
+    code, _, err = command("benchmarks.materials", "study.json", option)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert not list(workplace.glob("runs/*/study.json"))
+
+
+def test_slices_of_another_seed_are_not_taken_for_those_of_the_study(tmp_path):
+    (tmp_path / "sand").mkdir()
+    (tmp_path / "sand" / "material.json").write_text('{"seed": 0}')
+    study = {"materials": {"sand": {}}, "data_seed": 1}
+    with pytest.raises(InputError, match="its slices were made with --seed 0"):
+        materials.write_missing_materials(study, tmp_path)
+    materials.write_missing_materials(study | {"data_seed": 0}, tmp_path)
+
+
+def test_rows_of_other_settings_do_not_mix_with_these(tmp_path):
+    study = {"materials": {"sand": {}}, "variants": {"auto": {"method": AUTO}}}
+    materials.write_record(tmp_path, study, 1.0)
+    materials.write_record(tmp_path, study | {"materials": {"foam": {}}}, 1.0)
+    other = {"materials": {"sand": {}}, "variants": {"auto": {"method": AUTO, "lr": 1.0}}}
+    with pytest.raises(InputError, match=r"auto: .* holds runs of it with other settings"):
+        materials.write_record(tmp_path, other, 1.0)
 
 
 @pytest.mark.parametrize("method", ["auto", "best", "mean_teacher"])

@@ -210,3 +210,26 @@ def test_where_the_time_of_a_run_of_auto_goes(
     # The settings are those that were chosen.
     chosen = json.loads((workplace / "runs" / "timed" / "config.json").read_text())
     assert timed["settings"]["steps_per_epoch"] == chosen["steps_per_epoch"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--minutes=1", "--method=best"], ["--profile=cpu", "--method=auto"]]
+)
+def test_minutes_and_profile_of_a_timed_run_are_of_different_methods(command, tmp_path, options):
+    code, _, err = command("benchmarks.full_run", "--output", tmp_path / "f.json", *options)
+    assert code == 2
+    assert err.startswith(f"error: {options[0].partition('=')[0]}: has ")
+
+
+def test_a_timed_run_that_is_refused_leaves_earlier_seconds(
+    workplace, data_folder, few_steps, unwatched, command
+):
+    (workplace / "f.json").write_text("earlier")
+    settings = {**TINY, "method": "auto", "data": data_folder, "run": "r", "patch_size": 64}
+    (workplace / "checkpoints" / "r").mkdir(parents=True)
+    (workplace / "checkpoints" / "r" / "best_supervised.safetensors").write_text("of another run")
+    options = as_options(settings)
+    code, _, err = command("benchmarks.full_run", "--output", "f.json", *options)
+    assert code == 2, err
+    assert "holds weights of another run" in err
+    assert (workplace / "f.json").read_text() == "earlier"
