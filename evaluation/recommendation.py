@@ -17,8 +17,8 @@ MODELS = {
     "pixel_classifier": "the pixel classifier",
 }
 
-# What is taken where no validation slice can tell, of those that there are.
-UNJUDGED = ("continued", "supervised", "ssl_teacher")
+# What is taken where no validation slice can tell, of those that there are. A run that was stopped may have few.
+UNJUDGED = ("continued", "supervised", "pixel_classifier", "ssl_teacher", "ssl_student")
 
 
 @dataclass(frozen=True)

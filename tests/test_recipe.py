@@ -26,6 +26,7 @@ from slices.fingerprint import Fingerprint, take_fingerprint
 from training import failures, preparation, recipe
 from training.preparation import find_recipe
 from training.recipe import Pace
+from viz.run_page import changes
 
 # Of a run of seconds on slices of 64 pixels.
 SMALL = {
@@ -128,11 +129,43 @@ def test_every_prediction_of_a_run_is_counted():
 
 def test_too_few_or_too_many_steps_are_said(monkeypatch):
     slow, reason = steps_of(1, Pace(60.0, 1.0), monkeypatch)
-    assert slow * 24 >= 0.9 * recipe.LEAST_STEPS
-    assert "it takes more than 1 minutes" in reason
+    assert slow * 24 >= recipe.LEAST_STEPS
+    phases = 24 + 8 * (1 + recipe.SEMI_COST)
+    assert int(re.search(r"it takes about (\d+) minutes", reason)[1]) >= slow * phases
     fast, reason = steps_of(60, Pace(0.001, 0.001), monkeypatch)
     assert fast * 24 <= 1.1 * recipe.MOST_STEPS
     assert "it takes less than 60 minutes" in reason
+
+
+def test_an_epoch_has_a_step_however_many_epochs_there_are(monkeypatch):
+    # 0 would stand for all training slices.
+    steps, reason = steps_of(0.2, Pace(0.1, 0.01), monkeypatch, sup_epochs=400)
+    assert steps == 1
+    assert reason.startswith("400 supervised")
+    assert "it takes about" in reason
+
+
+def test_that_everything_else_takes_longer_than_short_minutes_is_said(monkeypatch):
+    steps, reason = steps_of(1, Pace(0.03, 0.001), monkeypatch)
+    assert steps > 1
+    assert re.search(r"take half of the 1 minutes; .* it takes about 1\.\d;", reason), reason
+
+
+@pytest.mark.parametrize("longest", [4, 64, 96, 1000])
+@pytest.mark.parametrize("given", [{}, {"unshuffle": 1}, {"unshuffle": 3}, {"downsample": 8}])
+@pytest.mark.parametrize("dice", [0.98, 0.995])
+def test_the_chosen_window_is_one_that_the_network_can_take(longest, given, dice):
+    choice = recipe.choose_resolution(like(kept={"2": dice}), longest, given)
+    make_config(**{**choice.settings, **given, "method": AUTO})
+
+
+def test_how_many_unlabelled_slices_there_are_is_said_where_not_all_are_read():
+    data = Data(labelled(1), [], [], [])
+    data = dataclasses.replace(data, unlabelled=labelled(5)[1:])
+    most = {"max_unlabelled": 40}
+    assert "40 of 60 scans are read" in recipe.choose_consistency(data, most, 60).reason
+    for scans, found in ((most, 40), ({}, 60)):
+        assert "are read" not in recipe.choose_consistency(data, scans, found).reason
 
 
 def test_what_does_not_fit_into_memory_is_said_when_steps_are_timed(monkeypatch, few_steps):
@@ -164,6 +197,32 @@ def test_what_the_test_slices_are_like_is_not_looked_at():
     data = [Data(slices[:2], slices[2:3], [test], slices[:1]) for test in (slices[3], spoilt)]
     assert recipe.look_at(data[0]) == recipe.look_at(data[1])
     assert recipe.look_at(data[0]).slices == 3
+
+
+def test_the_reasons_of_a_run_are_read_only_as_they_are_written(tmp_path):
+    config = make_config(method=AUTO)
+    assert recipe.read_recipe(tmp_path, config).minutes is None
+    kept = {"minutes": 3, "choices": [], "fingerprint": {}}
+    wrong = [
+        {"minutes": "x"},
+        {"choices": [{"topic": 1, "settings": {}, "reason": ""}]},
+        {"choices": [{"topic": "steps", "settings": 3, "reason": ""}]},
+        {"choices": [{"topic": "steps"}]},
+    ]
+    for change in wrong:
+        (tmp_path / "recipe.json").write_text(json.dumps(kept | change))
+        with pytest.raises(InputError, match="is not what a run writes"):
+            recipe.read_recipe(tmp_path, config)
+    (tmp_path / "recipe.json").write_text(json.dumps(kept))
+    assert recipe.read_recipe(tmp_path, config).minutes == 3
+
+
+def test_what_was_chosen_need_not_be_possible_without_what_was_given(tmp_path):
+    choice = {"topic": "resolution", "settings": {"downsample": 2, "patch_size": 64}, "reason": ""}
+    record = {"minutes": 3, "choices": [choice], "fingerprint": {}}
+    (tmp_path / "recipe.json").write_text(json.dumps(record))
+    config = make_config(method=AUTO, downsample=1, patch_size=64)
+    assert changes(tmp_path, config) == {"downsample": (1, 2)}
 
 
 # --- a run ----------------------------------------------------------------------------------------------------
@@ -373,6 +432,8 @@ def test_without_validation_nothing_says_that_semi_supervision_helped():
     unknown = dict.fromkeys(("supervised", "continued", "ssl_student", "ssl_teacher"))
     assert recommend(unknown).name == "continued"
     assert recommend({"supervised": None}).name == "supervised"
+    # A run that was stopped early has only this one.
+    assert recommend({"pixel_classifier": None}).name == "pixel_classifier"
 
 
 def test_a_folder_of_checkpoints_stands_for_the_recommended_one(tmp_path):

@@ -16,7 +16,7 @@ from runtime.loaders import LoaderOptions, make_loader
 from runtime.messages import InputError, one_line
 from runtime.run_folder import RunFiles, differences, open_run
 from runtime.team import Team, join_team
-from slices.data_folder import Data, describe_data, load_data, used_files
+from slices.data_folder import Data, chosen_scans, describe_data, load_data, used_files
 from slices.fingerprint import component_diameters
 from slices.options import DataOptions, Reading
 from slices.splits import SplitOptions
@@ -146,7 +146,9 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
     path = named.run_folder / "config.json"
     if not path.exists():
         data = read_slices(named)
-        return configure(given, data, MINUTES if minutes is None else minutes, default_scans(given))
+        found = len(chosen_scans(Path(named.data), 0))
+        wanted = MINUTES if minutes is None else minutes
+        return configure(given, data, wanted, default_scans(given), found)
 
     stored = stored_config(path)
     if stored.method != AUTO:
@@ -156,7 +158,7 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
         )
     config = dataclasses.replace(stored, **{**given, "method": AUTO})
     recipe = read_recipe(named.run_folder, config)
-    if minutes not in (None, recipe.minutes):
+    if None not in (minutes, recipe.minutes) and minutes != recipe.minutes:
         raise InputError(
             f"{named.run_folder}: its steps were chosen for {recipe.minutes:g} minutes when it was "
             "begun; leave --minutes out, or choose another --run"

@@ -19,6 +19,7 @@ import numpy as np
 from config import AUTO, PRESETS, STRONG, Config, make_config
 from evaluation.annotate_next import without_label
 from mean_teacher import Training, build_models, make_optimizer, make_scheduler, train_step
+from model_unet import STRIDE
 from runtime.devices import choose_device, is_out_of_memory
 from runtime.files import read_json
 from runtime.messages import InputError
@@ -40,7 +41,6 @@ MINUTES = 10.0  # of a whole run, where nothing else is asked for
 BLOCK = 2  # px
 LEAST_KEPT = 0.99
 VIEW = 256  # pixels of the network's input, along a side
-STRIDE = 32  # of which a side is a multiple: blocks of 2 pixels, whose sides are halved four times
 
 STRENGTH = 0.3  # of perturbations, as a share of those of `best`
 
@@ -99,8 +99,8 @@ class Recipe:
     choices : list of Choice
     fingerprint : dict
         What the painted slices are like, as `slices.fingerprint.Fingerprint` has it.
-    minutes : float
-        For the whole run, as it was asked for.
+    minutes : float or None
+        For the whole run, as it was asked for; None where the file that says so is gone.
     data : Data or None
         The slices, where they were read for this; they need not be read again.
     """
@@ -108,7 +108,7 @@ class Recipe:
     config: Config
     choices: list[Choice]
     fingerprint: dict[str, Any]
-    minutes: float
+    minutes: float | None
     data: Data | None = None
 
     def describe(self) -> str:
@@ -136,14 +136,27 @@ def read_recipe(folder: Path, config: Config) -> Recipe:
     """
     path = folder / RECIPE_FILE
     if not path.exists():
-        return Recipe(config, [], {}, MINUTES)
+        return Recipe(config, [], {}, None)
 
     kept = read_json(path)
     try:
-        choices = [Choice(**choice) for choice in kept["choices"]]
-        return Recipe(config, choices, kept["fingerprint"], kept["minutes"])
-    except (KeyError, TypeError) as error:
+        choices = [checked_choice(choice) for choice in kept["choices"]]
+        minutes = kept["minutes"]
+        if minutes is not None:
+            minutes = float(minutes)
+        return Recipe(config, choices, kept["fingerprint"], minutes)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not what a run writes ({error}); remove it") from None
+
+
+def checked_choice(kept: dict) -> Choice:
+    """Return a choice as it was kept; `TypeError` where its parts are something else."""
+    choice = Choice(**kept)
+    if not isinstance(choice.topic, str) or not isinstance(choice.reason, str):
+        raise TypeError(f"{choice.topic}: topic and reason must be words")
+    if not isinstance(choice.settings, dict):
+        raise TypeError(f"{choice.topic}: its settings must have names")
+    return choice
 
 
 # --- from the data to the settings ----------------------------------------------------------------
@@ -154,6 +167,7 @@ def configure(
     data: Data,
     minutes: float = MINUTES,
     scans: dict[str, int] | None = None,
+    found: int = 0,
 ) -> Recipe:
     """Return a recipe for some slices: look at them, apply the rules, count the steps.
 
@@ -166,13 +180,15 @@ def configure(
         For the whole run, on the device that the settings name.
     scans : dict, optional
         `max_unlabelled` with which the slices were read, where nobody gave it.
+    found : int
+        How many unlabelled scans there are, read or not.
     """
     fingerprint = look_at(data)
     choices = [
         choose_resolution(fingerprint, longest_side(data), given),
         choose_orientations(fingerprint),
         choose_perturbations(),
-        choose_consistency(data, scans or {}),
+        choose_consistency(data, scans or {}, found),
     ]
     # Last: how long a step takes depends on all other settings.
     if not given.get("steps_per_epoch"):
@@ -232,8 +248,12 @@ def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, A
         reason = f"every pixel: {text}, less than {LEAST_KEPT}"
     else:
         reason = f"means of {downsample}×{downsample} px: {text}"
-    unit = STRIDE * downsample
-    patch_size = min(VIEW * downsample, unit * math.ceil(longest / unit))
+
+    # A window is a multiple of what one pixel of the deepest level stands for, and more than that.
+    unshuffle = given.get("unshuffle", PRESETS[AUTO]["unshuffle"])
+    unit = STRIDE * downsample * unshuffle
+    blocks = min(VIEW * downsample // unit, math.ceil(longest / unit))
+    patch_size = unit * max(2, blocks)
     return Choice("resolution", {"downsample": downsample, "patch_size": patch_size}, reason)
 
 
@@ -287,7 +307,7 @@ def weaker(perturbations: dict[str, float], share: float) -> dict[str, float]:
 WEAK = weaker(STRONG, STRENGTH)
 
 
-def choose_consistency(data: Data, scans: dict[str, int]) -> Choice:
+def choose_consistency(data: Data, scans: dict[str, int], found: int = 0) -> Choice:
     """Choose whether to learn from unlabelled slices: where there are some.
 
     Parameters
@@ -295,18 +315,18 @@ def choose_consistency(data: Data, scans: dict[str, int]) -> Choice:
     data : Data
     scans : dict
         `max_unlabelled`, where nobody gave it; else empty.
+    found : int
+        How many unlabelled scans there are, read or not.
     """
     unlabelled = len(without_label(data))
     if not unlabelled:
         settings = {**scans, "ssl_epochs": 0}
         return Choice("consistency", settings, "no: there are no unlabelled slices")
 
-    reason = f"yes: {unlabelled} slices are unlabelled"
-    if unlabelled == scans.get("max_unlabelled"):
-        reason = (
-            f"yes, with {unlabelled} unlabelled slices (on a CPU no more are read; "
-            "--max-unlabelled 0: all)"
-        )
+    reason = f"yes, with {unlabelled} unlabelled slices"
+    most = scans.get("max_unlabelled", found)
+    if found > most:
+        reason += f" (on a CPU, {most} of {found} scans are read; --max-unlabelled 0: all)"
     if data.can_choose:
         reason += "; validation slices tell in the end whether it paid"
     else:
@@ -341,18 +361,28 @@ def choose_steps(config: Config, data: Data, minutes: float) -> Choice:
     """
     pace = measure_pace(config, data)
     most = 60 * minutes
-    seconds = most - OTHER_SECONDS - pace.window * windows_of_run(config, data)
-    wanted = steps_that_fit(max(seconds, LEAST_SHARE * most), pace.step, config)
-    least, limit = LEAST_STEPS / config.sup_epochs, MOST_STEPS / config.sup_epochs
-    steps = round_to_two_digits(min(max(wanted, least), limit))
+    others = OTHER_SECONDS + pace.window * windows_of_run(config, data)
+    wanted = steps_that_fit(max(most - others, LEAST_SHARE * most), pace.step, config)
+    # An epoch has at least one step.
+    least = max(1, math.ceil(LEAST_STEPS / config.sup_epochs))
+    limit = max(least, MOST_STEPS // config.sup_epochs)
+    steps = min(max(round_to_two_digits(wanted), least), limit)
+    # What all of it will take: the inverse of `steps_that_fit`.
+    seconds = others + steps * seconds_of_steps(pace.step, config)
+    expected = f"{seconds / 60:.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
 
     reason = f"{steps * config.sup_epochs} supervised"
     if config.ssl_epochs:
         reason += f" and {steps * config.ssl_epochs} with unlabelled slices"
-    if wanted < least:
-        reason += f": fewer would teach nothing, so it takes more than {minutes:g} minutes"
-    elif wanted > limit:
+    if steps > wanted and steps == least:
+        reason += f": fewer would teach nothing, so it takes about {expected} minutes"
+    elif steps < wanted and steps == limit:
         reason += f": more would be learned by heart, so it takes less than {minutes:g} minutes"
+    elif most - others < LEAST_SHARE * most:
+        reason += (
+            f", which take half of the {minutes:g} minutes; with tables and page it takes about "
+            f"{expected}"
+        )
     else:
         reason += f" in about {minutes:g} minutes"
     reason += f"; one takes {pace.step:.2g} s"
@@ -361,9 +391,13 @@ def choose_steps(config: Config, data: Data, minutes: float) -> Choice:
 
 def steps_that_fit(seconds: float, step: float, config: Config) -> float:
     """Return how many steps an epoch may have for training to take so many seconds, if a step takes `step`."""
+    return seconds / seconds_of_steps(step, config)
+
+
+def seconds_of_steps(step: float, config: Config) -> float:
+    """Return how long training takes with one step in each epoch, if a supervised one takes `step` [s]."""
     # The control takes as many steps as the semi-supervised phase.
-    epochs = config.sup_epochs + config.ssl_epochs * (1 + SEMI_COST)
-    return seconds / step / epochs
+    return step * (config.sup_epochs + config.ssl_epochs * (1 + SEMI_COST))
 
 
 def round_to_two_digits(steps: float) -> int:

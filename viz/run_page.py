@@ -220,11 +220,13 @@ def changes(run: Path, config: Config) -> dict[str, tuple]:
 
     What `auto` chose for the slices belongs to its recipe.
     """
-    recipe = make_config(**{**chosen_settings(run), "method": config.method})
+    # Not as a `Config` of their own: what was chosen may not be possible without what was given beside it.
+    recipe = make_config(method=config.method)
+    chosen = chosen_settings(run)
     changed = {}
     for name in Config.__dataclass_fields__:
         value = getattr(config, name)
-        usual = getattr(recipe, name)
+        usual = chosen.get(name, getattr(recipe, name))
         if value != usual:
             changed[name] = (value, usual)
 
