@@ -128,6 +128,29 @@ def test_blocks_keep_coarse_shapes_better_than_fine_ones():
     assert with_empty.kept == fine.kept
 
 
+def specks(side: int = 1) -> np.ndarray:
+    """Specks of so many pixels along a side, none of which fills a block of 2×2 pixels."""
+    return (ROWS % 20 >= 20 - side) & (COLUMNS % 20 >= 20 - side) & (ROWS < 199) & (COLUMNS < 199)
+
+
+def test_fine_pores_do_not_hide_in_the_solid():
+    solid = take_fingerprint([painted(~specks())])
+    assert solid.kept["2"] < 0.5
+    # What lies outside the sample is neither.
+    whole = painted(disc(180))
+    padded = Slice(whole.path, whole.image, whole.mask, ~disc(180))
+    assert take_fingerprint([padded]).kept["8"] > 0.98
+
+
+def test_small_parts_do_not_hide_behind_a_large_one():
+    both = take_fingerprint([painted(disc(120) | specks())])
+    assert both.kept["2"] > 0.98
+    assert both.lost["1"] == 0
+    assert both.lost["2"] > 0.9
+    assert take_fingerprint([painted(disc(120))]).lost["2"] == 0
+    assert "% of the parts" in describe_fingerprint(both)
+
+
 def test_slices_without_foreground_have_a_fingerprint_too():
     fingerprint = take_fingerprint([painted(np.zeros((SIDE, SIDE), bool))])
     assert fingerprint.parts == 0

@@ -65,6 +65,13 @@ def test_thin_things_are_seen_pixel_by_pixel_and_large_ones_by_means():
         assert small.settings["patch_size"] == 128
 
 
+def test_small_parts_are_seen_pixel_by_pixel_where_large_ones_would_not_need_it():
+    for lost, downsample in ((0.1, 2), (0.9, 1)):
+        choice = recipe.choose_resolution(like(kept={"2": 0.998}, lost={"2": lost}), 1000, {})
+        assert choice.settings["downsample"] == downsample
+        assert ("nothing of 90 % of the parts" in choice.reason) == (downsample == 1)
+
+
 def test_views_are_turned_as_far_as_the_material_allows():
     everywhere = recipe.choose_orientations(like(coherence=0.02)).settings
     assert everywhere["quarter_turns"]

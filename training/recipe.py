@@ -40,6 +40,7 @@ MINUTES = 10.0  # of a whole run, where nothing else is asked for
 # but only where a mask that is made of such blocks has this Dice with the painted one.
 BLOCK = 2  # px
 LEAST_KEPT = 0.99
+MOST_LOST = 0.5  # and where it still shows something of half of the painted parts
 VIEW = 256  # pixels of the network's input, along a side
 
 STRENGTH = 0.3  # of perturbations, as a share of those of `best`
@@ -239,16 +240,20 @@ def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, A
     longest side has `longest` pixels.
     """
     kept = fingerprint.kept[str(BLOCK)]
-    downsample = BLOCK if kept >= LEAST_KEPT else 1
+    lost = fingerprint.lost.get(str(BLOCK), 0.0)
+    downsample = BLOCK if kept >= LEAST_KEPT and lost <= MOST_LOST else 1
     text = f"a mask of {BLOCK}×{BLOCK} px blocks keeps a Dice of {kept:.3f}"
+    if lost > MOST_LOST:
+        text += f", but shows nothing of {100 * lost:.0f} % of the parts"
     if given.get("downsample", downsample) != downsample:
         downsample = given["downsample"]
         reason = f"means of {downsample}×{downsample} px, as given; {text}"
-    elif downsample == 1:
-        reason = f"every pixel: {text}, less than {LEAST_KEPT}"
-    else:
+    elif downsample == BLOCK:
         reason = f"means of {downsample}×{downsample} px: {text}"
-
+    else:
+        reason = f"every pixel: {text}"
+        if kept < LEAST_KEPT:
+            reason += f" (less than {LEAST_KEPT})"
     # A window is a multiple of what one pixel of the deepest level stands for, and more than that.
     unshuffle = given.get("unshuffle", PRESETS[AUTO]["unshuffle"])
     unit = STRIDE * downsample * unshuffle
