@@ -366,6 +366,7 @@ def read_phases(folder: Path) -> dict:
         is_whole = (
             isinstance(details, dict)
             and isinstance(details.get("best"), dict)
+            and all(is_score(kept) for kept in details["best"].values())
             and isinstance(details.get("weights", {}), dict)
         )
         if not is_whole:
@@ -374,6 +375,14 @@ def read_phases(folder: Path) -> dict:
             )
 
     return phases
+
+
+def is_score(kept: object) -> bool:
+    """Return whether something is what a phase keeps of its weights: an epoch, and validation Dice or None."""
+    if not isinstance(kept, dict) or not isinstance(kept.get("epoch"), int):
+        return False
+    dice = kept.get("val_dice")
+    return dice is None or (isinstance(dice, int | float) and 0 <= dice <= 1)
 
 
 def differences(

@@ -311,3 +311,16 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert run_folder.restore_state(path, {"m": layer})["step"] == 2
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "kept", [3, {}, {"epoch": 1, "val_dice": "0.9"}, {"epoch": 1, "val_dice": 5}]
+)
+def test_scores_of_a_phase_that_no_run_writes_are_refused(tmp_path, kept):
+    phases = {"supervised": {"best": {"supervised": kept}}}
+    (tmp_path / "phases.json").write_text(json.dumps(phases))
+    with pytest.raises(InputError, match="supervised is not what a run writes"):
+        run_folder.read_phases(tmp_path)
+    phases["supervised"]["best"]["supervised"] = {"epoch": 1, "val_dice": None}
+    (tmp_path / "phases.json").write_text(json.dumps(phases))
+    assert run_folder.read_phases(tmp_path) == phases
