@@ -90,10 +90,31 @@ def recommended_checkpoint(folder: Path) -> tuple[Path, str]:
         path = folder / f"best_{name}.safetensors"
         if path.exists():
             _, details = load_checkpoint(path)
-            scores[name] = details.get("val_dice")
+            scores[name] = validation_dice(path, details)
     if not scores:
         raise InputError(
             f"{folder}: no such checkpoint, and no folder of a run's; give one of checkpoints/, or a file in it"
         )
     chosen = recommend(scores)
     return folder / f"best_{chosen.name}.safetensors", chosen.reason
+
+
+def validation_dice(path: Path, details: dict) -> float | None:
+    """Return the validation Dice that a checkpoint states, None where it states none.
+
+    Raises
+    ------
+    InputError
+        Where it is no Dice, or the checkpoint was renamed: then it would be taken for another model.
+    """
+    dice = details.get("val_dice")
+    if dice is not None and not (isinstance(dice, int | float) and 0 <= dice <= 1):
+        raise InputError(
+            f"{path}: its validation Dice, {dice}, is none; take it from a copy of the run"
+        )
+    name = details.get("name", path.stem.removeprefix("best_"))
+    if path.stem != f"best_{name}":
+        raise InputError(
+            f"{path}: holds best_{name}; give it its name back, or give one file instead of the folder"
+        )
+    return dice

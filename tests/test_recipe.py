@@ -455,6 +455,21 @@ def test_a_folder_of_checkpoints_stands_for_the_recommended_one(tmp_path):
         recommended_checkpoint(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        ({"val_dice": "0.9"}, "its validation Dice, 0.9, is none"),
+        ({"val_dice": 5.0}, "its validation Dice, 5.0, is none"),
+        ({"val_dice": 0.9, "name": "ssl_teacher"}, "holds best_ssl_teacher"),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_it_seems_is_not_recommended(tmp_path, details, message):
+    path = tmp_path / "best_supervised.safetensors"
+    save_checkpoint(path, train.UNet(2).state_dict(), details)
+    with pytest.raises(InputError, match=message):
+        recommended_checkpoint(tmp_path)
+
+
 def test_the_preset_alone_is_possible():
     assert make_config(method=AUTO).is_semi_supervised
     assert not make_config(method=AUTO, ssl_epochs=0).is_semi_supervised
