@@ -324,8 +324,8 @@ def make_parser() -> Parser:
     return parser
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise `InputError` where a file for a fingerprint is there already, or is none that JSON is kept in."""
+def check_output(path: Path) -> None:
+    """Raise `InputError` where a fingerprint cannot be written: to a file that exists, or that is no .json."""
     if path.suffix.lower() != ".json":
         raise InputError(f"--output {path}: must end in .json")
     if path.exists():
@@ -340,7 +340,7 @@ def main() -> int:
     if arguments.output is not None and arguments.command != "fingerprint":
         raise InputError("--output: has a meaning only for fingerprint")
     if arguments.output is not None:
-        refuse_existing(arguments.output)
+        check_output(arguments.output)
 
     reading = Reading(
         roi=parse_roi(arguments.roi),

@@ -51,13 +51,8 @@ from viz.study_figures import draw_materials  # noqa: E402
 
 PLACE = ["material", "labels", "seed", "variant"]
 COLUMNS = [*PLACE, "method", "stem", "dice"]
-KEYS = {
-    "name": str,
-    "labels": list,
-    "seeds": list,
-    "materials": dict,
-    "variants": dict,
-}  # of a study
+# What a study has to say, and in which form.
+KEYS = {"name": str, "labels": list, "seeds": list, "materials": dict, "variants": dict}
 BASELINES = (OTSU, FOREST)
 DATA_SEED = 1  # of the synthetic slices: the recipe was developed on those of seed 0
 FIGURE_DPI = 110
@@ -150,16 +145,19 @@ def read_study(path: Path) -> dict:
     study = read_json(path)
     for name, kind in KEYS.items():
         if not isinstance(study.get(name), kind) or not study[name]:
-            raise InputError(f"{path}: has no {name}, or not as materials.json has them")
+            raise InputError(f"{path}: has no {name}, or in another form than materials.json")
+
     if Path(study["name"]).name != study["name"]:
         raise InputError(f"{path}: name: must be that of a folder")
     for kind in ("materials", "variants"):
         for name, settings in study[kind].items():
             if not isinstance(settings, dict):
                 raise InputError(f"{path}: {name}: must have settings")
+
     for name, settings in study["variants"].items():
         if "method" not in settings:
             raise InputError(f"{path}: {name}: has no method")
+
     return study
 
 
@@ -186,7 +184,7 @@ def write_missing_materials(study: dict, data: Path) -> None:
 def check_data_seed(folder: Path, seed: int) -> None:
     """Raise `InputError` where synthetic slices were made with another seed; real ones have none."""
     path = folder / "material.json"
-    made_with = read_json(path)["seed"] if path.exists() else seed
+    made_with = read_json(path).get("seed", seed) if path.exists() else seed
     if made_with != seed:
         raise InputError(
             f"{folder}: its slices were made with --seed {made_with}, the study is on those of "
@@ -214,8 +212,7 @@ def write_record(folder: Path, study: dict, minutes: float) -> None:
     Raises
     ------
     InputError
-        Where runs of other minutes, or of other settings, are there, with which these cannot be
-        compared.
+        Where runs of other minutes are there, with which these cannot be compared.
     """
     path = folder / "study.json"
     before = read_json(path) if path.exists() else {}
@@ -223,17 +220,23 @@ def write_record(folder: Path, study: dict, minutes: float) -> None:
         raise InputError(
             f"--minutes {minutes:g}: {folder} holds runs of {before['minutes']:g}; move it away"
         )
+
+    machine = environment(choose_device())
+    # What is run stands beside it; the command line says no more.
+    machine.pop("command", None)
+    write_json(path, {**study, "minutes": minutes, "environment": machine})
+
+
+def check_same_settings(folder: Path, study: dict) -> None:
+    """Raise `InputError` where a folder holds runs of the same names with other settings."""
+    path = folder / "study.json"
+    before = read_json(path) if path.exists() else {}
     for kind in ("materials", "variants"):
         for name, settings in before.get(kind, {}).items():
             if study[kind].get(name, settings) != settings:
                 raise InputError(
                     f"{name}: {folder} holds runs of it with other settings; move it away"
                 )
-
-    machine = environment(choose_device())
-    # What is run stands beside it; the command line says no more.
-    machine.pop("command", None)
-    write_json(path, {**study, "minutes": minutes, "environment": machine})
 
 
 # --- summary --------------------------------------------------------------------------------------
@@ -312,6 +315,8 @@ def main() -> None:
         )
     folder = Path("runs") / f"study_{study['name']}"
     folder.mkdir(parents=True, exist_ok=True)
+    # Also where all is finished: what is there would be taken for what is asked.
+    check_same_settings(folder, study)
     if arguments.summary:
         write_summary(study, folder)
         return

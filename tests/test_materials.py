@@ -174,10 +174,10 @@ def test_slices_of_another_seed_are_not_taken_for_those_of_the_study(tmp_path):
 def test_rows_of_other_settings_do_not_mix_with_these(tmp_path):
     study = {"materials": {"sand": {}}, "variants": {"auto": {"method": AUTO}}}
     materials.write_record(tmp_path, study, 1.0)
-    materials.write_record(tmp_path, study | {"materials": {"foam": {}}}, 1.0)
+    materials.check_same_settings(tmp_path, study | {"materials": {"foam": {}}})
     other = {"materials": {"sand": {}}, "variants": {"auto": {"method": AUTO, "lr": 1.0}}}
     with pytest.raises(InputError, match=r"auto: .* holds runs of it with other settings"):
-        materials.write_record(tmp_path, other, 1.0)
+        materials.check_same_settings(tmp_path, other)
 
 
 @pytest.mark.parametrize("method", ["auto", "best", "mean_teacher"])

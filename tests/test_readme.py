@@ -175,7 +175,9 @@ def test_the_table_of_materials_is_that_of_the_committed_study():
         cells = [name]
         for table in (two, five):
             scores = table.mean() if name == "mean" else table.loc[name]
-            cells += [f"{scores[OTSU]:.3f}"] if table is two else []
+            if table is two:
+                # A threshold learns nothing from labels: it stands there once.
+                cells += [f"{scores[OTSU]:.3f}"]
             cells += [f"{scores[way]:.3f}" for way in (FOREST, "best", "auto: control")]
             cells += [f"**{scores['auto']:.3f}**"]
         row = f"| {' | '.join(cells)} |"

@@ -158,7 +158,8 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
         )
     config = dataclasses.replace(stored, **{**given, "method": AUTO})
     recipe = read_recipe(named.run_folder, config)
-    if None not in (minutes, recipe.minutes) and minutes != recipe.minutes:
+    can_compare = minutes is not None and recipe.minutes is not None
+    if can_compare and minutes != recipe.minutes:
         raise InputError(
             f"{named.run_folder}: its steps were chosen for {recipe.minutes:g} minutes when it was "
             "begun; leave --minutes out, or choose another --run"

@@ -40,7 +40,7 @@ MINUTES = 10.0  # of a whole run, where nothing else is asked for
 # but only where a mask that is made of such blocks has this Dice with the painted one.
 BLOCK = 2  # px
 LEAST_KEPT = 0.99
-MOST_LOST = 0.5  # and where it still shows something of half of the painted parts
+MOST_LOST = 0.5  # share of the painted parts of which such a mask may show nothing
 VIEW = 256  # pixels of the network's input, along a side
 
 STRENGTH = 0.3  # of perturbations, as a share of those of `best`
@@ -142,9 +142,7 @@ def read_recipe(folder: Path, config: Config) -> Recipe:
     kept = read_json(path)
     try:
         choices = [checked_choice(choice) for choice in kept["choices"]]
-        minutes = kept["minutes"]
-        if minutes is not None:
-            minutes = float(minutes)
+        minutes = None if kept["minutes"] is None else float(kept["minutes"])
         return Recipe(config, choices, kept["fingerprint"], minutes)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not what a run writes ({error}); remove it") from None
@@ -153,6 +151,7 @@ def read_recipe(folder: Path, config: Config) -> Recipe:
 def checked_choice(kept: dict) -> Choice:
     """Return a choice as it was kept; `TypeError` where its parts are something else."""
     choice = Choice(**kept)
+
     if not isinstance(choice.topic, str) or not isinstance(choice.reason, str):
         raise TypeError(f"{choice.topic}: topic and reason must be words")
     if not isinstance(choice.settings, dict):
@@ -254,6 +253,7 @@ def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, A
         reason = f"every pixel: {text}"
         if kept < LEAST_KEPT:
             reason += f" (less than {LEAST_KEPT})"
+
     # A window is a multiple of what one pixel of the deepest level stands for, and more than that.
     unshuffle = given.get("unshuffle", PRESETS[AUTO]["unshuffle"])
     unit = STRIDE * downsample * unshuffle
@@ -366,24 +366,26 @@ def choose_steps(config: Config, data: Data, minutes: float) -> Choice:
     """
     pace = measure_pace(config, data)
     most = 60 * minutes
-    others = OTHER_SECONDS + pace.window * windows_of_run(config, data)
-    wanted = steps_that_fit(max(most - others, LEAST_SHARE * most), pace.step, config)
-    # An epoch has at least one step.
+    besides = OTHER_SECONDS + pace.window * windows_of_run(config, data)
+    for_training = max(most - besides, LEAST_SHARE * most)
+    wanted = steps_that_fit(for_training, pace.step, config)
+
+    # An epoch has at least one step: 0 would stand for all training slices.
     least = max(1, math.ceil(LEAST_STEPS / config.sup_epochs))
     limit = max(least, MOST_STEPS // config.sup_epochs)
     steps = min(max(round_to_two_digits(wanted), least), limit)
-    # What all of it will take: the inverse of `steps_that_fit`.
-    seconds = others + steps * seconds_of_steps(pace.step, config)
+    seconds = besides + steps * seconds_of_steps(pace.step, config)
     expected = f"{seconds / 60:.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
 
     reason = f"{steps * config.sup_epochs} supervised"
     if config.ssl_epochs:
         reason += f" and {steps * config.ssl_epochs} with unlabelled slices"
-    if steps > wanted and steps == least:
-        reason += f": fewer would teach nothing, so it takes about {expected} minutes"
-    elif steps < wanted and steps == limit:
+    if wanted < least:
+        why = "fewer would teach nothing" if least > 1 else "each epoch has at least one"
+        reason += f": {why}, so it takes about {expected} minutes"
+    elif wanted > limit:
         reason += f": more would be learned by heart, so it takes less than {minutes:g} minutes"
-    elif most - others < LEAST_SHARE * most:
+    elif for_training > most - besides:
         reason += (
             f", which take half of the {minutes:g} minutes; with tables and page it takes about "
             f"{expected}"
