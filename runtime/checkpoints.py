@@ -11,14 +11,19 @@ from safetensors.torch import save
 from runtime.files import write_atomically
 from runtime.messages import InputError
 
+# What checksums are called in the header of a file.
+OF_WEIGHTS = "sha256"
+OF_DETAILS = "sha256_of_details"
+
 
 def save_checkpoint(path: Path, weights: dict[str, torch.Tensor], details: dict) -> None:
-    """Write a state dict as safetensors, with `details` (JSON-serialisable) and a checksum in the header, atomically.
+    """Write a state dict as safetensors, with `details` (JSON-serialisable) and checksums in the header, atomically.
 
     The same content gives the same bytes; two entries in the header would be in any order.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    header = json.dumps({**details, "sha256": checksum(tensors)})
+    checksums = {OF_WEIGHTS: checksum(tensors), OF_DETAILS: checksum_of_details(details)}
+    header = json.dumps({**details, **checksums})
     write_atomically(path, lambda p: p.write_bytes(save(tensors, metadata={"about": header})))
 
 
@@ -29,6 +34,11 @@ def checksum(weights: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def checksum_of_details(details: dict) -> str:
+    """Return the SHA-256 of settings and whatever else is known about weights, as JSON."""
+    return hashlib.sha256(json.dumps(details).encode()).hexdigest()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -61,11 +71,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             "file from checkpoints/"
         )
 
-    # Files of earlier versions have no checksum.
-    stated = details.pop("sha256", None)
-    if stated and stated != checksum(weights):
+    # Files of earlier versions have no checksums, or one of the weights alone.
+    of_weights = details.pop(OF_WEIGHTS, None)
+    of_details = details.pop(OF_DETAILS, None)
+    if of_weights and of_weights != checksum(weights):
         raise InputError(
             f"{path}: was damaged since it was written (wrong checksum); copy it again, or train again"
+        )
+    if of_details and of_details != checksum_of_details(details):
+        raise InputError(
+            f"{path}: its settings were changed since it was written (wrong checksum); copy it again, "
+            "or train again"
         )
 
     if not all(tensor.isfinite().all() for tensor in weights.values()):

@@ -353,6 +353,19 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         checkpoints.load_checkpoint(path)
 
 
+def test_settings_in_a_checkpoint_that_were_changed_are_refused(tmp_path):
+    """An editor that keeps the length leaves a file that safetensors reads without a word."""
+    path = tmp_path / "a.safetensors"
+    details = {"config": {"patch_size": 320, "percentiles": (0.5, 99.5)}, "window": {"low": 0.1}}
+    checkpoints.save_checkpoint(path, UNet(2).state_dict(), details)
+    assert checkpoints.load_checkpoint(path)[1]["window"] == {"low": 0.1}
+    content = path.read_bytes()
+    assert content.count(b": 320,") == 1
+    path.write_bytes(content.replace(b": 320,", b": 640,"))
+    with pytest.raises(InputError, match="its settings were changed since it was written"):
+        checkpoints.load_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     "content", [b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"[1]", b"", b'{"a": 1']
 )
