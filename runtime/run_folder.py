@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -253,7 +255,14 @@ def open_run(folder: Path, files: RunFiles, device: torch.device, resume: bool) 
     path = folder / "config.json"
     now = environment(device, files.settings.get("precision", "auto"))
     if not path.exists():
-        details = now | {"code": hashes(code_files()), "data": hashes(files.data)}
+        details = now | {
+            "code": hashes(code_files()),
+            "data": hashes(files.data),
+            "settings": {
+                "free": list(files.free),
+                "sha256": hash_of_settings(files.settings, files.free),
+            },
+        }
         write_json(folder / "environment.json", details)
         for name, content in files.beside.items():
             write_json(folder / name, content)
@@ -266,8 +275,37 @@ def open_run(folder: Path, files: RunFiles, device: torch.device, resume: bool) 
             f"{folder}: holds a run already; add --resume to go on with it, or choose another --run"
         )
 
+    refuse_edited_settings(folder)
     refuse_other_settings(folder, files)
     say_what_changed(folder, now)
+
+
+def hash_of_settings(settings: dict, free: Collection[str]) -> str:
+    """Return the SHA-256 of the settings of a run that must stay what they are, in whatever order."""
+    bound = {name: value for name, value in settings.items() if name not in free}
+    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def are_settings_edited(folder: Path) -> bool:
+    """Return whether `config.json` of a run holds other settings than those with which it was begun.
+
+    Free ones may differ. Of a run that kept no hash of its settings, nobody knows.
+    """
+    path = folder / "environment.json"
+    begun_with = read_environment(path).get("settings") if path.exists() else None
+    if begun_with is None:
+        return False
+    settings = read_json(folder / "config.json")
+    return begun_with.get("sha256") != hash_of_settings(settings, begun_with.get("free", []))
+
+
+def refuse_edited_settings(folder: Path) -> None:
+    """Raise `InputError` where `config.json` was edited: part of the run was made with what stood there before."""
+    if are_settings_edited(folder):
+        raise InputError(
+            f"{folder / 'config.json'}: was edited since the run was begun; put back what stood there, "
+            "or choose another --run"
+        )
 
 
 def refuse_other_settings(folder: Path, files: RunFiles) -> None:
@@ -329,11 +367,15 @@ def read_environment(path: Path) -> dict:
         Where parts of it are of another kind than a run writes.
     """
     content = read_json(path)
-    for name in ("packages", "code", "data"):
+    for name in ("packages", "code", "data", "settings"):
         if not isinstance(content.get(name, {}), dict):
             raise InputError(
                 f"{path}: {name} is no object {{…}}; damaged? take it from a copy of the run"
             )
+    if not isinstance(content.get("settings", {}).get("free", []), list):
+        raise InputError(
+            f"{path}: its free settings are no list; damaged? take it from a copy of the run"
+        )
 
     return content
 
@@ -392,7 +434,9 @@ def differences(
     weights: dict[str, Path],
     precision: str = "auto",
 ) -> list[str]:
-    """Return what is no longer as it was when a run was made, one line each: data, code, weights, versions.
+    """Return what is no longer as it was when a run was made, one line each.
+
+    That is settings, data, code, weights and versions.
 
     Parameters
     ----------
@@ -419,7 +463,9 @@ def differences(
 
     # Other weights are of unfinished phases.
     weights = {name: path for name, path in weights.items() if name in hashes_of_weights}
+    edited = [f"{folder / 'config.json'}: has changed"] if are_settings_edited(folder) else []
     return [
+        *edited,
         *compare_files(stored["data"], data),
         *compare_files(stored["code"], code_files()),
         *compare_files(hashes_of_weights, weights),

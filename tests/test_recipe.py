@@ -284,6 +284,11 @@ def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps,
         find_recipe(given)
     (workplace / "runs/own/recipe.json").unlink()
     assert find_recipe(given).config == first.config
+    settings = workplace / "runs/own/config.json"
+    for content in ({}, {**read_json(settings), "steps_per_epoch": 7}):
+        settings.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"config\.json: was edited since the run was begun"):
+            find_recipe(given)
 
 
 def test_what_is_given_stands_in_the_reasons(data_folder, workplace, few_steps):

@@ -45,6 +45,24 @@ def test_run_folder(tmp_path):
     assert json.loads((folder / "config.json").read_text())["lr"] == 1.0
 
 
+def test_settings_that_were_edited_are_noticed(tmp_path):
+    files = RunFiles({"lr": 1.0, "roi": None, "device": "cpu"}, free=("device",))
+    run_folder.open_run(tmp_path, files, CPU, resume=False)
+    path = tmp_path / "config.json"
+
+    # Spaces, another order and free settings change nothing.
+    path.write_text('{"device": "cuda", "roi":null, "lr":1.0}')
+    assert not run_folder.are_settings_edited(tmp_path)
+    run_folder.open_run(tmp_path, files, CPU, resume=True)
+
+    path.write_text('{"lr": 2.0, "roi": null, "device": "cpu"}')
+    assert run_folder.are_settings_edited(tmp_path)
+    with pytest.raises(InputError, match=r"config\.json: was edited since the run was begun"):
+        run_folder.open_run(tmp_path, files, CPU, resume=True)
+    (found,) = run_folder.differences(tmp_path, CPU, {}, {})
+    assert found == f"{path}: has changed"
+
+
 def test_another_machine_is_named_when_a_run_goes_on(tmp_path, capsys):
     run_folder.open_run(tmp_path, RunFiles({}), CPU, resume=False)
     details = json.loads((tmp_path / "environment.json").read_text())

@@ -144,6 +144,8 @@ def test_memory_that_runs_out_is_known_on_every_device(tiny, monkeypatch, error)
         ("environment.json", {"packages": 3}),
         ("environment.json", {"packages": ["a"]}),
         ("environment.json", {"data": 3, "code": {}}),
+        ("environment.json", {"settings": "a"}),
+        ("environment.json", {"settings": {"free": 3}}),
     ],
 )
 def test_a_damaged_run_folder_is_named(tiny, command, name, content):
@@ -181,7 +183,7 @@ def test_verify(tiny, data_folder, command):
     code, out, _ = command("train", "--verify", "runs/base")
     assert (code, out.splitlines()[-1]) == (
         0,
-        "runs/base: data, code, weights and versions are those of the run",
+        "runs/base: settings, data, code, weights and versions are those of the run",
     )
     (data_folder / "labeled" / "Original_masks" / "s_mask_01.tif").write_bytes(b"other")
     (data_folder / "unlabeled" / "scan_1.tif").unlink()

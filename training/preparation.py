@@ -14,7 +14,7 @@ from runtime.devices import choose_device
 from runtime.files import read_json, remove_leftovers, write_json, write_npz
 from runtime.loaders import LoaderOptions, make_loader
 from runtime.messages import InputError, one_line
-from runtime.run_folder import RunFiles, differences, open_run
+from runtime.run_folder import RunFiles, differences, open_run, refuse_edited_settings
 from runtime.team import Team, join_team
 from slices.data_folder import Data, chosen_scans, describe_data, load_data, used_files
 from slices.fingerprint import component_diameters
@@ -150,6 +150,7 @@ def find_recipe(given: dict[str, Any], minutes: float | None = None) -> Recipe:
         wanted = MINUTES if minutes is None else minutes
         return configure(given, data, wanted, default_scans(given), found)
 
+    refuse_edited_settings(named.run_folder)
     stored = stored_config(path)
     if stored.method != AUTO:
         raise InputError(
@@ -304,7 +305,7 @@ def verify(folder: Path) -> int:
     device = choose_device(config.device)
     lines = differences(folder, device, files_of(config), weights, config.precision)
     if not lines:
-        print(f"{folder}: data, code, weights and versions are those of the run")
+        print(f"{folder}: settings, data, code, weights and versions are those of the run")
         return 0
     for line in lines:
         print(one_line(line))
