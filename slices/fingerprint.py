@@ -24,6 +24,7 @@ FACTORS = (1, 2, 3, 4, 6, 8)  # px: sides of the blocks that a network may work 
 SAMPLED = 20_000  # pixels of each class and slice, for what tells them apart
 MOST_SAMPLED = 400_000  # of each class in all slices
 SPECK = 2.0  # px: smaller parts are specks of paint
+TILES = 4  # along each side of a slice: parts whose directions are compared
 NEIGHBOUR_BLUR = 2.0  # px: σ, so that noise does not hide that slices are alike
 
 
@@ -57,6 +58,8 @@ class Fingerprint:
     coherence, direction : float
         How much more outlines and texture run in one direction than across it, 0 to 1; and that
         direction, 0 along rows, counted towards columns [degrees].
+    coherence_by_chance : float
+        What coherence would be if the parts of a slice had unrelated directions.
     neighbours : float or None
         Correlation between slices that follow each other in the folder; None for a single one.
     kept : dict of str to float
@@ -84,6 +87,7 @@ class Fingerprint:
     neighbours: float | None
     kept: dict[str, float]
     lost: dict[str, float] = field(default_factory=dict)
+    coherence_by_chance: float = 0.0
 
 
 def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
@@ -101,7 +105,7 @@ def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
     gaps = np.concatenate([gaps_between_parts(s.mask, s.inside) for s in slices])
     sample = sum(np.count_nonzero(s.inside) for s in slices)
     outlines = sum(perimeter_crofton(s.mask, directions=4) for s in slices)
-    coherence, direction = preferred_direction(slices)
+    coherence, direction, by_chance = preferred_direction(slices)
     return Fingerprint(
         slices=len(slices),
         foreground=sum(int(s.mask.sum()) for s in slices) / sample,
@@ -119,6 +123,7 @@ def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
         neighbours=likeness_of_neighbours(slices),
         kept={str(factor): dice_of_means(slices, factor) for factor in FACTORS},
         lost={str(factor): lost_parts(slices, factor) for factor in FACTORS},
+        coherence_by_chance=by_chance,
     )
 
 
@@ -135,7 +140,11 @@ def fingerprint_rows(fingerprint: Fingerprint) -> list[tuple[str, str, str]]:
     f = fingerprint
     rows = [
         ("foreground", percent(f.foreground), "of the sample"),
-        ("parts", f"{f.parts:.0f}", "connected components in a slice"),
+        (
+            "parts",
+            f"{f.parts:.0f}",
+            f"in a slice: connected components of {px(SPECK)} across or more",
+        ),
         (
             "diameter",
             f"{px(f.smallest)} – {px(f.diameter)} – {px(f.largest)}",
@@ -145,7 +154,12 @@ def fingerprint_rows(fingerprint: Fingerprint) -> list[tuple[str, str, str]]:
         ("gap", px(f.gap), "between parts: lowest decile"),
         ("outline", f"{1000 * f.outline:.1f} px", "in 1000 px² of the sample"),
         ("contrast", number(f.contrast_to_noise), "of the mean grey values, in σ of the noise"),
-        ("direction", f"{f.coherence:.2f}", f"0: none, 1: all runs at {f.direction:.0f}° to rows"),
+        (
+            "direction",
+            f"{f.coherence:.2f}",
+            f"0: none, 1: all runs at {f.direction:.0f}° to rows, clockwise; by chance "
+            f"{f.coherence_by_chance:.2f}",
+        ),
         ("neighbours", number(f.neighbours), "correlation of slices that follow each other"),
     ]
     for kind, by_scale in f.separation.items():
@@ -372,13 +386,44 @@ def area_under_curve(values: np.ndarray, is_foreground: np.ndarray) -> float:
 # --- direction, and what lies before and behind ------------------------------------------------------
 
 
-def preferred_direction(slices: list[Slice]) -> tuple[float, float]:
-    """Return how much more things run in one direction than across it, 0 to 1, and which [degrees].
+def preferred_direction(slices: list[Slice]) -> tuple[float, float, float]:
+    """Return whether things run in one direction.
 
     From the structure tensor of the smoothed slices, summed over all pixels (Bigün & Granlund,
-    1987): 0 for material without a preferred direction.
+    1987).
+
+    Returns
+    -------
+    coherence : float
+        How much more they run in one direction than across it, 0 to 1: 0 for material without a
+        preferred direction.
+    direction : float
+        Which one it is, 0 along rows, counted towards columns [degrees].
+    by_chance : float
+        The coherence to be expected where every part of a slice has a direction of its own. Few
+        long grains never lie in all directions.
     """
-    total = np.zeros((2, 2))
+    tensors = structure_of_tiles(slices)
+    energy = tensors.trace(axis1=1, axis2=2).sum()
+    if energy == 0:
+        return 0.0, 0.0, 0.0
+
+    along, across = np.linalg.eigvalsh(tensors).T
+    total = tensors.sum(axis=0)
+    along_all, across_all = np.linalg.eigvalsh(total)
+    # Grey values change least along what runs there.
+    runs_along = np.linalg.eigh(total)[1][:, 0]
+    angle = np.degrees(np.arctan2(runs_along[0], runs_along[1])) % 180
+    coherence = (across_all - along_all) / energy
+    # Added up, arrows in unrelated directions have the root of their summed squares as length; a
+    # tensor is such an arrow, as long as its eigenvalues differ, at twice the angle.
+    by_chance = np.sqrt(np.sum((across - along) ** 2)) / energy
+    return float(coherence), float(angle), float(by_chance)
+
+
+def structure_of_tiles(slices: list[Slice]) -> np.ndarray:
+    """Return the structure tensor, summed over the pixels of each of `TILES`² parts of each slice: (N, 2, 2)."""
+    tensors = [np.zeros((0, 2, 2))]
     for s in slices:
         if min(s.image.shape) == 1:
             # A single row of pixels has no directions to choose from.
@@ -386,16 +431,11 @@ def preferred_direction(slices: list[Slice]) -> tuple[float, float]:
         smooth = ndimage.gaussian_filter(s.image.astype(np.float32), 1.5)
         rows_rows, rows_columns, columns_columns = structure_tensor(smooth, sigma=1, order="rc")
         inner = ndimage.binary_erosion(s.inside, iterations=5)
-        crossed = rows_columns[inner].sum()
-        total += [[rows_rows[inner].sum(), crossed], [crossed, columns_columns[inner].sum()]]
-
-    along, across = np.linalg.eigvalsh(total)
-    if along + across == 0:
-        return 0.0, 0.0
-    # Grey values change least along what runs there.
-    runs_along = np.linalg.eigh(total)[1][:, 0]
-    angle = np.degrees(np.arctan2(runs_along[0], runs_along[1])) % 180
-    return float((across - along) / (across + along)), float(angle)
+        tensor = np.array([[rows_rows, rows_columns], [rows_columns, columns_columns]]) * inner
+        for band in np.array_split(tensor, TILES, axis=2):
+            for tile in np.array_split(band, TILES, axis=3):
+                tensors.append(tile.sum(axis=(2, 3))[None])
+    return np.concatenate(tensors)
 
 
 def likeness_of_neighbours(slices: list[Slice]) -> float | None:

@@ -109,6 +109,21 @@ def test_discs_and_noise_have_no_direction():
     assert take_fingerprint([painted(disc(80))]).coherence < 0.1
 
 
+def test_few_long_grains_have_a_direction_by_chance_only():
+    """Four bars, of which three lie along rows, against a slice full of strips."""
+    bars = [(20, 40), (70, 130), (150, 60)]
+    grains = np.zeros((SIDE, SIDE), bool)
+    for row, column in bars:
+        grains[row : row + 8, column : column + 40] = True
+    grains[110:150, 150:158] = True
+    few = take_fingerprint([painted(grains, noise=2)])
+    assert few.coherence > 0.15
+    assert few.coherence < 2 * few.coherence_by_chance
+    full = take_fingerprint([painted(strips(8, 20), noise=2)])
+    # All 16 parts of the slice agree.
+    assert full.coherence == pytest.approx(4 * full.coherence_by_chance, rel=0.1)
+
+
 def test_neighbours_are_compared():
     first, twin, stranger = painted(disc(80)), painted(disc(80), seed=1), painted(disc(80, 40, 40))
     assert take_fingerprint([first]).neighbours is None
@@ -201,4 +216,4 @@ def test_the_command_overwrites_nothing(data_folder, tmp_path, command, name):
 
 
 def test_a_single_row_of_pixels_has_no_direction():
-    assert preferred_direction([painted(ROWS[:1] > 5)]) == (0.0, 0.0)
+    assert preferred_direction([painted(ROWS[:1] > 5)]) == (0.0, 0.0, 0.0)

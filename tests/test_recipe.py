@@ -83,6 +83,9 @@ def test_views_are_turned_as_far_as_the_material_allows():
     assert along_rows["flip_p"] == 0.5
     oblique = recipe.choose_orientations(like(coherence=0.5, direction=40.0)).settings
     assert oblique["flip_p"] == oblique["vertical_flip_p"] == 0
+    by_chance = recipe.choose_orientations(like(coherence=0.5, coherence_by_chance=0.3))
+    assert by_chance.settings == everywhere
+    assert "beyond chance (0.50; by chance 0.30)" in by_chance.reason
 
 
 def test_perturbations_can_be_weaker():

@@ -45,8 +45,9 @@ VIEW = 256  # pixels of the network's input, along a side
 
 STRENGTH = 0.3  # of perturbations, as a share of those of `best`
 
-# Above this, outlines and texture run in one direction as everybody sees.
+# From these on, outlines and texture run in one direction as everybody sees, and not by chance.
 DIRECTED = 0.15
+TIMES_CHANCE = 2.0
 NEAR_AXIS = 10.0  # degrees, by which a flip may turn that direction
 
 SEMI_COST = 2.3  # of a step with unlabelled slices, in steps without
@@ -265,15 +266,17 @@ def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, A
 def choose_orientations(fingerprint: Fingerprint) -> Choice:
     """Choose how views may be turned: all ways where nothing has a direction, else so that it is kept."""
     coherence, direction = fingerprint.coherence, fingerprint.direction
-    if coherence < DIRECTED:
+    by_chance = fingerprint.coherence_by_chance
+    if coherence < max(DIRECTED, TIMES_CHANCE * by_chance):
         settings: dict[str, Any] = {
             "quarter_turns": True,
             "vertical_flip_p": 0.5,
             "rotation": 45.0,
         }
-        return Choice(
-            "orientations", settings, f"all: no direction is preferred ({coherence:.2f} of 1)"
-        )
+        text = f"all: no direction is preferred ({coherence:.2f} of 1)"
+        if coherence >= DIRECTED:
+            text = f"all: no direction is preferred beyond chance ({coherence:.2f}; by chance {by_chance:.2f})"
+        return Choice("orientations", settings, text)
 
     # A flip turns a direction of 20° into one of 160°.
     from_axis = min(direction % 90, 90 - direction % 90)
