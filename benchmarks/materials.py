@@ -9,9 +9,10 @@ seed 0). The slices of a material are those of DIR/MATERIAL (data/materials); th
 written there where they are missing. `auto` gets so many minutes, the other variants the CPU profile. What each
 run recommends is compared, and the random forest is scored once for all variants, in the first of them.
 
-Rows, one per slice and method, go to `runs/study_NAME/rows.csv`, and what has its rows there is not run again: a
-stopped study goes on where it was. `--part 1/2` runs every second of what is left, with rows in a file of its own, so
-that two cores can share it; `--summary` gathers them, and writes `summary.csv` and the figure.
+Rows, one per slice and method, go to `runs/study_NAME/rows.csv`, with the time that their run took and the commit of
+the code that began it. What has its rows there is not run again: a stopped study goes on where it was. `--part 1/2`
+runs every second one of what is asked for, with rows in `rows_1of2.csv`, so that two cores can share it; `--summary`
+gathers all rows in `rows.csv`, and writes `summary.csv` and the figure.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 from runtime.files import read_json, write_csv, write_json  # noqa: E402
 from runtime.messages import InputError  # noqa: E402
-from runtime.run_folder import environment, release  # noqa: E402
+from runtime.run_folder import environment, read_phases, release  # noqa: E402
 from train import (  # noqa: E402
     continue_supervised,
     evaluate_run,
@@ -56,6 +57,7 @@ KEYS = {"name": str, "labels": list, "seeds": list, "materials": dict, "variants
 BASELINES = (OTSU, FOREST)
 DATA_SEED = 1  # of the synthetic slices: the recipe was developed on those of seed 0
 FIGURE_DPI = 110
+COMMIT_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,23 @@ def run_one(place: Place, study: dict, data: Path, minutes: float) -> pd.DataFra
     config, recipe = settings_of_run(settings, minutes)
     try:
         slices = prepare(config, resume=True, recipe=recipe)
+        training_begun = time.monotonic()
         train_supervised(config, slices)
         if config.is_semi_supervised:
             continue_supervised(config, slices)
             train_semi_supervised(config, slices)
+        trained = time.monotonic()
         evaluate_run(config, slices)
     finally:
         release(config.run_folder)
-    return rows_of(place, config, time.monotonic() - begun)
+
+    before_and_after = training_begun - begun + time.monotonic() - trained
+    return rows_of(place, config, before_and_after + seconds_of_training(config.run_folder))
+
+
+def seconds_of_training(run: Path) -> float:
+    """Return how long all phases of a run took, also those that were trained before it was stopped."""
+    return sum(phase["seconds"] for phase in read_phases(run).values())
 
 
 def settings_of_run(settings: dict, minutes: float) -> tuple[Config, Recipe | None]:
@@ -117,7 +128,8 @@ def rows_of(place: Place, config: Config, seconds: float) -> pd.DataFrame:
     rows = rows[["method", "stem", "dice", "precision", "recall"]]
     rows["recommended"] = rows["method"].map(lambda method: names.get(method) == chosen)
     rows["method"] = rows["method"].map(lambda method: role_of(method, names))
-    return rows.assign(**vars(place), seconds=round(seconds))
+    commit = read_json(config.run_folder / "environment.json")["git_commit"] or ""
+    return rows.assign(**vars(place), seconds=round(seconds), commit=commit[:COMMIT_DIGITS])
 
 
 def role_of(method: str, names: dict[str, str]) -> str:
@@ -129,15 +141,18 @@ def role_of(method: str, names: dict[str, str]) -> str:
 
 
 def plan(study: dict, arguments: argparse.Namespace) -> list[Place]:
-    """Return the runs that the command line asks for; all materials of a budget and seed before the next."""
+    """Return the runs that the command line asks for: all of a budget and seed before the next.
+
+    Of those, all materials of a variant stand together: parts of them take about as long.
+    """
     seeds = numbers(arguments.seeds) or study["seeds"]
     labels = numbers(arguments.labels) or study["labels"]
     variants = arguments.variants.split(",") if arguments.variants else list(study["variants"])
     for variant in variants:
         if variant not in study["variants"]:
             raise InputError(f"--variants {variant}: not in {arguments.study}")
-    places = itertools.product(seeds, labels, study["materials"], variants)
-    return [Place(material, count, seed, variant) for seed, count, material, variant in places]
+    places = itertools.product(seeds, labels, variants, study["materials"])
+    return [Place(material, count, seed, variant) for seed, count, variant, material in places]
 
 
 def read_study(path: Path) -> dict:
@@ -193,11 +208,15 @@ def check_data_seed(folder: Path, seed: int) -> None:
 
 
 def read_rows(files: list[Path]) -> pd.DataFrame:
-    """Return the rows of some files; an empty table where there are none."""
-    tables = [read_table(path, *COLUMNS, dtype={"stem": str}) for path in files if path.exists()]
+    """Return the rows of some files, each once; an empty table where there are none."""
+    # Names that look like numbers stay what they are.
+    kinds = {"stem": str, "commit": str}
+    tables = [read_table(path, *COLUMNS, dtype=kinds) for path in files if path.exists()]
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
-    return pd.concat(tables, ignore_index=True)
+    rows = pd.concat(tables, ignore_index=True)
+    # Rows of a part stand in its own file, and once they were gathered, in `rows.csv`, too.
+    return rows.drop_duplicates([*PLACE, "method", "stem"], ignore_index=True)
 
 
 def is_known(place: Place, rows: pd.DataFrame) -> bool:
@@ -207,28 +226,24 @@ def is_known(place: Place, rows: pd.DataFrame) -> bool:
 
 
 def write_record(folder: Path, study: dict, minutes: float) -> None:
-    """Write what is run, for how long, and on which machine.
-
-    Raises
-    ------
-    InputError
-        Where runs of other minutes are there, with which these cannot be compared.
-    """
-    path = folder / "study.json"
-    before = read_json(path) if path.exists() else {}
-    if before.get("minutes", minutes) != minutes:
-        raise InputError(
-            f"--minutes {minutes:g}: {folder} holds runs of {before['minutes']:g}; move it away"
-        )
-
+    """Write what is run, for how long, and on which machine."""
     machine = environment(choose_device())
-    # What is run stands beside it; the command line says no more.
-    machine.pop("command", None)
-    write_json(path, {**study, "minutes": minutes, "environment": machine})
+    # What is run stands beside it; the command line says no more. Rows say which code began their run.
+    for name in ("command", "git_commit", "git_dirty"):
+        machine.pop(name)
+    write_json(folder / "study.json", {**study, "minutes": minutes, "environment": machine})
 
 
-def check_same_settings(folder: Path, study: dict) -> None:
-    """Raise `InputError` where a folder holds runs of the same names with other settings."""
+def check_same_settings(folder: Path, study: dict, minutes: float | None = None) -> None:
+    """Raise `InputError` where a folder holds runs of the same names with other settings.
+
+    Parameters
+    ----------
+    folder : Path
+    study : dict
+    minutes : float, optional
+        Of a run of `auto`; None where nothing is run.
+    """
     path = folder / "study.json"
     before = read_json(path) if path.exists() else {}
     for kind in ("materials", "variants"):
@@ -237,6 +252,16 @@ def check_same_settings(folder: Path, study: dict) -> None:
                 raise InputError(
                     f"{name}: {folder} holds runs of it with other settings; move it away"
                 )
+
+    seed = study.get("data_seed", DATA_SEED)
+    if before.get("data_seed", seed) != seed:
+        raise InputError(
+            f"data_seed {seed}: {folder} holds runs on slices of {before['data_seed']}; move it away"
+        )
+    if minutes is not None and before.get("minutes", minutes) != minutes:
+        raise InputError(
+            f"--minutes {minutes:g}: {folder} holds runs of {before['minutes']:g}; move it away"
+        )
 
 
 # --- summary --------------------------------------------------------------------------------------
@@ -316,7 +341,7 @@ def main() -> None:
     folder = Path("runs") / f"study_{study['name']}"
     folder.mkdir(parents=True, exist_ok=True)
     # Also where all is finished: what is there would be taken for what is asked.
-    check_same_settings(folder, study)
+    check_same_settings(folder, study, None if arguments.summary else arguments.minutes)
     if arguments.summary:
         write_summary(study, folder)
         return
@@ -345,16 +370,12 @@ def in_order_of(study: dict, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_summary(study: dict, folder: Path) -> None:
-    """Gather the rows of all parts, and write the table of means."""
-    files = sorted(folder.glob("rows*.csv"))
-    rows = read_rows(files)
+    """Gather the rows of all parts, whose files stay: they may still grow. Write the table of means."""
+    rows = read_rows(sorted(folder.glob("rows*.csv")))
     if rows.empty:
         raise InputError(f"{folder}: no finished run yet")
     rows = in_order_of(study, rows)
     write_csv(folder / "rows.csv", rows, float_format="%.5g")
-    for path in files:
-        if path.name != "rows.csv":
-            path.unlink()
 
     variants = [name for name in study["variants"] if name in set(rows["variant"])]
     summary = summarise(rows, variants)

@@ -12,6 +12,7 @@ from benchmarks import materials
 from benchmarks.materials import Place, is_known, plan, role_of, summarise, wins
 from config import AUTO, FOREST, OTSU
 from conftest import STUDY_SETTINGS
+from runtime.files import read_json
 from runtime.messages import InputError
 from training.phases import CONTROL, method_names
 from viz.study_figures import draw_materials
@@ -112,8 +113,8 @@ def test_all_materials_of_a_budget_are_run_before_the_next():
     assert len(set(places)) == len(places) == 16
     assert [place.name for place in places[:5]] == [
         "materials_sand_auto_l2_s0",
-        "materials_sand_best_l2_s0",
         "materials_foam_auto_l2_s0",
+        "materials_sand_best_l2_s0",
         "materials_foam_best_l2_s0",
         "materials_sand_auto_l5_s0",
     ]
@@ -178,6 +179,9 @@ def test_rows_of_other_settings_do_not_mix_with_these(tmp_path):
     other = {"materials": {"sand": {}}, "variants": {"auto": {"method": AUTO, "lr": 1.0}}}
     with pytest.raises(InputError, match=r"auto: .* holds runs of it with other settings"):
         materials.check_same_settings(tmp_path, other)
+    materials.write_record(tmp_path, study | {"data_seed": 2}, 1.0)
+    with pytest.raises(InputError, match=r"data_seed 3: .* holds runs on slices of 2"):
+        materials.check_same_settings(tmp_path, study | {"data_seed": 3})
 
 
 @pytest.mark.parametrize("method", ["auto", "best", "mean_teacher"])
@@ -206,21 +210,32 @@ def test_a_study_is_run_once_and_summed_up(
     code, _, err = command("benchmarks.materials", *options, "--part", "2/2")
     assert code == 0, err
 
+    # Of a run that is gone on with, the phases count that were trained before.
+    place = Place(data_folder.name, labels=2, seed=0, variant="auto")
+    phases = read_json(workplace / "runs" / place.name / "phases.json")
+    phases["supervised"]["seconds"] = 5000
+    (workplace / "runs" / place.name / "phases.json").write_text(json.dumps(phases))
+    again = materials.run_one(place, study, data_folder.parent, 0.01)
+    assert (again["seconds"] > 5000).all()
+
     # What has rows is not run again, and runs of other minutes do not mix with these.
     monkeypatch.setattr(materials, "run_one", lambda *_: pytest.fail("was run again"))
     code, _, err = command("benchmarks.materials", *options)
     assert code == 0, err
-    longer = [*options[:-1], "0.02", "--seeds", "7"]
-    code, _, err = command("benchmarks.materials", *longer)
+    code, _, err = command("benchmarks.materials", *options[:-1], "0.02")
     assert code == 2
     assert "holds runs of 0.01" in err
 
-    code, out, err = command("benchmarks.materials", "study.json", "--summary")
-    assert code == 0, err
-    assert "minutes of a run: auto" in out
+    # Summed up twice, and with the files of the parts beside it, no row is there twice.
     folder = workplace / "runs" / "study_discs"
+    for _ in range(2):
+        code, out, err = command("benchmarks.materials", "study.json", "--summary")
+        assert code == 0, err
+        assert "minutes of a run: auto" in out
     rows = pd.read_csv(folder / "rows.csv")
-    assert [path.name for path in folder.glob("rows*.csv")] == ["rows.csv"]
+    parts = [pd.read_csv(folder / f"rows_{part}of2.csv") for part in (1, 2)]
+    assert len(rows) == sum(len(part) for part in parts)
+    assert not rows.duplicated(["variant", "method", "stem"]).any()
     assert (folder / "figures" / "materials.png").exists()
 
     # One model of each run is recommended, on all test slices; the forest stands in the first variant.
