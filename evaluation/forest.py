@@ -1,4 +1,4 @@
-"""The pixel classifier that users compare with: a random forest on features of several scales.
+"""The random forest on features of several scales, with which users compare every network.
 
 As ilastik (Berg et al., 2019, doi:10.1038/s41592-019-0582-9) and Trainable Weka Segmentation
 (Arganda-Carreras et al., 2017, doi:10.1093/bioinformatics/btx180) have it, but with random pixels
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.feature import multiscale_basic_features
 
+from evaluation.metrics import mean_overlap
 from slices.reading import Slice
-from utils import overlap_metrics
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
@@ -29,7 +29,7 @@ THRESHOLDS = np.arange(0.05, 0.96, 0.05)
 
 @dataclass(frozen=True, eq=False)
 class PixelForest:
-    """A trained pixel classifier.
+    """A trained random forest.
 
     Attributes
     ----------
@@ -61,8 +61,8 @@ def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
     train : list of Slice
         Not empty; pixels without sample are left out.
     val : list of Slice
-        The threshold is the one with the best mean Dice on these, where one of them has foreground;
-        else ½.
+        The threshold is the one with the best Dice on these, where one of them has foreground; else
+        ½.
     seed : int
         Of the pixels that are drawn, and of the forest.
     """
@@ -87,7 +87,7 @@ def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
 
 
 def choose_threshold(classifier: "RandomForestClassifier", val: list[Slice]) -> float:
-    """Return the threshold with the best mean Dice on labelled slices; ½ where none has foreground.
+    """Return the threshold with the best Dice on labelled slices, as networks are judged there; ½ without foreground.
 
     Of several that are as good, the one next to ½.
     """
@@ -97,12 +97,12 @@ def choose_threshold(classifier: "RandomForestClassifier", val: list[Slice]) -> 
     probabilities = [forest_probability(classifier, s) for s in val]
     best, best_dice = 0.5, -1.0
     for threshold in sorted(THRESHOLDS, key=lambda value: abs(value - 0.5)):
-        dice = []
+        masks = []
         for probability, s in zip(probabilities, val, strict=True):
-            mask = (probability >= threshold) & s.inside
-            dice.append(overlap_metrics(mask, s.mask)["dice"])
-        if np.mean(dice) > best_dice:
-            best, best_dice = float(threshold), float(np.mean(dice))
+            masks.append((probability >= threshold) & s.inside)
+        dice = mean_overlap(masks, [s.mask for s in val])["dice"]
+        if dice > best_dice:
+            best, best_dice = float(threshold), dice
 
     return best
 

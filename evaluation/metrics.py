@@ -19,6 +19,21 @@ METRICS = {
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 
 
+def mean_overlap(masks: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, float]:
+    """Return Dice and IoU: means over slices, or of all pixels together where a truth is empty.
+
+    The Dice of an empty slice is 0 or 1, by a single pixel.
+    """
+    if all(truth.any() for truth in truths):
+        scores = [overlap_metrics(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
+        return {name: float(np.mean([score[name] for score in scores])) for name in ("dice", "iou")}
+
+    all_masks = np.concatenate([mask.ravel() for mask in masks])
+    all_truths = np.concatenate([truth.ravel() for truth in truths])
+    pooled = overlap_metrics(all_masks, all_truths)
+    return {name: float(pooled[name]) for name in ("dice", "iou")}
+
+
 def surface_dice(
     prediction: np.ndarray, truth: np.ndarray, tolerance: float = SURFACE_TOLERANCE
 ) -> float:

@@ -13,14 +13,14 @@ import torch
 from config import FOREST, OTSU
 from evaluation.forest import fit_forest
 from evaluation.intervals import compare, summarise
-from evaluation.metrics import slice_table, threshold_scores
+from evaluation.metrics import mean_overlap, slice_table, threshold_scores
 from evaluation.otsu import fit_otsu, predict_otsu
 from evaluation.uncertainty import calibration_error, reliability
 from runtime.devices import resolve_precision
 from runtime.files import write_csv, write_json, write_npz
 from slices.data_folder import Data
 from slices.reading import Slice, center_patch
-from utils import SlidingWindow, overlap_metrics, predict_images, probability_of
+from utils import SlidingWindow, predict_images, probability_of
 
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
 
@@ -83,18 +83,6 @@ def center_part(s: Slice, side: int) -> Slice:
     """Return the centre patch of a slice, with its mask."""
     outside = None if s.outside is None else center_patch(s.outside, side)
     return Slice(s.path, center_patch(s.image, side), center_patch(s.mask, side), outside)
-
-
-def mean_overlap(masks: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, float]:
-    """Return Dice and IoU: means over slices, or of all pixels together where a truth is empty."""
-    if all(truth.any() for truth in truths):
-        scores = [overlap_metrics(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
-        return {name: float(np.mean([score[name] for score in scores])) for name in ("dice", "iou")}
-
-    all_masks = np.concatenate([mask.ravel() for mask in masks])
-    all_truths = np.concatenate([truth.ravel() for truth in truths])
-    pooled = overlap_metrics(all_masks, all_truths)
-    return {name: float(pooled[name]) for name in ("dice", "iou")}
 
 
 # --- at the end -----------------------------------------------------------------------------------

@@ -66,6 +66,23 @@ def test_the_threshold_is_chosen_on_validation_slices_only(data, forest):
     assert choose_threshold(forest.classifier, [empty]) == 0.5
 
 
+def test_one_pixel_in_an_empty_slice_does_not_choose_the_threshold(data, monkeypatch):
+    """What is likely to 0.6 is foreground; in a slice without any, one pixel seems likely."""
+    truth, likely = np.zeros((20, 20), np.uint8), np.zeros((20, 20))
+    truth[:10] = 1
+    likely[:10] = 0.6
+    likely[:4] = 0.97
+    doubtful = np.zeros((20, 20))
+    doubtful[3, 3] = 0.65
+    maps = iter([likely, doubtful])
+    monkeypatch.setattr("evaluation.forest.forest_probability", lambda *_: next(maps))
+    painted, empty = (
+        dataclasses.replace(data.val[0], image=np.zeros((20, 20), np.uint8), mask=mask)
+        for mask in (truth, np.zeros_like(truth))
+    )
+    assert choose_threshold(None, [painted, empty]) <= 0.6
+
+
 def test_a_forest_that_saw_one_class_knows_no_other(data):
     none = [dataclasses.replace(s, mask=np.zeros_like(s.mask)) for s in data.train]
     forest = fit_forest(none, [], seed=0)
