@@ -694,7 +694,7 @@ def make_parser() -> Parser:
     """Return the options of the command line."""
     parser = Parser(description="Write a synthetic nano-CT data set with known truth.")
     parser.add_argument(
-        "--output", type=Path, default=Path("data/demo"), help="new folder (%(default)s)"
+        "--output", type=Path, help="new folder (data/demo, or data/ and the name of the material)"
     )
     parser.add_argument(
         "--volume", type=Path, help="write one volume to this .tif instead, its truth beside it"
@@ -736,10 +736,11 @@ def main() -> None:
         command_material(arguments)
     else:
         scans = SCANS if arguments.scans is None else arguments.scans
-        write_demo(arguments.output, arguments.seed, scans)
+        folder = arguments.output or Path("data/demo")
+        write_demo(folder, arguments.seed, scans)
         print(
-            f"{arguments.output}: {LABELLED} labelled slices, {scans} scans; truth of the scans: "
-            f"{truth_folder_of(arguments.output)}"
+            f"{folder}: {LABELLED} labelled slices, {scans} scans; truth of the scans: "
+            f"{truth_folder_of(folder)}"
         )
 
 
@@ -785,9 +786,10 @@ def command_material(arguments: argparse.Namespace) -> None:
         )
 
     data_set = DataSet(arguments.material, arguments.seed, slices, side)
-    write_material(arguments.output, data_set)
+    folder = arguments.output or Path("data") / data_set.material
+    write_material(folder, data_set)
     kind = MATERIALS[data_set.material]
-    print(f"{arguments.output}: {slices} labelled slices of {side}²: {kind.text}")
+    print(f"{folder}: {slices} labelled slices of {side}²: {kind.text}")
 
 
 if __name__ == "__main__":

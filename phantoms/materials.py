@@ -225,8 +225,10 @@ class Agglomerates:
     def __init__(self, rng: np.random.Generator, size: tuple[int, int, int]):
         radii = np.clip(rng.lognormal(math.log(45), 0.4, 400), 20, 110)
         share = 0.09 * math.prod(side + 2 * radii.max() for side in size)
-        radii = radii[np.cumsum(4 / 3 * math.pi * radii**3) < share]
-        self.regions = make_balls(rng, size, radii, overlap=0.2)
+        fits = np.cumsum(4 / 3 * math.pi * radii**3) < share
+        # One at least, also in a small volume.
+        fits[0] = True
+        self.regions = make_balls(rng, size, radii[fits], overlap=0.2)
         self.outline = make_field(rng, 40)
         self.dense = make_field(rng, 9)
         self.single = make_field(rng, 9)

@@ -5,7 +5,7 @@ import pytest
 
 import demo_data
 from phantoms.data_set import DataSet, build_material, draw_slice
-from phantoms.materials import MATERIALS
+from phantoms.materials import MATERIALS, Agglomerates
 from phantoms.scanner import Scanner, scan
 from phantoms.shapes import Plane, Rods, make_balls, make_cells, make_field, make_rods, make_sheet
 from runtime.command_line import run_command_line
@@ -166,6 +166,22 @@ def test_a_folder_of_a_material_can_be_trained_on(tmp_path):
     assert (data.test[0].mask == truth).all()
     with pytest.raises(InputError, match="exists already"):
         demo_data.write_material(folder, DataSet("rods", slices=4, side=160))
+
+
+def test_a_small_volume_has_regions_too():
+    """Whatever the first radius is that is drawn: one region at least is placed."""
+    for seed in range(40):
+        material = Agglomerates(np.random.default_rng(seed), (1, 64, 64))
+        assert len(material.regions.radii) >= 1
+
+
+def test_the_command_writes_beside_the_demo(workplace, command):
+    options = ["--material", "rods", "--slices", "1", "--size", "64"]
+    code, out, err = command("demo_data", *options)
+    assert code == 0, err
+    assert "data/rods: 1 labelled slices of 64²" in out
+    assert (workplace / "data" / "rods" / "material.json").exists()
+    assert not (workplace / "data" / "demo").exists()
 
 
 @pytest.mark.slow
