@@ -43,11 +43,12 @@ class Fingerprint:
     diameter, smallest, largest : float or None
         Of components, as circles of their area: median, and the deciles at both ends [px].
     thickness : float or None
-        Four times the mean distance of foreground to its outline [px]: exactly the width of a
-        strip, and two thirds of the diameter of a disc. What the border cuts seems thicker than
-        that: its outline is not seen there.
+        Four times the mean distance of foreground to its outline [px]: the width of a strip (2 px
+        for one of 1 px), and two thirds of the diameter of a disc. What the border cuts seems
+        thicker than that: its outline is not seen there.
     gap : float or None
-        Background between two parts along rows and columns: the lowest decile [px].
+        Background along rows and columns between foreground, be it of one part or two: the lowest
+        decile [px].
     outline : float
         Length of outlines in an area [1/px].
     contrast_to_noise : float or None
@@ -58,8 +59,9 @@ class Fingerprint:
     coherence, direction : float
         How much more outlines and texture run in one direction than across it, 0 to 1; and that
         direction, 0 along rows, counted towards columns [degrees].
-    coherence_by_chance : float
-        What coherence would be if the parts of a slice had unrelated directions.
+    coherence_by_chance : float or None
+        What coherence would be if the parts of a slice had unrelated directions; None in records of
+        earlier versions.
     neighbours : float or None
         Correlation between slices that follow each other in the folder; None for a single one.
     kept : dict of str to float
@@ -67,8 +69,8 @@ class Fingerprint:
         can reach that works on such means. Of foreground or background, whichever is lower: fine
         pores hide in the Dice of a solid that fills the slice.
     lost : dict of str to float
-        Share of the parts of which nothing is left in such masks. Of a few large parts and many
-        small ones, Dice shows only what becomes of the large ones.
+        Share of the parts of which nothing is left in such masks, specks left out. Of a few large
+        parts and many small ones, Dice shows only what becomes of the large ones.
     """
 
     slices: int
@@ -87,7 +89,7 @@ class Fingerprint:
     neighbours: float | None
     kept: dict[str, float]
     lost: dict[str, float] = field(default_factory=dict)
-    coherence_by_chance: float = 0.0
+    coherence_by_chance: float | None = None
 
 
 def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
@@ -151,14 +153,14 @@ def fingerprint_rows(fingerprint: Fingerprint) -> list[tuple[str, str, str]]:
             "of components: lowest decile, median, highest decile",
         ),
         ("thickness", px(f.thickness), "of what is painted, on average"),
-        ("gap", px(f.gap), "between parts: lowest decile"),
+        ("gap", px(f.gap), "from foreground to foreground: lowest decile"),
         ("outline", f"{1000 * f.outline:.1f} px", "in 1000 px² of the sample"),
         ("contrast", number(f.contrast_to_noise), "of the mean grey values, in σ of the noise"),
         (
             "direction",
             f"{f.coherence:.2f}",
-            f"0: none, 1: all runs at {f.direction:.0f}° to rows, clockwise; by chance "
-            f"{f.coherence_by_chance:.2f}",
+            f"0: none, 1: all runs at {f.direction:.0f}° to rows, clockwise; by chance: "
+            f"{number(f.coherence_by_chance)}",
         ),
         ("neighbours", number(f.neighbours), "correlation of slices that follow each other"),
     ]
@@ -203,6 +205,11 @@ def quantile(values: np.ndarray, share: float) -> float | None:
 def component_diameters(mask: np.ndarray) -> np.ndarray:
     """Return the diameters of circles as large as the connected components of a mask [px]: (N,)."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    return diameters_of(labels)
+
+
+def diameters_of(labels: np.ndarray) -> np.ndarray:
+    """Return the diameters of circles as large as the numbered parts of a label image [px]: (N,)."""
     areas = np.bincount(labels.ravel())[1:]
     return np.sqrt(4 * areas / np.pi)
 
@@ -273,15 +280,16 @@ def dice_of_means(slices: list[Slice], factor: int) -> float:
 def lost_parts(slices: list[Slice], factor: int) -> float:
     """Return the share of connected components of which masks that are made of block means show nothing.
 
-    0 where nothing is painted.
+    0 where nothing is painted. Specks of paint do not count.
     """
     parts = lost = 0
     for s in slices:
         labels, count = ndimage.label(s.mask, np.ones((3, 3)))
+        is_part = diameters_of(labels) >= SPECK
         shown = labels[mask_of_means(s.mask > 0, factor)]
         pixels_shown = np.bincount(shown, minlength=count + 1)[1:]
-        parts += count
-        lost += int((pixels_shown == 0).sum())
+        parts += int(is_part.sum())
+        lost += int((is_part & (pixels_shown == 0)).sum())
 
     return lost / parts if parts else 0.0
 
@@ -403,7 +411,8 @@ def preferred_direction(slices: list[Slice]) -> tuple[float, float, float]:
         The coherence to be expected where every part of a slice has a direction of its own. Few
         long grains never lie in all directions.
     """
-    tensors = structure_of_tiles(slices)
+    # What lies in the same place of several slices may be the same thing.
+    tensors = structure_of_tiles(slices).sum(axis=0)
     energy = tensors.trace(axis1=1, axis2=2).sum()
     if energy == 0:
         return 0.0, 0.0, 0.0
@@ -422,9 +431,14 @@ def preferred_direction(slices: list[Slice]) -> tuple[float, float, float]:
 
 
 def structure_of_tiles(slices: list[Slice]) -> np.ndarray:
-    """Return the structure tensor, summed over the pixels of each of `TILES`² parts of each slice: (N, 2, 2)."""
-    tensors = [np.zeros((0, 2, 2))]
-    for s in slices:
+    """Return the structure tensor, summed over the pixels of each of `TILES`² parts of each slice.
+
+    Returns
+    -------
+    (N, TILES², 2, 2) ndarray
+    """
+    tensors = np.zeros((len(slices), TILES**2, 2, 2))
+    for s, of_slice in zip(slices, tensors, strict=True):
         if min(s.image.shape) == 1:
             # A single row of pixels has no directions to choose from.
             continue
@@ -432,10 +446,10 @@ def structure_of_tiles(slices: list[Slice]) -> np.ndarray:
         rows_rows, rows_columns, columns_columns = structure_tensor(smooth, sigma=1, order="rc")
         inner = ndimage.binary_erosion(s.inside, iterations=5)
         tensor = np.array([[rows_rows, rows_columns], [rows_columns, columns_columns]]) * inner
-        for band in np.array_split(tensor, TILES, axis=2):
-            for tile in np.array_split(band, TILES, axis=3):
-                tensors.append(tile.sum(axis=(2, 3))[None])
-    return np.concatenate(tensors)
+        bands = np.array_split(tensor, TILES, axis=2)
+        tiles = [tile for band in bands for tile in np.array_split(band, TILES, axis=3)]
+        of_slice[:] = [tile.sum(axis=(2, 3)) for tile in tiles]
+    return tensors
 
 
 def likeness_of_neighbours(slices: list[Slice]) -> float | None:

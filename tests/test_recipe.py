@@ -59,8 +59,9 @@ def test_thin_things_are_seen_pixel_by_pixel_and_large_ones_by_means():
         assert choice.settings == {"downsample": downsample, "patch_size": 256 * downsample}
         assert f"{dice:.3f}" in choice.reason
         given = recipe.choose_resolution(like(kept=kept), 1000, {"downsample": 4})
-        assert given.settings == {"downsample": 4, "patch_size": 1024}
-        assert "as given" in given.reason
+        assert given.settings == {"downsample": downsample, "patch_size": 1024}
+        mentioned = recipe.mention_given(given, {"downsample": 4})
+        assert mentioned.reason == f"{choice.reason}; but --downsample 4, as given"
         small = recipe.choose_resolution(like(kept=kept), 100, {})
         assert small.settings["patch_size"] == 128
 
@@ -117,6 +118,12 @@ def test_training_and_predictions_fit_into_the_minutes(monkeypatch, sup_epochs, 
     phases = sup_epochs + ssl_epochs * (1 + recipe.SEMI_COST)
     seconds = steps * phases * pace.step + recipe.windows_of_run(config, data) * pace.window
     assert 0.9 * 60 * minutes < seconds + recipe.OTHER_SECONDS < 1.1 * 60 * minutes
+    # Where a forest of ten million pixels is trained, too, less is left.
+    monkeypatch.setattr(
+        recipe, "FOREST_SECONDS", 50 * 10**6 / sum(s.image.size for s in slices[:3])
+    )
+    fewer, _ = steps_of(minutes, pace, monkeypatch, **settings, forest=True)
+    assert (steps - fewer) * phases * pace.step == pytest.approx(50, rel=0.5)
     assert f"{steps * sup_epochs} supervised" in reason
     assert ("with unlabelled" in reason) == bool(ssl_epochs)
     assert "in about 10 minutes; one takes 0.2 s" in reason
@@ -257,6 +264,9 @@ def test_a_run_chooses_says_why_and_keeps_it(workplace, data_folder, command, fe
     # Its first lines name what was given, not what was chosen for the slices.
     assert "batch_size 2 instead of 4" in page
     assert f"steps_per_epoch {stored.steps_per_epoch} instead" not in page
+    # Rows are explained where they are, and only there.
+    assert "Pixel classifier: the part of the network" in page
+    assert "Random forest:" not in page
     assert re.search(r"Recommended: best_\w+, the \w+", page)
     assert re.search(r"recommended: checkpoints/own/best_\w+\.safetensors, the ", out)
     # Done again, it asks for --resume, which keeps what was chosen.
@@ -292,6 +302,16 @@ def test_a_run_that_was_begun_keeps_its_steps(workplace, data_folder, few_steps,
         settings.write_text(json.dumps(content))
         with pytest.raises(InputError, match=r"config\.json: was edited since the run was begun"):
             find_recipe(given)
+
+
+def test_steps_that_are_given_are_not_chosen(data_folder, workplace, few_steps, monkeypatch):
+    """0 stands for one pass over the painted slices."""
+    monkeypatch.setattr(recipe, "measure_pace", lambda *_: pytest.fail("steps were timed"))
+    for steps in (0, 7):
+        given = {**SMALL, "data": str(data_folder), "run": "own", "steps_per_epoch": steps}
+        chosen = find_recipe(given, 0.01)
+        assert chosen.config.steps_per_epoch == steps
+        assert "steps" not in [choice.topic for choice in chosen.choices]
 
 
 def test_what_is_given_stands_in_the_reasons(data_folder, workplace, few_steps):
@@ -400,6 +420,9 @@ def test_without_validation_what_was_trained_is_recommended(data_folder, workpla
     kept = kept_weights(config.run_folder)
     assert kept["supervised"] == {"val_dice": None, "epoch": config.sup_epochs}
     assert kept["pixel_classifier"] == {"val_dice": None, "epoch": 0}
+    # Nothing says that the classifier should count more than in training.
+    weights, _ = load_checkpoint(config.checkpoint("supervised"))
+    assert weights["pixel_classifier.confidence"] == 0.25
     assert recommend_model(config.run_folder).name == "supervised"
 
 

@@ -271,8 +271,11 @@ def write_samples(config: Config, data: Data) -> None:
 
 
 def notes_on_blocks(config: Config, data: Data) -> list[str]:
-    """Return a line where most particles are too small for a network that works on block means."""
-    if config.downsample == 1:
+    """Return a line where most particles are too small for a network that works on block means.
+
+    With `auto` there is none: its recipe says what is left of the mask that is painted.
+    """
+    if config.downsample == 1 or config.method == AUTO:
         return []
     masks = [s.mask for s in data.train if s.mask is not None]
     diameters = np.concatenate([component_diameters(mask) for mask in masks])

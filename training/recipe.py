@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from config import AUTO, PRESETS, STRONG, Config, make_config
+from config import AUTO, PRESETS, STRONG, Config, as_typed, make_config
 from evaluation.annotate_next import without_label
+from evaluation.models import FOREST_PIXELS
 from mean_teacher import Training, build_models, make_optimizer, make_scheduler, train_step
 from model_unet import STRIDE
 from runtime.devices import choose_device, is_out_of_memory
@@ -55,8 +56,9 @@ LEAST_STEPS = 100  # of the first phase: with fewer, a network has not begun
 MOST_STEPS = 6000  # of the first phase: with more, few slices are learned by heart
 
 # Besides steps and predicted windows, on two cores: reading, rules, the fit of the pixel classifier,
-# the forest, figures, page.
-OTHER_SECONDS = 60.0
+# figures, page; and the random forest, by millions of labelled pixels (63.5 s for 13.0 in the demo).
+OTHER_SECONDS = 30.0
+FOREST_SECONDS = 5.0
 LEAST_SHARE = 0.5  # of the minutes, which training gets in any case
 VIEWS_OF_TTA = 8  # flips and quarter turns
 
@@ -192,7 +194,7 @@ def configure(
         choose_consistency(data, scans or {}, found),
     ]
     # Last: how long a step takes depends on all other settings.
-    if not given.get("steps_per_epoch"):
+    if "steps_per_epoch" not in given:
         choices.append(choose_steps(settings_of(choices, given), data, minutes))
     config = settings_of(choices, given)
     choices = [mention_given(choice, given) for choice in choices]
@@ -212,7 +214,7 @@ def mention_given(choice: Choice, given: dict[str, Any]) -> Choice:
     others = []
     for name, value in choice.settings.items():
         if name in given and given[name] != value:
-            others.append(f"--{name.replace('_', '-')} {given[name]}")
+            others.append(f"--{name.replace('_', '-')} {as_typed(given[name])}")
     if not others:
         return choice
     reason = f"{choice.reason}; but {', '.join(others)}, as given"
@@ -241,32 +243,30 @@ def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, A
     """
     kept = fingerprint.kept[str(BLOCK)]
     lost = fingerprint.lost.get(str(BLOCK), 0.0)
-    downsample = BLOCK if kept >= LEAST_KEPT and lost <= MOST_LOST else 1
     text = f"a mask of {BLOCK}×{BLOCK} px blocks keeps a Dice of {kept:.3f}"
+    if kept < LEAST_KEPT:
+        text += f" (less than {LEAST_KEPT})"
     if lost > MOST_LOST:
-        text += f", but shows nothing of {100 * lost:.0f} % of the parts"
-    if given.get("downsample", downsample) != downsample:
-        downsample = given["downsample"]
-        reason = f"means of {downsample}×{downsample} px, as given; {text}"
-    elif downsample == BLOCK:
-        reason = f"means of {downsample}×{downsample} px: {text}"
+        text += f", and shows nothing of {100 * lost:.0f} % of the parts"
+    if kept >= LEAST_KEPT and lost <= MOST_LOST:
+        chosen, reason = BLOCK, f"means of {BLOCK}×{BLOCK} px: {text}"
     else:
-        reason = f"every pixel: {text}"
-        if kept < LEAST_KEPT:
-            reason += f" (less than {LEAST_KEPT})"
+        chosen, reason = 1, f"every pixel: {text}"
 
-    # A window is a multiple of what one pixel of the deepest level stands for, and more than that.
+    # Its window, or that of the resolution that was given: a multiple of what one pixel of the
+    # deepest level stands for, and more than that.
     unshuffle = given.get("unshuffle", PRESETS[AUTO]["unshuffle"])
+    downsample = given.get("downsample", chosen)
     unit = STRIDE * downsample * unshuffle
     blocks = min(VIEW * downsample // unit, math.ceil(longest / unit))
     patch_size = unit * max(2, blocks)
-    return Choice("resolution", {"downsample": downsample, "patch_size": patch_size}, reason)
+    return Choice("resolution", {"downsample": chosen, "patch_size": patch_size}, reason)
 
 
 def choose_orientations(fingerprint: Fingerprint) -> Choice:
     """Choose how views may be turned: all ways where nothing has a direction, else so that it is kept."""
     coherence, direction = fingerprint.coherence, fingerprint.direction
-    by_chance = fingerprint.coherence_by_chance
+    by_chance = fingerprint.coherence_by_chance or 0.0
     if coherence < max(DIRECTED, TIMES_CHANCE * by_chance):
         settings: dict[str, Any] = {
             "quarter_turns": True,
@@ -369,7 +369,8 @@ def choose_steps(config: Config, data: Data, minutes: float) -> Choice:
     """
     pace = measure_pace(config, data)
     most = 60 * minutes
-    besides = OTHER_SECONDS + pace.window * windows_of_run(config, data)
+    besides = OTHER_SECONDS + seconds_of_forest(config, data)
+    besides += pace.window * windows_of_run(config, data)
     for_training = max(most - besides, LEAST_SHARE * most)
     wanted = steps_that_fit(for_training, pace.step, config)
 
@@ -397,6 +398,14 @@ def choose_steps(config: Config, data: Data, minutes: float) -> Choice:
         reason += f" in about {minutes:g} minutes"
     reason += f"; one takes {pace.step:.2g} s"
     return Choice("steps", {"steps_per_epoch": steps}, reason)
+
+
+def seconds_of_forest(config: Config, data: Data) -> float:
+    """Return about how long the random forest of the tables takes [s]; 0 where there will be none."""
+    pixels = sum(s.image.size for s in data.labelled)
+    if not config.forest or pixels > FOREST_PIXELS:
+        return 0.0
+    return FOREST_SECONDS * pixels / 10**6
 
 
 def steps_that_fit(seconds: float, step: float, config: Config) -> float:
