@@ -29,7 +29,7 @@ AUTO = "auto"
 OTSU = "Otsu"
 FOREST = "random forest"
 
-# And the part of a network that is one, too: fitted before the others are trained.
+# And the part of a network that classifies pixels alone: fitted before the others are trained.
 PIXEL_CLASSIFIER = "pixel classifier"
 
 
@@ -501,7 +501,10 @@ class Config:
         return Path("checkpoints") / self.run
 
     def checkpoint(self, name: str) -> Path:
-        """Return the file of the best weights of `supervised`, `continued`, `ssl_student` or `ssl_teacher`."""
+        """Return the file of the best weights of a method.
+
+        `pixel_classifier`, `supervised`, `continued`, `ssl_student` or `ssl_teacher`.
+        """
         return self.checkpoint_folder / f"best_{name}.safetensors"
 
     def subset(self, names: tuple[str, ...]) -> dict[str, Any]:

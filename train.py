@@ -79,13 +79,13 @@ def train_pixel_classifier(config: Config, data: Data) -> None:
     `best_pixel_classifier` is a whole network that answers what the classifier says: a method of
     its own. Phases that begin with random weights take their classifier from it.
     """
-    phase = pixel_classifier_phase()
-    if not config.pixel_classifier or keep_finished(config, phase):
+    if not config.pixel_classifier:
         return
 
+    phase = pixel_classifier_phase()
     device = choose_device(config.device)
     job = Job(config, data, phase, device, join_team(device))
-    if job.team.leads:
+    if job.team.leads and not keep_finished(config, phase):
         progress = open_progress(job, {})
         seed_everything(config.seed)
         models = {phase.name: fitted_network(config, data.train, device)}

@@ -29,6 +29,8 @@ OF_NETWORK = "demo_auto"
 def keep_tables(run: str) -> None:
     """Copy the tables of a run, and its figures that are tracked."""
     folder, kept = Path("runs") / run, Path("runs") / f"reference_{run}"
+    # What an earlier run had, and this one has not, would seem to be of this one.
+    shutil.rmtree(kept, ignore_errors=True)
     (kept / "figures").mkdir(parents=True, exist_ok=True)
     for path in [*folder.glob("*.csv"), *folder.glob("*.json")]:
         shutil.copy(path, kept)
@@ -41,7 +43,8 @@ def keep_network(run: str) -> Path:
     path, _ = recommended_checkpoint(Path("checkpoints") / run)
     weights, details = load_checkpoint(path)
     kept = Path("checkpoints") / f"reference_{run}" / path.name
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(kept.parent, ignore_errors=True)
+    kept.parent.mkdir(parents=True)
     save_checkpoint(kept, halve(weights), details)
     return kept
 

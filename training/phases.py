@@ -33,7 +33,7 @@ class Phase:
     label : str
         What tables and progress bars call what it trains.
     log : str
-        Its table in the run folder, a row per epoch.
+        Its table in the run folder, a row per epoch; none is written where there are no epochs.
     epochs : int
         0 where it is not divided into any.
     start : str or None
@@ -57,7 +57,7 @@ class Phase:
 
 def pixel_classifier_phase() -> Phase:
     """Return the phase that fits the pixel classifier of a network, before all others: `best_pixel_classifier`."""
-    return Phase("pixel_classifier", PIXEL_CLASSIFIER, "", 0)
+    return Phase("pixel_classifier", PIXEL_CLASSIFIER, "pixel_classifier_metrics.csv", 0)
 
 
 def supervised_phase(config: Config) -> Phase:

@@ -21,6 +21,7 @@ from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
 from runtime.messages import InputError
 from slices.fingerprint import Fingerprint, fingerprint_rows
+from training.phases import CONTROL
 from training.recipe import RECIPE_FILE
 from viz.run_files import StoredArrays, read_optional, read_table, results_table
 from viz.size_figures import draw_sizes
@@ -56,10 +57,16 @@ FIGURES = {
     },
 }
 RESULT_CAPTIONS = {
-    "full": "Otsu: a smoothed threshold. Random forest: a classifier of pixels by features of several "
-    "scales, as ilastik has it. Supervised continued: the control, trained for as many further "
-    "steps as student and teacher. Full images, stitched from windows.",
+    "full": "Full images, stitched from windows.",
     "patches": "Centre patches, from one window.",
+}
+
+# What rows of the results are, where their names do not say it.
+METHOD_CAPTIONS = {
+    OTSU: "a smoothed threshold",
+    FOREST: "single pixels by features of several scales, as ilastik has it",
+    PIXEL_CLASSIFIER: "the part of the network that is fitted within seconds, on its own",
+    CONTROL: "the control, trained for as many further steps as student and teacher",
 }
 
 # Methods without a network, in words, and where `summary.json` has what was chosen for them.
@@ -264,10 +271,22 @@ def result_tables(run: Path) -> list[Table]:
             continue
         heads = ["", *(METRICS.get(column, column) for column in table)]
         rows = [[name, *cells] for name, *cells in table.itertuples()]
-        text = f"{caption} Mean over test slices (95 % bootstrap interval)."
-        tables.append(Table(heads, rows, text))
+        methods = [row[0] for row in rows]
+        texts = [caption, "Mean over test slices (95 % bootstrap interval)."]
+        if kind == "full":
+            texts += explain_methods(methods)
+        tables.append(Table(heads, rows, " ".join(texts)))
 
     return tables
+
+
+def explain_methods(methods: list[str]) -> list[str]:
+    """Return a sentence for each of these methods whose name does not say what it is."""
+    sentences = []
+    for method, words in METHOD_CAPTIONS.items():
+        if method in methods:
+            sentences.append(f"{method[0].upper()}{method[1:]}: {words}.")
+    return sentences
 
 
 def size_tables(run: Path, pixel_size: float) -> dict[str, pd.DataFrame]:
