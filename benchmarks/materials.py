@@ -284,7 +284,9 @@ def summarise(rows: pd.DataFrame, variants: list[str]) -> pd.DataFrame:
     columns = {}
     for name, part in parts.items():
         columns[name] = part.groupby(["material", "labels"], sort=False)["dice"].mean()
-    return pd.DataFrame(columns).reset_index()
+    # Where a way was not tried, the others keep their order.
+    order = pd.MultiIndex.from_frame(rows[["material", "labels"]].drop_duplicates())
+    return pd.DataFrame(columns).reindex(order).reset_index()
 
 
 def wins(summary: pd.DataFrame, first: str) -> pd.DataFrame:

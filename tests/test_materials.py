@@ -52,6 +52,15 @@ def test_what_is_recommended_is_compared():
     assert counted.loc["best", ["better", "worse"]].tolist() == [0, 1]
 
 
+def test_what_was_not_tried_changes_no_order():
+    without_best = rows()[
+        lambda table: (table["variant"] == "auto") | (table["material"] == "foam")
+    ]
+    summary = summarise(without_best, ["auto", "best"])
+    assert summary["material"].tolist() == ["sand", "foam"]
+    assert summary["best"].isna().tolist() == [True, False]
+
+
 def test_materials_stand_in_the_order_of_the_study():
     study = {"materials": {"sand": {}, "foam": {}}}
     mixed = rows().sort_values("dice")
