@@ -59,7 +59,7 @@ def test_it_says_what_was_found_and_how(finished):
         f"Highest mean Dice of full test images: {best[0]}, {best[1]['dice']['mean']:.3f}" in text
     )
     assert (
-        "With 2 test slices no difference can be significant: it takes 6."
+        "With 2 test slices no difference between methods can be significant: it takes 6."
         in text.split("Results")[0]
     )
     assert "Mean Teacher (teacher): " in text.split("Results")[0]

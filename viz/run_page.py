@@ -21,7 +21,7 @@ from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
 from runtime.messages import InputError
 from slices.fingerprint import Fingerprint, fingerprint_rows
-from training.phases import CONTROL
+from training.phases import CONTROL, method_names
 from training.recipe import RECIPE_FILE
 from viz.run_files import StoredArrays, read_optional, read_table, results_table
 from viz.size_figures import draw_sizes
@@ -36,8 +36,9 @@ FIGURES = {
         "black bar is the mean.",
         "methods": "One test slice: errors of each method. Red pixels were marked wrongly, cyan ones "
         "were missed.",
-        "worst": "The test slices with the lowest Dice, and what went wrong there.",
-        "prediction": "One test slice: probability, mask, and errors of the last method.",
+        "worst": "The test slices on which the last method of the table has the lowest Dice, and what "
+        "went wrong there.",
+        "prediction": "One test slice: probability, mask, and errors of the last method of the table.",
         "calibration": "Left: observed against predicted share of foreground; ECE is the mean "
         "distance from the diagonal. Right: Dice when another threshold is taken.",
     },
@@ -57,7 +58,8 @@ FIGURES = {
     },
 }
 RESULT_CAPTIONS = {
-    "full": "Full images, stitched from windows.",
+    "full": "Full images, stitched from windows. Dice: twice the area that mask and truth share, by the "
+    "sum of both areas; 1 is perfect.",
     "patches": "Centre patches, from one window.",
 }
 
@@ -169,18 +171,22 @@ def describe_run(run: Path, config: Config) -> str:
 
 def describe_results(run: Path) -> list[str]:
     """Return the result in sentences: scores of full test images, and what is clear about the differences."""
-    lines = describe_recommendation(run)
     full = read_optional(run / "summary.json").get("full")
     if not full or not full["methods"]:
+        lines = describe_recommendation(run, {})
         return [*lines, "No test slice was scored, so nothing can be said about accuracy."]
 
     scores = {name: metrics["dice"]["mean"] for name, metrics in full["methods"].items()}
+    lines = describe_recommendation(run, scores)
     best = max(scores, key=scores.get)
     line = f"Highest mean Dice of full test images: {best}, {scores[best]:.3f}"
     for baseline, words in BASELINES.items():
         if baseline in scores and baseline != best:
             line += f"; {words} has {scores[baseline]:.3f}"
-    lines += [f"{line}.", *describe_baselines(run, scores)]
+    line += (
+        ". Test slices choose nothing: a score above that of the recommended model may be chance."
+    )
+    lines += [line, *describe_baselines(run, scores)]
 
     pairs = full["paired"]
     lines += [describe(pair) for pair in pairs if pair["method"] not in BEFORE_CONTROL]
@@ -188,19 +194,32 @@ def describe_results(run: Path) -> list[str]:
         slices = pairs[0]["slices"]
         plural = "s" if slices > 1 else ""
         lines.append(
-            f"With {slices} test slice{plural} no difference can be significant: it takes "
+            f"With {slices} test slice{plural} no difference between methods can be significant: it takes "
             f"{LEAST_SLICES}."
         )
 
     return lines
 
 
-def describe_recommendation(run: Path) -> list[str]:
-    """Say which model to use, and why; nothing where no phase was finished."""
+def describe_recommendation(run: Path, scores: dict[str, float]) -> list[str]:
+    """Say which model to use, and why, and how good it is; nothing where no phase was finished.
+
+    Parameters
+    ----------
+    run : Path
+    scores : dict of str to float
+        Mean Dice of full test images by method.
+    """
     if not kept_weights(run):
         return []
     chosen = recommend_model(run)
-    return [f"Recommended: best_{chosen.name}, {chosen.reason}."]
+    line = f"Recommended: best_{chosen.name}, {chosen.reason}"
+
+    settings = read_optional(run / "config.json")
+    for method, name in method_names(str(settings.get("method"))).items():
+        if name == chosen.name and method in scores:
+            line += f"; in the table {method}, Dice {scores[method]:.3f} on full test images"
+    return [f"{line}. It is what predict.py takes of this run."]
 
 
 def describe_baselines(run: Path, scores: dict[str, float]) -> list[str]:
@@ -217,7 +236,8 @@ def describe_baselines(run: Path, scores: dict[str, float]) -> list[str]:
             after = "" if seconds is None else f" after {seconds:.0f} s"
             lines.append(
                 f"{words[0].upper()}{words[1:]} is as good here as the networks{after}: its Dice is "
-                f"{scores[baseline]:.3f}, theirs at most {max(networks):.3f}."
+                f"{scores[baseline]:.3f}, theirs at most {max(networks):.3f}. It is scored for "
+                "comparison, and not kept: predict.py takes networks."
             )
     return lines
 
