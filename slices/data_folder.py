@@ -327,7 +327,7 @@ def size_of(array: np.ndarray) -> str:
 def sum_up_unlabelled(data: Data) -> str:
     """Return in words how many unlabelled slices there are, and whether they were cut."""
     if {s.path for s in data.unlabelled} <= {s.path for s in data.train}:
-        return "none unlabelled, the training slices serve as such"
+        return "none unlabelled (a method that needs some takes the training slices)"
 
     text = f"{len(data.unlabelled)} unlabelled"
     first = data.unlabelled[0]

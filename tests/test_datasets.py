@@ -180,7 +180,7 @@ def test_check_says_what_the_folder_was_taken_for(data_folder, command):
         "1 to test; 3 unlabelled, scan_0 cut to 64×64 of 80×80 px"
     )
     shutil.rmtree(data_folder / UNLABELLED)
-    assert said().endswith("; none unlabelled, the training slices serve as such")
+    assert said().endswith("; none unlabelled (a method that needs some takes the training slices)")
 
 
 def image(root, i=0):

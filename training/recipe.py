@@ -297,8 +297,8 @@ def choose_orientations(fingerprint: Fingerprint) -> Choice:
 def choose_perturbations() -> Choice:
     """Choose how far the grey values of views may be changed: little, whatever the material is."""
     reason = (
-        f"of grey values, {100 * STRENGTH:.0f} % of those of 'best' for every material: strong ones "
-        "hide fine texture"
+        f"noise, contrast, brightness of training crops vary by {100 * STRENGTH:.0f} % of what 'best' "
+        "does, for every material: more hides fine texture"
     )
     return Choice("perturbations", WEAK, reason)
 
@@ -331,7 +331,7 @@ def choose_consistency(data: Data, scans: dict[str, int], found: int = 0) -> Cho
         settings = {**scans, "ssl_epochs": 0}
         return Choice("consistency", settings, "no: there are no unlabelled slices")
 
-    reason = f"yes, with {unlabelled} unlabelled slices"
+    reason = f"yes: also learns from {unlabelled} unlabelled slices"
     most = scans.get("max_unlabelled", found)
     if found > most:
         reason += f" (on a CPU, {most} of {found} scans are read; --max-unlabelled 0: all)"
