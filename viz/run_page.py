@@ -100,6 +100,8 @@ class Table:
         A folded table opens with a click on these words.
     marked : set of int
         Rows that stand out.
+    is_prose : bool
+        Whether cells hold sentences, which are broken into lines; those of folded tables always are.
     """
 
     heads: list[str]
@@ -107,6 +109,7 @@ class Table:
     caption: str = ""
     folded: str = ""
     marked: set[int] = field(default_factory=set)
+    is_prose: bool = False
 
 
 def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
@@ -376,7 +379,7 @@ def recipe_tables(run: Path) -> list[Table]:
         raise not_of_a_run(path, error) from None
     numbers = [list(row) for row in fingerprint_rows(fingerprint)]
     return [
-        Table(["", "what, and why"], choices, caption),
+        Table(["", "what, and why"], choices, caption, is_prose=True),
         Table(["", "", ""], numbers, folded=f"What {fingerprint.slices} painted slices are like"),
     ]
 
