@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from evaluation.recommendation import recommended_checkpoint  # noqa: E402 - after the path
 from runtime.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
 
 FIGURES = {
     "demo": ("calibration", "curves", "paired", "slice"),
@@ -63,6 +64,9 @@ def halve(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def main() -> None:
     """Keep both runs, and name what was written."""
     Parser(description=__doc__.splitlines()[0]).parse_args()
+    missing = [run for run in FIGURES if not (Path("runs") / run / "summary.json").exists()]
+    if missing:
+        raise InputError(f"runs/{missing[0]}: no finished run; make notebook makes it")
     for run in FIGURES:
         keep_tables(run)
     print(keep_network(OF_NETWORK))

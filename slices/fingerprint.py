@@ -417,16 +417,16 @@ def preferred_direction(slices: list[Slice]) -> tuple[float, float, float]:
     if energy == 0:
         return 0.0, 0.0, 0.0
 
-    along, across = np.linalg.eigvalsh(tensors).T
-    total = tensors.sum(axis=0)
-    along_all, across_all = np.linalg.eigvalsh(total)
-    # Grey values change least along what runs there.
-    runs_along = np.linalg.eigh(total)[1][:, 0]
-    angle = np.degrees(np.arctan2(runs_along[0], runs_along[1])) % 180
-    coherence = (across_all - along_all) / energy
+    # Grey values change least along what runs there: that is the first of the eigenvectors.
+    (least, most), directions = np.linalg.eigh(tensors.sum(axis=0))
+    rows, columns = directions[:, 0]
+    angle = np.degrees(np.arctan2(rows, columns)) % 180
+    coherence = (most - least) / energy
+
     # Added up, arrows in unrelated directions have the root of their summed squares as length; a
     # tensor is such an arrow, as long as its eigenvalues differ, at twice the angle.
-    by_chance = np.sqrt(np.sum((across - along) ** 2)) / energy
+    least_of_tiles, most_of_tiles = np.linalg.eigvalsh(tensors).T
+    by_chance = np.sqrt(np.sum((most_of_tiles - least_of_tiles) ** 2)) / energy
     return float(coherence), float(angle), float(by_chance)
 
 

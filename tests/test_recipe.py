@@ -118,7 +118,7 @@ def test_training_and_predictions_fit_into_the_minutes(monkeypatch, sup_epochs, 
     phases = sup_epochs + ssl_epochs * (1 + recipe.SEMI_COST)
     seconds = steps * phases * pace.step + recipe.windows_of_run(config, data) * pace.window
     assert 0.9 * 60 * minutes < seconds + recipe.OTHER_SECONDS < 1.1 * 60 * minutes
-    # Where a forest of ten million pixels is trained, too, less is left.
+    # Where a forest takes 50 s of the minutes, so much less is left for training.
     monkeypatch.setattr(
         recipe, "FOREST_SECONDS", 50 * 10**6 / sum(s.image.size for s in slices[:3])
     )

@@ -15,8 +15,10 @@ from matplotlib.image import imread
 import report
 from config import Config
 from conftest import TINY, run, write_data
+from evaluation.recommendation import recommend_model
 from runtime.files import read_json
 from runtime.messages import InputError
+from training.phases import method_names
 from viz import run_page
 
 # Of every figure that a page may have, by its kind.
@@ -58,6 +60,11 @@ def test_it_says_what_was_found_and_how(finished):
     assert (
         f"Highest mean Dice of full test images: {best[0]}, {best[1]['dice']['mean']:.3f}" in text
     )
+    # How good the model is that shall be used, which need not be the best one of the table.
+    recommended = recommend_model(finished).name
+    (row,) = [row for row, name in method_names("mean_teacher").items() if name == recommended]
+    mean = summary["full"]["methods"][row]["dice"]["mean"]
+    assert f"in the table {row}, Dice {mean:.3f} on full test images" in text
     assert (
         "With 2 test slices no difference between methods can be significant: it takes 6."
         in text.split("Results")[0]
