@@ -253,6 +253,11 @@ class Config:
         one_of(*FOREGROUND),
     )
     trust_pairs: bool = option(False, "take masks whose outlines do not agree with their images")
+    rim: int = option(
+        0,
+        "training paint within so many pixels of another class counts as not painted, for rough outlines [px]",
+        between(0, 1000),
+    )
 
     # Views: patches, the geometry of all of them, the intensity of the strong ones
     patch_size: int = option(

@@ -125,12 +125,13 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict:
     """Return the object in a JSON file.
 
-    `InputError` when it is missing, not JSON, or not an object.
+    `InputError` when it is missing, not JSON, or not an object, and where a name stands twice in one
+    object: of these JSON would keep the last.
     """
     try:
-        content = json.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # Some editors put a mark in front.
+        # Some editors put a mark in front.
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=object_of)
     except (
         OSError,
         ValueError,
@@ -140,6 +141,16 @@ def read_json(path: Path) -> dict:
 
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected an object {{…}}")
+    return content
+
+
+def object_of(pairs: list[tuple[str, object]]) -> dict:
+    """Return the object that some names and values make; `ValueError` where a name stands twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} stands twice")
     return content
 
 

@@ -4,16 +4,25 @@ DATA/labeled/Original_images    painted slices
 DATA/labeled/Original_masks     their masks
 DATA/unlabeled                  all other slices
 DATA/splits/split.json          which slices train, choose the checkpoint, and test
+DATA/classes.json               where masks are label maps: what their values or colours mean
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from runtime.messages import InputError, quiet_bar
+from slices.class_notes import (
+    notes_on_absent_classes,
+    notes_on_colours,
+    refuse_single_class,
+    sum_up_paint,
+)
+from slices.classes import CLASSES_FILE, Classes, find_classes
 from slices.copies import is_same_picture
+from slices.label_maps import LabelMap, label_maps_of_files, paint_without_rim
 from slices.masks import masks_of_files
 from slices.options import IMAGES, MASKS, UNLABELLED, DataOptions, Reading
 from slices.padding import find_flat_border
@@ -47,8 +56,11 @@ from slices.windows import Grey, apply_window, find_window, grey_limits, read_gr
 class Data:
     """Preprocessed slices by role, and what was noticed while they were read.
 
-    `unlabelled` never holds a validation or test slice. Where a folder has no other slices, the
+    `unlabelled` never holds a validation or test slice. It also holds training slices that are
+    painted only in part, as if they were not painted at all. Where a folder has no other slices, the
     training images serve as such.
+
+    `classes` are those of label maps; None where masks are binary.
     """
 
     train: list[Slice]
@@ -56,6 +68,12 @@ class Data:
     test: list[Slice]
     unlabelled: list[Slice]
     notes: tuple[str, ...] = ()
+    classes: Classes | None = None
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are, with the background: 2 where masks are binary."""
+        return 2 if self.classes is None else len(self.classes)
 
     @property
     def labelled(self) -> list[Slice]:
@@ -99,12 +117,14 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
     """
     root = Path(root)
     reading = options.reading
+    classes = find_classes(root)
     pairing = pair_labelled(root)
-    labelled = load_labelled(pairing, reading)
-    masks = {s.path: s.mask for s in labelled.values()}
+    if classes is None:
+        labelled, notes = load_binary(pairing, reading)
+    else:
+        labelled, notes = load_label_maps(pairing, reading, classes)
 
-    notes = notes_on_pairs(pairing)
-    notes += refuse_strangers(list(labelled.values()), reading)
+    notes = notes_on_pairs(pairing) + notes
     scans = chosen_scans(root, options.max_unlabelled)
 
     # Who trains, chooses and tests.
@@ -112,19 +132,24 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
     parts = {part: [labelled[stem] for stem in split[part]] for part in PARTS}
     used = {stem for stems in split.values() for stem in stems}
     unused = [stem for stem in labelled if stem not in used]
-
-    notes += notes_on_equal_masks(masks)
-    notes += notes_on_outlines(masks)
     refuse_twins(parts)
-    train = keep_labels(parts["train"], options.labels)
-    refuse_one_class(train, root)
 
-    # Scans, and training slices that a smaller number of labels leaves over.
-    without_label = [s.without_mask() for s in parts["train"] if s not in train]
+    with_label = keep_labels(parts["train"], options.labels)
+    train = [slice_without_rim(s, reading.rim) for s in with_label]
+    if classes is None:
+        refuse_one_class(train, root)
+    else:
+        refuse_single_class(train, classes, root)
+        notes += notes_on_absent_classes({**parts, "train": train}, classes)
+
+    # What nobody has labelled: scans, training slices that a smaller number of labels leaves over,
+    # and what lies between the paint of the others.
+    without_label = [s.without_mask() for s in parts["train"] if s not in with_label]
+    partly_painted = [s.without_mask() for s in train if s.painted is not None]
     sizes = {s.image.shape for s in labelled.values()}
     held_out = [*parts["val"], *parts["test"]]
     read, blank = load_scans(scans, reading, sizes, held_out)
-    unlabelled = [*without_label, *read]
+    unlabelled = [*without_label, *partly_painted, *read]
     if not unlabelled:
         unlabelled = [s.without_mask() for s in train]
 
@@ -132,7 +157,83 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
     notes += notes_on_borders([*labelled.values(), *read])
     notes += notes_on_blank(blank, len(scans))
     notes += notes_on_empty_validation(parts["val"])
-    return Data(train, parts["val"], parts["test"], unlabelled, tuple(notes))
+    return Data(train, parts["val"], parts["test"], unlabelled, tuple(notes), classes)
+
+
+def load_binary(pairing: Pairing, reading: Reading) -> tuple[dict[str, Slice], list[str]]:
+    """Return the labelled slices with binary masks by stem, and what is noticed about these."""
+    labelled = load_labelled(pairing, reading)
+    masks = {s.path: s.mask for s in labelled.values()}
+    notes = refuse_strangers(list(labelled.values()), reading)
+    notes += notes_on_equal_masks(masks)
+    notes += notes_on_outlines(masks)
+    return labelled, notes
+
+
+def load_labelled(pairing: Pairing, reading: Reading) -> dict[str, Slice]:
+    """Return the labelled slices with binary masks by stem, windowed and binarised."""
+    images = list(pairing.mask_of)
+    files = list(pairing.mask_of.values())
+    masks = masks_of_files(files, reading.mask_foreground, images)
+
+    labelled: dict[str, Slice] = {}
+    for i, path in enumerate(images):
+        one = load_slice(path, reading)
+        mask = masks[i]
+        refuse_equal_stem(one, labelled)
+        refuse_paint_in_padding(one, mask, files[i], reading)
+        labelled[one.stem] = one.with_mask(mask)
+
+    return labelled
+
+
+def load_label_maps(
+    pairing: Pairing, reading: Reading, classes: Classes
+) -> tuple[dict[str, Slice], list[str]]:
+    """Return the labelled slices with label maps by stem, and what is noticed about these."""
+    labelled: dict[str, Slice] = {}
+    contents = {}
+    for path, file in pairing.mask_of.items():
+        one = load_slice(path, reading)
+        refuse_equal_stem(one, labelled)
+        label_map = read_map_of(file, one, classes)
+        refuse_paint_in_padding(one, label_map.classes, file, reading)
+        labelled[one.stem] = one.with_mask(label_map.classes, label_map.painted)
+        contents[file] = label_map
+
+    values = {file: m.classes + m.painted for file, m in contents.items()}
+    notes = refuse_strangers(list(labelled.values()), reading)
+    notes += notes_on_equal_masks(values)
+    notes += notes_on_colours(contents)
+    return labelled, notes
+
+
+def read_map_of(file: Path, one: Slice, classes: Classes) -> LabelMap:
+    """Return the label map of a slice; `InputError` where it is of another size, too."""
+    return label_maps_of_files([file], classes, [one.image.shape])[0]
+
+
+def refuse_equal_stem(one: Slice, labelled: dict[str, Slice]) -> None:
+    """Raise `InputError` where another labelled slice has the same stem."""
+    if one.stem in labelled:
+        twin = labelled[one.stem].path.name
+        raise InputError(f"{one.path}: has the stem of {twin}; keep one of them")
+
+
+def slice_without_rim(s: Slice, width: int) -> Slice:
+    """Return a slice whose paint within so many pixels of another class counts as not painted.
+
+    Raises
+    ------
+    InputError
+        When nothing is left of it.
+    """
+    if width == 0:
+        return s
+    painted = paint_without_rim(s.mask, s.counted, width)
+    if not painted.any():
+        raise InputError(f"--rim {width}: leaves no paint in {s.path}; choose a smaller one")
+    return replace(s, mask=s.mask * painted, painted=painted)
 
 
 def pair_labelled(root: Path) -> Pairing:
@@ -175,25 +276,6 @@ def chosen_scans(root: Path, max_unlabelled: int) -> list[Path]:
     """Return the unlabelled scans that are read: so many, or all for 0."""
     scans = list_files(root / UNLABELLED)
     return evenly_spaced(scans, max_unlabelled or len(scans))
-
-
-def load_labelled(pairing: Pairing, reading: Reading) -> dict[str, Slice]:
-    """Return the labelled slices by stem, windowed and binarised."""
-    images = list(pairing.mask_of)
-    files = list(pairing.mask_of.values())
-    masks = masks_of_files(files, reading.mask_foreground, images)
-
-    labelled: dict[str, Slice] = {}
-    for i, path in enumerate(images):
-        one = load_slice(path, reading)
-        mask = masks[i]
-        if one.stem in labelled:
-            twin = labelled[one.stem].path.name
-            raise InputError(f"{path}: has the stem of {twin}; keep one of them")
-        refuse_paint_in_padding(one, mask, files[i], reading)
-        labelled[one.stem] = one.with_mask(mask)
-
-    return labelled
 
 
 def load_slice(path: Path, reading: Reading) -> Slice:
@@ -273,6 +355,8 @@ def used_files(root: Path, split: str = "auto", max_unlabelled: int = 0) -> dict
         *list_files(root / MASKS, MASK_SUFFIXES),
         *chosen_scans(root, max_unlabelled),
     ]
+    if (root / CLASSES_FILE).exists():
+        files.append(root / CLASSES_FILE)
     if split not in ("random", "blocks"):
         stated = root / "splits" / "split.json" if split == "auto" else Path(split)
         if stated.is_file():
@@ -291,16 +375,19 @@ def used_files(root: Path, split: str = "auto", max_unlabelled: int = 0) -> dict
 
 
 def describe_data(data: Data) -> dict:
-    """Return stems by role, and a hash of every pixel that training and evaluation see."""
+    """Return stems by role, a hash of every pixel that training and evaluation see, and the classes."""
     pixels = hashlib.sha256()
     for slices in data.roles.values():
         for s in slices:
-            for array in (s.image, s.mask, s.outside):
+            for array in (s.image, s.mask, s.outside, s.painted):
                 if array is not None:
                     pixels.update(array.tobytes())
 
-    stems = {role: [s.stem for s in slices] for role, slices in data.roles.items()}
-    return {**stems, "sha256": pixels.hexdigest()}
+    described: dict = {role: [s.stem for s in slices] for role, slices in data.roles.items()}
+    described["sha256"] = pixels.hexdigest()
+    if data.classes is not None:
+        described["classes"] = data.classes.record()
+    return described
 
 
 def sum_up(data: Data) -> str:
@@ -310,12 +397,16 @@ def sum_up(data: Data) -> str:
     """
     labelled = data.labelled
     shapes = ", ".join(dict.fromkeys(size_of(s.image) for s in labelled))
-    shares = [100 * s.mask.mean() for s in labelled]
     plural = "s" if len(labelled) > 1 else ""
+    if data.classes is None:
+        shares = [100 * s.mask.mean() for s in labelled]
+        content = f"{min(shares):.0f}–{max(shares):.0f} % foreground"
+    else:
+        content = sum_up_paint(labelled, data.classes)
     return (
-        f"{len(labelled)} labelled slice{plural} of {shapes} px, {min(shares):.0f}–"
-        f"{max(shares):.0f} % foreground: {len(data.train)} to train on, {len(data.val)} to choose "
-        f"the checkpoint, {len(data.test)} to test; {sum_up_unlabelled(data)}{sum_up_padding(data)}"
+        f"{len(labelled)} labelled slice{plural} of {shapes} px, {content}: {len(data.train)} to train "
+        f"on, {len(data.val)} to choose the checkpoint, {len(data.test)} to test; "
+        f"{sum_up_unlabelled(data)}{sum_up_padding(data)}"
     )
 
 
@@ -326,11 +417,18 @@ def size_of(array: np.ndarray) -> str:
 
 def sum_up_unlabelled(data: Data) -> str:
     """Return in words how many unlabelled slices there are, and whether they were cut."""
-    if {s.path for s in data.unlabelled} <= {s.path for s in data.train}:
+    partly_painted = [s for s in data.train if s.painted is not None]
+    trained_on = {s.path for s in data.train}
+    others = [s for s in data.unlabelled if s.path not in trained_on]
+    if not others and partly_painted:
+        return "unlabelled is what lies between the paint"
+    if not others:
         return "none unlabelled (a method that needs some takes the training slices)"
 
-    text = f"{len(data.unlabelled)} unlabelled"
-    first = data.unlabelled[0]
+    text = f"{len(others)} unlabelled"
+    if partly_painted:
+        text += ", and what lies between the paint"
+    first = others[0]
     stored = read_array(first.path)
     if stored.shape != first.image.shape:
         text += f", {first.stem} cut to {size_of(first.image)} of {size_of(stored)} px"

@@ -9,11 +9,15 @@ import numpy as np
 
 from runtime.files import read_json
 from runtime.messages import InputError, quiet_bar
+from slices.class_notes import describe_paint, notes_on_colours, painted_classes
+from slices.classes import CLASSES_FILE, Classes, find_classes
 from slices.copies import fingerprint
-from slices.data_folder import load_scans, load_slice, no_slice_found
+from slices.data_folder import load_scans, load_slice, no_slice_found, read_map_of
+from slices.label_maps import suggest_classes
 from slices.masks import Masks, describe_rule, masks_of_files
 from slices.options import IMAGES, MASKS, UNLABELLED, Reading
-from slices.pairing import Pairing, pair_files
+from slices.pairing import pair_files
+from slices.pictures import read_picture
 from slices.plausibility import (
     notes_on_borders,
     notes_on_equal_masks,
@@ -64,7 +68,11 @@ def check_data(root: Path, reading: Reading = Reading()) -> Check:
     problems += equal_slices(labelled.values(), unlabelled)
 
     pairing = pair_files(images, mask_files)
-    check = check_masks(pairing, mask_files, labelled, reading)
+    image_of = {mask: image for image, mask in pairing.mask_of.items()}
+    readable = {
+        file: labelled[image_of[file]] for file in mask_files if image_of.get(file) in labelled
+    }
+    check = check_paint(root, readable, reading)
     problems += check.problems
     problems += check_split(root, images)
     problems += pairing.problems
@@ -166,17 +174,39 @@ def equal_slices(labelled: Iterable[Slice], unlabelled: list[CheckedScan]) -> li
 # --- masks ----------------------------------------------------------------------------------------
 
 
-def check_masks(
-    pairing: Pairing, mask_files: list[Path], labelled: dict[Path, Slice], reading: Reading
-) -> Check:
-    """Return the problems of the masks of slices that can be read, and what each was taken for."""
-    image_of = {mask: image for image, mask in pairing.mask_of.items()}
-    readable = [file for file in mask_files if image_of.get(file) in labelled]
-    masks = masks_of_files(readable, reading.mask_foreground, [image_of[file] for file in readable])
+def check_paint(root: Path, readable: dict[Path, Slice], reading: Reading) -> Check:
+    """Return the problems of the masks or label maps of slices that can be read.
+
+    Parameters
+    ----------
+    root : Path
+        The data folder.
+    readable : dict of Path to Slice
+        The slices by the files of their masks.
+    reading : Reading
+    """
+    try:
+        classes = find_classes(root)
+    except InputError as error:
+        return Check([str(error)], [])
+    if classes is not None:
+        return check_label_maps(root, readable, classes, reading)
+
+    check = check_masks(readable, reading)
+    if check.problems:
+        check.problems.extend(notes_on_missing_classes(root, list(readable)))
+    return check
+
+
+def check_masks(readable: dict[Path, Slice], reading: Reading) -> Check:
+    """Return the problems of the binary masks of slices that can be read, and what each was taken for."""
+    files = list(readable)
+    images = [one.path for one in readable.values()]
+    masks = masks_of_files(files, reading.mask_foreground, images)
 
     problems = []
     contents = {}
-    for i, file in enumerate(readable):
+    for i, file in enumerate(files):
         try:
             contents[file] = masks[i]
         except InputError as error:
@@ -184,7 +214,7 @@ def check_masks(
 
     painted = {}
     for file, mask in contents.items():
-        one = labelled[image_of[file]]
+        one = readable[file]
         try:
             refuse_paint_in_padding(one, mask, file, reading)
             painted[file] = one.with_mask(mask)
@@ -201,6 +231,63 @@ def check_masks(
         problems.append(str(error))
 
     return Check(problems, describe_masks(masks, inside_sample))
+
+
+def check_label_maps(
+    root: Path, readable: dict[Path, Slice], classes: Classes, reading: Reading
+) -> Check:
+    """Return the problems of the label maps of slices that can be read, and how much of each is painted."""
+    problems = []
+    painted = {}
+    values = {}
+    contents = {}
+    for file, one in readable.items():
+        try:
+            label_map = read_map_of(file, one, classes)
+            refuse_paint_in_padding(one, label_map.classes, file, reading)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        contents[file] = label_map
+        values[file] = label_map.classes + label_map.painted
+        painted[file] = one.with_mask(label_map.classes, label_map.painted)
+
+    problems += notes_on_equal_masks(values)
+    in_slices = painted_classes(list(painted.values()), classes)
+    for index, name in enumerate(classes.names):
+        if painted and index not in in_slices:
+            problems.append(
+                f"{root / CLASSES_FILE}: names {name} ({classes.keys()[index]}), of which no pixel is "
+                "painted; paint some, or take the name out"
+            )
+    try:
+        refuse_strangers(list(painted.values()), reading)
+    except InputError as error:
+        problems.append(str(error))
+
+    lines = [f"classes: {classes.describe()}; {classes.names[0]} is the background"]
+    lines += notes_on_colours(contents)
+    for file, one in painted.items():
+        lines.append(f"  {file.name}: {describe_paint(one, classes)}")
+    return Check(problems, lines)
+
+
+def notes_on_missing_classes(root: Path, files: list[Path]) -> list[str]:
+    """Return a line where masks look like label maps, and the data folder names no classes."""
+    pictures = []
+    for file in files:
+        try:
+            pictures.append(read_picture(file))
+        except InputError:
+            continue
+    line = suggest_classes(pictures)
+    if line is None:
+        return []
+    return [
+        f"{root / CLASSES_FILE}: missing; masks look like label maps, where 0 or black is not labelled "
+        f"and every other value or colour a class: if they are, write this file with {line} and names "
+        "of your own, the background first"
+    ]
 
 
 def problems_of_masks(masks: dict[Path, np.ndarray], reading: Reading) -> list[str]:

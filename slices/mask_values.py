@@ -312,7 +312,8 @@ def colours_error(tones: np.ndarray, greys: np.ndarray, info: MaskInfo) -> Input
     return InputError(
         f"{info.name}: has {count} colours ({names} …); save a mask as black and white. If it is one "
         f"colour on black with soft edges, set {info.option} bright; if black is background and "
-        f"every other colour foreground, {info.option} labels"
+        f"every other colour foreground, {info.option} labels; if colours are classes, name them in "
+        "classes.json of the data folder"
     )
 
 
@@ -550,7 +551,7 @@ def advise(values: np.ndarray, option: str) -> str:
     if may_be_labels:
         advice.append(
             f"if 0 is background and every other number foreground, set {option} labels; if 0 means "
-            "not painted, or numbers are classes, save one class as 0 and 255"
+            "not painted, and other numbers are classes, name them in classes.json of the data folder"
         )
 
     if has_many_values or not may_be_labels:

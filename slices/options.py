@@ -28,6 +28,8 @@ class Reading:
         Grey value outside the field of view, as in `slices.windows.mark_outside`.
     trust_pairs : bool
         Whether masks are taken even though their outlines do not agree with their images.
+    rim : int
+        Paint of training slices within so many pixels of another class counts as not painted.
     """
 
     roi: tuple[int, int, int, int] | None = ROI
@@ -35,6 +37,7 @@ class Reading:
     mask_foreground: str = "auto"
     outside: str | float = "auto"
     trust_pairs: bool = False
+    rim: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Decode image files: TIFF, PNG, BMP and npy, of one page, grey or coloured."""
 
+import io
 import logging
 import math
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
+from PIL.PngImagePlugin import PngImageFile
 
 from runtime.messages import InputError
 
@@ -27,6 +29,7 @@ NPY_START = b"\x93NUMPY"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # of the colour types that have more than one
+PNG_PALETTE = 3  # the colour type of numbers that stand for colours
 
 MOST_PIXELS = 2**30  # of a slice; OpenCV reads no more
 INFLATION = (
@@ -49,12 +52,15 @@ class Picture:
         The colours that values stand for.
     white_is_zero : bool
         Whether a grey file is to be shown with 0 as white (TIFF's photometric interpretation 0).
+    numbers : (H, W) uint8 ndarray, or None
+        The numbers of a palette, where `values` are the colours that these stand for (PNG).
     """
 
     values: np.ndarray
     alpha: np.ndarray | None = None
     palette: np.ndarray | None = None
     white_is_zero: bool = False
+    numbers: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -212,7 +218,23 @@ def read_png(path: Path) -> Picture:
     # What is missing would come out black.
     if PNG_END not in stored:
         raise ValueError("its end is missing")
-    return decode(stored, path, "PNG")
+    picture = decode(stored, path, "PNG")
+    if colour_type == PNG_PALETTE:
+        picture = replace(picture, numbers=numbers_of_palette(stored, picture.shape))
+    return picture
+
+
+def numbers_of_palette(stored: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """Return the numbers that a PNG with a palette holds, (H, W) uint8: OpenCV gives their colours alone."""
+    with PngImageFile(io.BytesIO(stored)) as image:
+        mode = image.mode
+        numbers = np.array(image)
+    if mode == "1":
+        # Of two colours.
+        numbers = numbers.astype(np.uint8)
+    if numbers.shape != shape:
+        raise ValueError(f"its numbers have shape {numbers.shape}, its colours {shape}")
+    return numbers
 
 
 def read_bmp(path: Path) -> Picture:

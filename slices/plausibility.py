@@ -90,15 +90,19 @@ def notes_on_pairs(pairing: Pairing) -> list[str]:
 def refuse_strangers(labelled: list[Slice], reading: Reading) -> list[str]:
     """Return notes on masks that do not agree with their images; none where all do.
 
+    Only slices that are painted everywhere are judged: the end of a stroke is no outline of
+    anything.
+
     Raises
     ------
     InputError
         Where some do not, unless the pairs are to be trusted; see `slices.pairing.agreement` for
         the test.
     """
-    judged = evenly_spaced(labelled, JUDGED)
-    agreement = judge_pairs((s.image, s.mask) for s in judged)
-    if agreement.mean is None and any(s.mask.any() for s in labelled):
+    whole = [s for s in labelled if s.painted is None]
+    judged = evenly_spaced(whole, JUDGED)
+    agreement = agreement_of_best_class(judged)
+    if agreement.mean is None and any(s.mask.any() for s in whole):
         return [
             f"{labelled[0].path}: masks have too short outlines to tell whether they belong to "
             "their images"
@@ -108,6 +112,23 @@ def refuse_strangers(labelled: list[Slice], reading: Reading) -> list[str]:
     if lines and not reading.trust_pairs:
         raise InputError(f"{lines[0]} if the masks are right, --trust-pairs true")
     return lines
+
+
+def agreement_of_best_class(judged: list[Slice]) -> Agreement:
+    """Return whether masks and images agree, by the outlines of the class that shows it best.
+
+    Not every class differs from what lies around it in grey value.
+    """
+    last = max((int(s.mask.max()) for s in judged), default=0)
+    if last <= 1:
+        return judge_pairs((s.image, s.mask) for s in judged)
+
+    best = Agreement(None)
+    for index in range(1, last + 1):
+        agreement = judge_pairs((s.image, (s.mask == index).astype(np.uint8)) for s in judged)
+        if best.mean is None or (agreement.mean is not None and agreement.mean > best.mean):
+            best = agreement
+    return best
 
 
 def describe_strangers(judged: list[Slice], agreement: Agreement) -> list[str]:

@@ -33,9 +33,13 @@ class Slice:
     path : Path
         Its file.
     image : (H, W) uint8 ndarray
-    mask : (H, W) uint8 ndarray of 0 and 1, or None
+    mask : (H, W) uint8 ndarray, or None
+        0 and 1, or of a label map the class of each pixel, by its place in `Data.classes`.
     outside : (H, W) bool ndarray, or None
         Where there is no sample; None where there is sample everywhere.
+    painted : (H, W) bool ndarray, or None
+        Where somebody has said what the mask is; None where all of the sample is painted. What is
+        not painted has the value 0 in the mask, and counts nowhere: see `counted`.
     limits : (low, high), or None
         The grey values of the file that became 0 and 255.
     flat_border : (value, share), or None
@@ -48,6 +52,7 @@ class Slice:
     outside: np.ndarray | None = None
     limits: tuple[float, float] | None = None
     flat_border: tuple[float, float] | None = None
+    painted: np.ndarray | None = None
 
     @property
     def inside(self) -> np.ndarray:
@@ -57,19 +62,35 @@ class Slice:
         return ~self.outside
 
     @property
+    def counted(self) -> np.ndarray:
+        """Where losses and scores count: sample that is painted, (H, W) bool."""
+        if self.painted is None:
+            return self.inside
+        return self.inside & self.painted
+
+    @property
     def stem(self) -> str:
         """Name without folder and suffix: what splits and tables call the slice."""
         return plain_text(self.path.stem)
 
-    def with_mask(self, mask: np.ndarray) -> "Slice":
-        """Return the slice with a mask, which is 0 where there is no sample."""
+    def with_mask(self, mask: np.ndarray, painted: np.ndarray | None = None) -> "Slice":
+        """Return the slice with a mask, which is 0 where there is no sample.
+
+        Parameters
+        ----------
+        mask : (H, W) uint8 ndarray
+        painted : (H, W) bool ndarray, optional
+            Where somebody has said what the mask is; everywhere if it is not given.
+        """
         if self.outside is not None:
             mask = mask * ~self.outside
-        return replace(self, mask=mask)
+        if painted is not None and painted[self.inside].all():
+            painted = None
+        return replace(self, mask=mask, painted=painted)
 
     def without_mask(self) -> "Slice":
         """Return the slice as if nobody had labelled it."""
-        return replace(self, mask=None)
+        return replace(self, mask=None, painted=None)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -264,10 +285,12 @@ def crop_picture(
     picture: Picture, roi: tuple[int, int, int, int] | None, name: str = "image"
 ) -> Picture:
     """Return what `crop_roi` leaves of a picture, with its colours."""
-    alpha = picture.alpha
-    if alpha is not None:
-        alpha = crop_roi(alpha, roi, name)
-    return replace(picture, values=crop_roi(picture.values, roi, name), alpha=alpha)
+    cropped = {"values": crop_roi(picture.values, roi, name)}
+    for part in ("alpha", "numbers"):
+        array = getattr(picture, part)
+        if array is not None:
+            cropped[part] = crop_roi(array, roi, name)
+    return replace(picture, **cropped)
 
 
 # --- parts of an array ----------------------------------------------------------------------------

@@ -104,6 +104,38 @@ def write_data(
     return root
 
 
+def class_slice(index: int, size: tuple[int, int] = (64, 64)) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values float32 and label map uint8 of a noisy slice: 1 matrix, 2 bright grains, 3 dark pores."""
+    rng = np.random.default_rng([8, index])
+    values = np.ones(size, np.uint8)
+    for value, row, column in ((2, 1, 1), (3, 1, 3), (3, 3, 1), (2, 3, 3)):
+        y = row * size[0] // 4 + int(rng.integers(-5, 6))
+        x = column * size[1] // 4 + int(rng.integers(-5, 6))
+        cv2.circle(values, (x, y), int(rng.integers(5, 9)), value, -1)
+    brightness = np.array([0, 0, 1.2, -1.2])[values]
+    image = SCALE * (4 + brightness + 0.3 * rng.standard_normal(size))
+    return image.astype(np.float32), values
+
+
+def write_label_maps(
+    root: Path, count: int = 8, share: float = 1.0, classes: dict | None = None
+) -> Path:
+    """A data folder of `class_slice` with three scans; a share of the pixels of label maps is painted."""
+    for folder in ("labeled/Original_images", "labeled/Original_masks", "unlabeled"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    names = classes or {"1": "matrix", "2": "grain", "3": "pore"}
+    (root / "classes.json").write_text(json.dumps(names))
+    for i in range(count):
+        image, values = class_slice(i)
+        values *= np.random.default_rng(i).random(values.shape) < share
+        tifffile.imwrite(root / "labeled/Original_images" / f"s_{i:02d}.tif", image)
+        tifffile.imwrite(root / "labeled/Original_masks" / f"s_{i:02d}.tif", values)
+    for i in range(3):
+        image, _ = class_slice(100 + i)
+        tifffile.imwrite(root / "unlabeled" / f"scan_{i}.tif", image)
+    return root
+
+
 @pytest.fixture
 def data_folder(tmp_path) -> Path:
     return write_data(tmp_path / "data" / "discs")

@@ -180,6 +180,7 @@ CHANGES = {  # another value for each field that makes results; all must make a 
     "roi": (0, 64, 0, 64),
     "percentiles": (5.0, 95.0),
     "mask_foreground": "bright",
+    "rim": 1,
     "patch_size": 48,
     "foreground_crop": 0.5,
     "flip_p": 0.0,

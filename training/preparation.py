@@ -47,6 +47,7 @@ def data_options(config: Config) -> DataOptions:
         mask_foreground=config.mask_foreground,
         outside=parse_outside(config.outside),
         trust_pairs=config.trust_pairs,
+        rim=config.rim,
     )
     return DataOptions(split, config.labels, config.max_unlabelled, reading)
 
@@ -249,14 +250,21 @@ def write_samples(config: Config, data: Data) -> None:
     if config.downsample > 1:
         arrays["patch_size"] = np.array(config.patch_size)
     for kind, slices in (("labelled", data.train), ("unlabelled", data.unlabelled)):
-        views = Views(slices, view_options(config))
+        views = Views(slices, view_options(config, class_count=data.class_count))
         seed = [config.seed, *b"figure", *kind.encode()]
         batch = next(make_loader(views, LoaderOptions(SAMPLE_VIEWS, seed)))
         for name, tensor in batch.items():
+            if name == "mask" and tensor.shape[1] > 1:
+                arrays[f"{kind}_{name}"] = labels_of_shares(tensor.numpy())
+                continue
             eight_bit = (tensor[:, 0] * 255).round().byte()
             arrays[f"{kind}_{name}"] = eight_bit.numpy()
 
     first = data.train[0]
+    if data.classes is not None:
+        arrays["colours"] = np.array(data.classes.shown_colours, np.uint8)
+    if first.painted is not None:
+        arrays["painted"] = first.counted
     write_npz(
         config.run_folder / "samples.npz",
         raw=read_grey(first.path, parse_outside(config.outside)).image,
@@ -265,6 +273,15 @@ def write_samples(config: Config, data: Data) -> None:
         percentiles=np.array(config.percentiles),
         **arrays,
     )
+
+
+def labels_of_shares(shares: np.ndarray) -> np.ndarray:
+    """Return which class most of a pixel is painted with: (B, K, H, W) shares → (B, H, W) uint8.
+
+    1 is the first class, and 0 where most of the pixel is not painted.
+    """
+    is_painted = shares.sum(axis=1) >= 0.5
+    return ((shares.argmax(axis=1) + 1) * is_painted).astype(np.uint8)
 
 
 # --- particles and the resolution of the network --------------------------------------------------
