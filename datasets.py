@@ -53,7 +53,10 @@ class ViewOptions:
     has_weak_view : bool
         Whether items hold the weak view; training on labelled crops needs none.
     foreground_crop : float
-        Share of crops of slices with a mask that contain foreground; the others may lie anywhere.
+        Share of crops of slices with a mask that contain foreground; the others may lie anywhere,
+        in slices that are painted in part anywhere on the paint.
+    class_count : int
+        Classes of the masks, with the background.
     """
 
     patch_size: int = 256
@@ -63,6 +66,7 @@ class ViewOptions:
     strong_views: int = 1
     has_weak_view: bool = True
     foreground_crop: float = 1.0
+    class_count: int = 2
 
     @property
     def side(self) -> int:
@@ -79,7 +83,9 @@ class ViewOptions:
         return math.ceil(self.side * reach / 2) + 1
 
 
-def view_options(config: Config, strong_views: int = 1, has_weak_view: bool = True) -> ViewOptions:
+def view_options(
+    config: Config, strong_views: int = 1, has_weak_view: bool = True, class_count: int = 2
+) -> ViewOptions:
     """Return how the views of a run are made."""
     return ViewOptions(
         patch_size=config.patch_size,
@@ -89,13 +95,16 @@ def view_options(config: Config, strong_views: int = 1, has_weak_view: bool = Tr
         strong_views=strong_views,
         has_weak_view=has_weak_view,
         foreground_crop=config.foreground_crop,
+        class_count=class_count,
     )
 
 
 class Views(Dataset):
     """Weak view, strong views and mask of a random crop of slice `index`: `views[index, seed]`.
 
-    Crops of labelled slices are foreground-aware. The window that is turned and zoomed is larger
+    Crops of labelled slices are foreground-aware: they lie around a random pixel of foreground, of
+    several classes around one of a random class that is painted in the slice, and of slices that are
+    painted in part that class may be the background. The window that is turned and zoomed is larger
     than the patch where the image is, so its corners come from the image; only beyond the image's
     own border are pixels mirrored.
 
@@ -108,15 +117,18 @@ class Views(Dataset):
 
     - `weak` (1, P, P), where asked for
     - `strong` (`strong_views`, P, P)
-    - `mask` (1, P, P), of labelled slices: 255 for foreground
-    - `inside` (1, P, P), where some of the slices do not show the sample everywhere: 255 for sample
+    - `mask` (1, P, P), of labelled slices: 255 for foreground; of slices with several classes or
+      partial paint (K, P, P): for each class the share of a pixel that is painted with it
+    - `inside` (1, P, P), where some of the slices do not show the sample everywhere: 255 for sample.
+      Where `mask` has K planes there is none: outside the sample nothing is painted
 
     Parameters
     ----------
     slices : list of Slice
     options : ViewOptions
-    guides : list of (H, W) bool ndarrays, or None
-        What counts as foreground where a crop is placed, for each slice; None: its mask.
+    guides : list of (H, W) ndarrays, or None
+        The class of each pixel of each slice, 0 for background, for placing its crops; None: its
+        mask.
     """
 
     def __init__(
@@ -133,30 +145,47 @@ class Views(Dataset):
         )
 
         self.images = [reduce_slice(s.image, options.downsample) for s in slices]
-        self.masks = [reduce_mask(s.mask, options.downsample) for s in slices]
+        self.masks = mask_planes(slices, options.downsample, options.class_count)
         self.inside = reduce_inside(slices, options.downsample)
-        self.sample = [flat_indices(inside) for inside in self.inside]
+        if any(mask is not None and is_of_shares(mask) for mask in self.masks):
+            self.inside = [None] * len(slices)
+        self.sample = [self._find_sample(i) for i in range(len(slices))]
         self.targets = self._find_targets(guides)
         # Guides are there because all crops shall contain foreground.
         self.foreground_share = options.foreground_crop if guides is None else 1.0
 
-    def _find_targets(self, guides: list[np.ndarray] | None) -> list[np.ndarray]:
+    def _find_sample(self, i: int) -> np.ndarray:
+        """Return the pixels of a slice around which any crop is placed, as flat indices; none means anywhere."""
+        mask = self.masks[i]
+        if mask is not None and is_of_shares(mask):
+            # A crop without paint would teach nothing.
+            return flat_indices(mask.max(axis=2))
+        return flat_indices(self.inside[i])
+
+    def _find_targets(self, guides: list[np.ndarray] | None) -> list[list[np.ndarray]]:
         """Return of each slice the pixels around which crops with foreground are placed, as flat indices.
 
-        They are found once, because that takes long; none means anywhere. A block counts that is
-        foreground only in a part.
+        They are found once, because that takes long. One of several arrays is drawn first, then a
+        pixel of it; no pixel means anywhere. A block counts that is foreground only in a part.
         """
         targets = []
-        for i in range(len(self.slices)):
-            shown = None
+        for i, mask in enumerate(self.masks):
+            pixels: list[np.ndarray] = []
             if guides is not None:
-                shown = reduce_mask(guides[i], self.options.downsample)
-            elif self.options.foreground_crop > 0:
-                shown = self.masks[i]
-            pixels = flat_indices(shown)
+                for index in range(1, self.options.class_count):
+                    of_class = reduce_mask(guides[i] == index, self.options.downsample)
+                    pixels.append(flat_indices(of_class))
+            elif self.options.foreground_crop > 0 and mask is not None:
+                # Of the shares of classes the first is background. It lies around everything, and
+                # is no aim of its own, but where only parts are painted.
+                is_painted_everywhere = self.slices[i].painted is None
+                first = 1 if is_of_shares(mask) and is_painted_everywhere else 0
+                for plane in range(first, mask.shape[2]):
+                    pixels.append(flat_indices(mask[..., plane]))
+            pixels = [of_class for of_class in pixels if of_class.size]
 
             # A crop without foreground shall at least show sample.
-            targets.append(pixels if pixels.size else self.sample[i])
+            targets.append(pixels or [self.sample[i]])
 
         return targets
 
@@ -166,9 +195,9 @@ class Views(Dataset):
         arrays = self.options.strong_views
         if self.options.has_weak_view:
             arrays += 1
-        for optional in (self.masks, self.inside):
-            if any(array is not None for array in optional):
-                arrays += 1
+        if any(array is not None for array in self.inside):
+            arrays += 1
+        arrays += max((mask.shape[2] for mask in self.masks if mask is not None), default=0)
         return arrays * self.options.side**2
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -181,18 +210,19 @@ class Views(Dataset):
         targets = self.targets[index]
         # Nothing is drawn where all crops are alike: seeds give the views that they always gave.
         if 0 < self.foreground_share < 1 and rng.random() >= self.foreground_share:
-            targets = self.sample[index]
-        top, left = crop_corner(targets, side, image.shape, rng)
+            targets = [self.sample[index]]
+        place = int(rng.integers(len(targets))) if len(targets) > 1 else 0
+        top, left = crop_corner(targets[place], side, image.shape, rng)
         around = max(0, max(image.shape) - side)
         margin = min(self.options.margin, around)
         window = (top - margin, left - margin, side + 2 * margin)
 
         # Its mask, and where there is sample, are moved with the image.
         planes = {}
-        for name, arrays in (("mask", self.masks), ("inside", self.inside)):
-            plane = arrays[index]
+        for name, plane in (("mask", self.masks[index]), ("inside", self.inside[index])):
             if plane is not None:
-                planes[name] = cut_window(plane, *window)
+                part = cut_window(plane, *window)
+                planes[name] = part.reshape(*part.shape[:2], -1)  # (h, w, planes)
 
         views = make_views(
             cut_window(image, *window),
@@ -208,11 +238,13 @@ class Views(Dataset):
             item["weak"] = torch.from_numpy(views.weak[None])  # (1, P, P)
         item["strong"] = torch.from_numpy(np.stack(views.strong))  # (strong_views, P, P)
         if views.mask is not None:
-            # (P, P), or (P, P, planes).
-            moved = views.mask.reshape(*views.weak.shape, len(planes))
-            for i, name in enumerate(planes):
-                plane = np.ascontiguousarray(moved[..., i])
-                item[name] = torch.from_numpy(plane[None])  # (1, P, P)
+            moved = views.mask.reshape(*views.weak.shape, -1)  # (P, P, all planes)
+            first = 0
+            for name, part in planes.items():
+                last = first + part.shape[2]
+                of_name = np.ascontiguousarray(np.moveaxis(moved[..., first:last], -1, 0))
+                item[name] = torch.from_numpy(of_name)  # (planes, P, P)
+                first = last
         return item
 
 
@@ -251,11 +283,37 @@ def crop_corner(
     return corner[0], corner[1]
 
 
-def reduce_mask(mask: np.ndarray | None, downsample: int) -> np.ndarray | None:
-    """Return the share of foreground in blocks of a mask: uint8, 255 for all; None for no mask."""
-    if mask is None:
-        return None
+def reduce_mask(mask: np.ndarray, downsample: int) -> np.ndarray:
+    """Return the share of foreground in blocks of a mask: uint8, 255 for all."""
     return reduce_slice(mask * np.uint8(255), downsample)
+
+
+def mask_planes(slices: list[Slice], downsample: int, class_count: int) -> list[np.ndarray | None]:
+    """Return what is painted in blocks of each slice: (H, W, planes) uint8, or None for no mask.
+
+    One plane is the share of foreground, 255 for all. Where there are more classes than two, or a
+    slice is painted only in part, each class has a plane: 255 where all of a block is painted with
+    it, and 0 in all planes where nothing is painted or no sample is.
+    """
+    has_shares = class_count > 2 or any(s.painted is not None for s in slices)
+    planes: list[np.ndarray | None] = []
+    for s in slices:
+        if s.mask is None:
+            planes.append(None)
+        elif has_shares:
+            counted = s.counted
+            of_classes = [
+                reduce_mask(counted & (s.mask == index), downsample) for index in range(class_count)
+            ]
+            planes.append(np.dstack(of_classes))
+        else:
+            planes.append(reduce_mask(s.mask, downsample)[..., None])
+    return planes
+
+
+def is_of_shares(planes: np.ndarray) -> bool:
+    """Return whether a mask has a plane for each class."""
+    return planes.shape[2] > 1
 
 
 def reduce_inside(slices: list[Slice], downsample: int) -> list[np.ndarray | None]:
@@ -276,12 +334,13 @@ def flat_indices(shown: np.ndarray | None) -> np.ndarray:
 
 
 def stack_planes(planes: list[np.ndarray]) -> np.ndarray | None:
-    """Return (H, W) arrays as one that a geometry takes for a mask: (H, W), (H, W, planes), or None for none."""
+    """Return (H, W, planes) arrays as one that a geometry takes for a mask: (H, W) of a single plane; None for none."""
     if not planes:
         return None
-    if len(planes) == 1:
-        return planes[0]
-    return np.dstack(planes)
+    together = np.concatenate(planes, axis=2)
+    if together.shape[2] == 1:
+        return together[..., 0]
+    return together
 
 
 # --- command line ---------------------------------------------------------------------------------

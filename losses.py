@@ -3,6 +3,11 @@
 Dice of an empty mask, here and in `utils.overlap_metrics`: an empty prediction of an empty mask is
 perfect (Dice 1, loss 0). The loss gets there by adding one pixel to numerator and denominator
 (`smooth`), which also keeps the gradient finite.
+
+Of binary masks a network gives one logit, that of foreground. Of label maps with K classes it gives
+K logits, or one where K is 2, and what is painted comes as *shares*: (B, K, H, W), for each class
+the share of a pixel that is painted with it. Where nothing is painted all shares are 0, and such a
+pixel has no weight in any sum: not in the cross-entropy, and not in Dice's denominator.
 """
 
 import math
@@ -85,6 +90,104 @@ def mean_inside(values: torch.Tensor, inside: torch.Tensor | None) -> torch.Tens
     return (values * inside).sum() / inside.sum().clamp(min=1.0)
 
 
+def segmentation_loss(
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    ce_weight: float = 0.5,
+    inside: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the supervised loss: `bce_dice_loss` of a binary mask, `ce_dice_loss` of the shares of classes.
+
+    Parameters
+    ----------
+    logits : (B, 1, H, W) or (B, K, H, W) float tensor
+    mask : (B, 1, H, W) or (B, K, H, W) float tensor
+        Foreground, or the shares of K classes, two at least.
+    ce_weight : float in [0, 1]
+        Of the cross-entropy; the rest is Dice.
+    inside : (B, 1, H, W) float tensor, or None
+        Of a binary mask: 0 where there is no sample. Shares are 0 there by themselves.
+    """
+    if mask.shape[1] == 1:
+        return bce_dice_loss(logits, mask, ce_weight, inside)
+    return ce_dice_loss(logits, mask, ce_weight)
+
+
+def ce_dice_loss(
+    logits: torch.Tensor, shares: torch.Tensor, ce_weight: float = 0.5
+) -> torch.Tensor:
+    """Return `ce_weight`·cross-entropy + (1 − `ce_weight`)·soft Dice loss over what is painted.
+
+    With two classes and everything painted this is `bce_dice_loss`.
+
+    Parameters
+    ----------
+    logits : (B, K, H, W) float tensor
+        Or (B, 1, H, W) of two classes.
+    shares : (B, K, H, W) float tensor
+        See the module.
+    ce_weight : float in [0, 1]
+    """
+    log_p = log_probabilities(logits)  # (B, K, H, W)
+    painted = shares.sum(1, keepdim=True)  # (B, 1, H, W)
+    ce = -(shares * log_p).sum() / painted.sum().clamp(min=1.0)
+    dice_loss = class_dice_loss(log_p.exp(), shares, painted)
+    return ce_weight * ce + (1 - ce_weight) * dice_loss
+
+
+def class_dice_loss(
+    probabilities: torch.Tensor,
+    shares: torch.Tensor,
+    painted: torch.Tensor,
+    smooth: float = 1.0,
+) -> torch.Tensor:
+    """Return 1 − soft Dice, averaged over the classes of each image, then over the batch.
+
+    The background, which is the first class, is left out, as in nnU-Net (Isensee et al., 2021,
+    doi:10.1038/s41592-020-01008-z), and so are classes of which nothing is painted in an image:
+    there, the few pixels that a network takes for them would decide the mean. In an image with
+    nothing but background all classes count, as foreground does in an empty binary mask.
+
+    Parameters
+    ----------
+    probabilities, shares : (B, K, H, W) float tensors
+    painted : (B, 1, H, W) float tensor
+        How much each pixel counts, 0 to 1.
+    smooth : float
+        Pixels added to numerator and denominator.
+    """
+    probabilities = probabilities[:, 1:]
+    shares = shares[:, 1:]
+    intersection = (probabilities * shares).sum(dim=(2, 3))  # (B, K − 1)
+    of_class = shares.sum(dim=(2, 3))  # (B, K − 1)
+    total = (probabilities * painted).sum(dim=(2, 3)) + of_class
+    dice = (2 * intersection + smooth) / (total + smooth)  # (B, K − 1)
+
+    counts = (of_class > 0).float()
+    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, torch.ones_like(counts))
+    dice_of_image = (dice * counts).sum(1) / counts.sum(1)  # (B,)
+    return (1 - dice_of_image).mean()
+
+
+def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logarithms of the probabilities of all classes, (B, K, H, W) float32.
+
+    One logit is that of the second of two classes.
+    """
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
+    return logits.log_softmax(1)
+
+
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return the probability of foreground (B, 1, H, W) of one logit, those of all classes (B, K, H, W) of several."""
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return logits.sigmoid()
+    return logits.softmax(1)
+
+
 def consistency_loss(
     student_logits: torch.Tensor,
     target: torch.Tensor,
@@ -102,22 +205,29 @@ def consistency_loss(
     Parameters
     ----------
     student_logits : (B, 1, H, W) float tensor
-    target : (B, 1, H, W) float tensor
+        Or (B, K, H, W) of K classes.
+    target : (B, 1, H, W) or (B, K, H, W) float tensor
         Probability in [0, 1], in the same geometry; it receives no gradients.
     kind : {"mse", "bce", "bce_dice"}
-        `mse`: squared difference of probabilities (Mean Teacher, arXiv:1703.01780, eq. 1); `bce`:
-        binary cross-entropy; `bce_dice`: half of it and half soft Dice over the confident pixels.
+        `mse`: squared difference of probabilities (Mean Teacher, arXiv:1703.01780, eq. 1), of
+        several classes half the sum of them, which is the same for two; `bce`: cross-entropy;
+        `bce_dice`: half of it and half soft Dice over the confident pixels.
         The first two are smallest at the target. Soft Dice of a probability is smallest at a
         decision (1 above about half the Dice, 0 below), so `bce_dice` also makes the student surer
         than its teacher, as entropy minimisation does.
     confidence : float
-        A pixel counts where max(p, 1 − p) is at least this; 0.5 or less is every pixel.
+        A pixel counts where the largest probability of a class, of foreground or background, is at
+        least this; 0.5 or less is every pixel of a binary mask.
     hard : bool
-        Compare with the teacher's decision (p ≥ 0.5) instead of its probability.
+        Compare with the teacher's decision (p ≥ 0.5, or the most probable class) instead of its
+        probability.
     inside : (B, 1, H, W) float tensor, or None
         How much each pixel counts, 0 to 1: 0 where there is no sample. None is all.
     """
     target = target.detach().float()
+    if target.shape[1] > 1:
+        return class_consistency_loss(student_logits, target, kind, confidence, hard, inside)
+
     certainty = torch.maximum(target, 1 - target)
     sure = (certainty >= confidence).float()  # (B, 1, H, W)
     if hard:
@@ -135,6 +245,35 @@ def consistency_loss(
     if kind == "bce_dice":
         weight = sure if inside is None else sure * inside
         return 0.5 * bce + 0.5 * soft_dice_loss(logits, target, weight=weight)
+    raise ValueError(f"no consistency loss is called {kind!r}")
+
+
+def class_consistency_loss(
+    student_logits: torch.Tensor,
+    target: torch.Tensor,
+    kind: str,
+    confidence: float,
+    hard: bool,
+    inside: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the `consistency_loss` of several classes: (B, K, H, W) logits and probabilities."""
+    sure = (target.amax(1, keepdim=True) >= confidence).float()  # (B, 1, H, W)
+    if hard:
+        decision = target.argmax(1, keepdim=True)
+        target = torch.zeros_like(target).scatter_(1, decision, 1.0)
+    log_p = log_probabilities(student_logits)
+
+    if kind == "mse":
+        distance = 0.5 * (log_p.exp() - target).square().sum(1, keepdim=True)  # (B, 1, H, W)
+        return mean_inside(distance * sure, inside)
+
+    of_pixels = -(target * log_p).sum(1, keepdim=True)  # (B, 1, H, W)
+    ce = mean_inside(of_pixels * sure, inside)
+    if kind == "bce":
+        return ce
+    if kind == "bce_dice":
+        weight = sure if inside is None else sure * inside
+        return 0.5 * ce + 0.5 * class_dice_loss(log_p.exp(), target * weight, weight)
     raise ValueError(f"no consistency loss is called {kind!r}")
 
 
@@ -180,7 +319,7 @@ def mix(batch: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    batch : (B, 1, H, W) tensor
+    batch : (B, C, H, W) tensor
     boxes : (B, 1, H, W) bool tensor
     """
     return torch.where(boxes, batch.roll(-1, 0), batch)

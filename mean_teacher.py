@@ -21,13 +21,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from config import Config
 from losses import (
-    bce_dice_loss,
+    class_probabilities,
     consistency_loss,
     draw_boxes,
     draw_kept_channels,
     fill_boxes,
     mix,
     scale_channels,
+    segmentation_loss,
 )
 from model_unet import CHANNELS, UNet, ema_update, freeze
 from runtime.checkpoints import load_checkpoint
@@ -89,13 +90,23 @@ def trained_network(training: Training) -> UNet:
     return network
 
 
-def new_network(config: Config) -> UNet:
-    """Return a network with random weights, as the settings have it."""
-    return UNet(config.base_channels, config.downsample, config.unshuffle, config.pixel_classifier)
+def new_network(config: Config, class_count: int = 2) -> UNet:
+    """Return a network with random weights, as the settings and the number of classes have it."""
+    return UNet(
+        config.base_channels,
+        config.downsample,
+        config.unshuffle,
+        config.pixel_classifier,
+        outputs=1 if class_count == 2 else class_count,
+    )
 
 
 def build_models(
-    config: Config, device: torch.device, start: str | None, is_semi_supervised: bool
+    config: Config,
+    device: torch.device,
+    start: str | None,
+    is_semi_supervised: bool,
+    class_count: int = 2,
 ) -> tuple[UNet, UNet | None]:
     """Return the network to train and its moving average, None where a recipe has none.
 
@@ -106,13 +117,15 @@ def build_models(
     is_semi_supervised : bool
         Whether they are student and teacher of a semi-supervised phase. Then a part of the student
         is frozen.
+    class_count : int
+        Classes of the masks, with the background.
 
     Raises
     ------
     InputError
         When the checkpoint is of another architecture.
     """
-    student = new_network(config).to(device)
+    student = new_network(config, class_count).to(device)
     if start is not None:
         path = config.checkpoint(start)
         weights, _ = load_checkpoint(path)
@@ -121,8 +134,8 @@ def build_models(
         except RuntimeError:
             raise InputError(
                 f"{path}: is not of width {config.base_channels} with --downsample {config.downsample}, "
-                f"--unshuffle {config.unshuffle} and --pixel-classifier {config.pixel_classifier}; was it "
-                "put there by hand? choose another --run"
+                f"--unshuffle {config.unshuffle} and --pixel-classifier {config.pixel_classifier}, for "
+                f"{class_count} classes; was it put there by hand? choose another --run"
             ) from None
 
     average = None
@@ -153,7 +166,8 @@ def step_losses(
     ----------
     labelled : dict
         `strong` (B, 1, P, P) in [0, 1], `mask` (B, 1, P, P), and `inside` where slices have
-        padding.
+        padding; of several classes, or of slices that are painted in part, `mask` (B, K, P, P) with
+        the shares of the classes.
     unlabelled : dict, optional
         `weak` (B, 1, P, P), `strong` (B, V, P, P), V strong views of each crop, and `inside`
         likewise.
@@ -162,7 +176,7 @@ def step_losses(
     """
     if teacher is None:
         logits = student(labelled["strong"], reduced=True)
-        supervised = bce_dice_loss(
+        supervised = segmentation_loss(
             logits, labelled["mask"], config.bce_weight, labelled.get("inside")
         )
         return supervised, torch.zeros_like(supervised)
@@ -171,7 +185,7 @@ def step_losses(
 
     # What is random is drawn, on the CPU, before the device has anything to do.
     perturbation = draw_perturbation(config, unlabelled, generator)
-    pseudo_label = predict_pseudo_label(teacher, unlabelled["weak"])  # (B, 1, P, P)
+    pseudo_label = predict_pseudo_label(teacher, unlabelled["weak"])  # (B, 1 or K, P, P)
     views = mix_strong_views(unlabelled, pseudo_label, perturbation.boxes)
 
     # All views pass the student as one batch: InstanceNorm treats images singly.
@@ -179,13 +193,13 @@ def step_losses(
     if config.feature_dropout:
         images.append(unlabelled["weak"])  # (B, 1, P, P)
         drop = perturbation.drop_channels
-        logits = student(torch.cat(images), drop, reduced=True)  # (B + V·B + B, 1, P, P)
+        logits = student(torch.cat(images), drop, reduced=True)  # (B + V·B + B, 1 or K, P, P)
     else:
-        logits = student(torch.cat(images), reduced=True)  # (B + V·B, 1, P, P)
+        logits = student(torch.cat(images), reduced=True)  # (B + V·B, 1 or K, P, P)
 
     parts = logits.split([len(part) for part in images])
 
-    supervised = bce_dice_loss(
+    supervised = segmentation_loss(
         parts[0], labelled["mask"], config.bce_weight, labelled.get("inside")
     )
     consistency = consistency_with(config, parts[1], views.targets, views.inside)
@@ -246,9 +260,12 @@ def draw_perturbation(
 
 
 def predict_pseudo_label(teacher: UNet, weak: torch.Tensor) -> torch.Tensor:
-    """Return the probability of foreground that the teacher gives the weak views: (B, 1, P, P) float32, no gradient."""
+    """Return the probabilities that the teacher gives the weak views: float32, no gradient.
+
+    (B, 1, P, P), those of foreground; of several classes (B, K, P, P).
+    """
     with torch.no_grad():
-        return teacher(weak, reduced=True).float().sigmoid()
+        return class_probabilities(teacher(weak, reduced=True))
 
 
 @dataclass(frozen=True)
@@ -257,7 +274,8 @@ class StrongViews:
 
     Attributes
     ----------
-    images, targets : (V·B, 1, P, P) tensors
+    images : (V·B, 1, P, P) tensor
+    targets : (V·B, 1, P, P) or (V·B, K, P, P) tensor
     inside : (V·B, 1, P, P) tensor, or None
         1 where there is sample; None where there is sample everywhere.
     """

@@ -1,4 +1,4 @@
-"""The U-Net: 2-D, one grey channel in, one foreground logit out.
+"""The U-Net: 2-D, one grey channel in, one foreground logit out, or one logit per class.
 
 Ronneberger, Fischer & Brox, "U-Net", 2015, arXiv:1505.04597, with zero padding instead of valid
 convolutions (output and input have the same size), InstanceNorm (Ulyanov et al., arXiv:1607.08022)
@@ -103,7 +103,7 @@ class UNet(nn.Module):
     views are made of them (`datasets.Views`), and `forward(…, reduced=True)` leaves both out.
 
     With `unshuffle=k` the first convolution sees the pixels of a k×k block as k² channels, and the
-    head gives a logit for each of them (Shi et al., 2016, arXiv:1609.05158). That costs 1/k², too,
+    head gives its logits for each of them (Shi et al., 2016, arXiv:1609.05158). That costs 1/k², too,
     and loses no pixel, but noise is not averaged.
 
     With `pixel_classifier` the logits of a small network that classifies each pixel by features of
@@ -119,6 +119,8 @@ class UNet(nn.Module):
     unshuffle : int
         Side of the blocks that become channels, in pixels after that.
     pixel_classifier : bool
+    outputs : int
+        Logits of a pixel: 1 of foreground, or one for each class of several.
 
     Raises
     ------
@@ -134,6 +136,7 @@ class UNet(nn.Module):
         downsample: int = 1,
         unshuffle: int = 1,
         pixel_classifier: bool = False,
+        outputs: int = 1,
     ):
         super().__init__()
         c = base_channels
@@ -141,6 +144,7 @@ class UNet(nn.Module):
             self.register_buffer("downsample", torch.tensor(downsample))
         self.factor = downsample
         self.unshuffle = unshuffle
+        self.outputs = outputs
         self.frozen: tuple[str, ...] = ()
         self.down1 = DoubleConv(unshuffle**2, c, FirstConv)
         self.down2 = DoubleConv(c, 2 * c)
@@ -152,10 +156,10 @@ class UNet(nn.Module):
         self.up2 = DoubleConv(4 * c + 2 * c, 2 * c)
         self.up1 = DoubleConv(2 * c + c, c)
         self.refine = DoubleConv(c, c)
-        self.head = nn.Conv2d(c, unshuffle**2, 1)
+        self.head = nn.Conv2d(c, outputs * unshuffle**2, 1)
         self.pixel_classifier = None
         if pixel_classifier:
-            self.pixel_classifier = PixelClassifier().requires_grad_(False)
+            self.pixel_classifier = PixelClassifier(outputs).requires_grad_(False)
 
     def train(self, mode: bool = True) -> "UNet":
         """Set the mode of training, in which frozen blocks stay in that of evaluation."""
@@ -175,11 +179,12 @@ class UNet(nn.Module):
         """
         try:
             width, factor = len(weights["down1.0.weight"]), int(weights.get("downsample", 1))
-            unshuffle = math.isqrt(len(weights["head.weight"]))
+            unshuffle = math.isqrt(weights["down1.0.weight"].shape[1])
             if not (1 <= width <= 1024 and 1 <= factor <= 16 and 1 <= unshuffle <= 16):
                 raise KeyError(f"width {width}, downsample {factor}, unshuffle {unshuffle}")
+            outputs = max(1, len(weights["head.weight"]) // unshuffle**2)
             has_classifier = any(name.startswith("pixel_classifier.") for name in weights)
-            model = cls(width, factor, unshuffle, has_classifier)
+            model = cls(width, factor, unshuffle, has_classifier, outputs)
             model.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
@@ -194,7 +199,7 @@ class UNet(nn.Module):
         perturb: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None,
         reduced: bool = False,
     ) -> torch.Tensor:
-        """Return the logits (B, 1, H, W) of images (B, 1, H, W) in [0, 1].
+        """Return the logits (B, `outputs`, H, W) of images (B, 1, H, W) in [0, 1].
 
         With `reduced` the images are means of `downsample`² pixels already, and so are meant the
         logits.
@@ -238,14 +243,14 @@ class UNet(nn.Module):
         return [x1, x2, x3, x4, x5]
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Return (B, 1, H, W) logits of what `encode` gave, perturbed or not, at the network's resolution."""
+        """Return the logits of what `encode` gave, perturbed or not, at the network's resolution."""
         x1, x2, x3, x4, x5 = features
         y = self.up4(_upsample_and_concatenate(x5, x4))  # (B, 8c, H/8, W/8)
         y = self.up3(_upsample_and_concatenate(y, x3))  # (B, 4c, H/4, W/4)
         y = self.up2(_upsample_and_concatenate(y, x2))  # (B, 2c, H/2, W/2)
         y = self.up1(_upsample_and_concatenate(y, x1))  # (B,  c, H, W)
-        y = self.head(self.refine(y))  # (B, k², H, W)
-        return F.pixel_shuffle(y, self.unshuffle)  # (B, 1, k·H, k·W)
+        y = self.head(self.refine(y))  # (B, outputs·k², H, W)
+        return F.pixel_shuffle(y, self.unshuffle)  # (B, outputs, k·H, k·W)
 
 
 def _upsample_and_concatenate(coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:

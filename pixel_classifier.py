@@ -28,7 +28,7 @@ LEAST_DEVIATION = 1e-4  # added to that of a feature: the faintest have about 1e
 
 
 class PixelClassifier(nn.Module):
-    """Logits of single pixels, from grey value, edges and texture around each: (B, 1, H, W) → (B, 1, H, W).
+    """Logits of single pixels, from grey value, edges and texture around each: (B, 1, H, W) → (B, outputs, H, W).
 
     It looks twice: at the image, and at image and first answer together, by which it knows what was
     found around a pixel. Auto-context: Tu & Bai, 2010, doi:10.1109/TPAMI.2009.186; ilastik has it,
@@ -36,12 +36,17 @@ class PixelClassifier(nn.Module):
 
     `training.pixel_fit` fits it; while a network is trained beside it, it stays as it is.
 
+    Parameters
+    ----------
+    outputs : int
+        As of the network: 1, or one for each class of several.
+
     Attributes
     ----------
     of_image, of_answer : FilterBank
         Features of the image, and of the first answer.
     first, second : module
-        Layers (N, C) → (N, 1) from the features of pixels to logits: of the image's alone; of those
+        Layers (N, C) → (N, outputs) from the features of pixels to logits: of the image's alone; of those
         and of the first answer's.
     confidence : () tensor
         By which logits are multiplied. Where a classifier that knows two slices by heart is wrong,
@@ -50,12 +55,14 @@ class PixelClassifier(nn.Module):
 
     confidence: torch.Tensor
 
-    def __init__(self):
+    def __init__(self, outputs: int = 1):
         super().__init__()
+        # What is not one of the other classes is background, and needs no features of its own.
+        answers = max(1, outputs - 1)
         self.of_image = FilterBank()
-        self.of_answer = FilterBank()
-        self.first = pixel_layers(FilterBank.channels)
-        self.second = pixel_layers(2 * FilterBank.channels)
+        self.of_answer = FilterBank(answers)
+        self.first = pixel_layers(self.of_image.channels, outputs)
+        self.second = pixel_layers(self.of_image.channels + self.of_answer.channels, outputs)
         self.register_buffer("confidence", torch.tensor(1.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,33 +80,41 @@ class PixelClassifier(nn.Module):
         return logits_of(self.second, features)
 
 
-def pixel_layers(channels: int) -> nn.Sequential:
-    """Return layers from the features of pixels (N, `channels`) to logits (N, 1)."""
+def pixel_layers(channels: int, outputs: int) -> nn.Sequential:
+    """Return layers from the features of pixels (N, `channels`) to logits (N, `outputs`)."""
     return nn.Sequential(
         nn.Linear(channels, HIDDEN),
         nn.ReLU(inplace=True),
         nn.Linear(HIDDEN, HIDDEN),
         nn.ReLU(inplace=True),
-        nn.Linear(HIDDEN, 1),
+        nn.Linear(HIDDEN, outputs),
     )
 
 
 def logits_of(layers: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
-    """Return the logits (B, 1, H, W) of all pixels of features (B, C, H, W)."""
+    """Return the logits (B, outputs, H, W) of all pixels of features (B, C, H, W)."""
     count, _, height, width = features.shape
     pixels = features.movedim(1, -1).flatten(0, 2)  # (B·H·W, C)
     at_once = PIXELS_IN_CACHE if features.device.type == "cpu" else len(pixels)
     logits = [layers(part) for part in pixels.split(at_once)]
-    return torch.cat(logits).reshape(count, 1, height, width)
+    together = torch.cat(logits)  # (B·H·W, outputs)
+    if together.shape[1] == 1:
+        return together.reshape(count, 1, height, width)
+    return together.reshape(count, height, width, -1).movedim(-1, 1).contiguous()
 
 
 def answer_of(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits as grey values from −1, background, to 1, foreground."""
-    return torch.tanh(logits.float() / 2)
+    """Return logits as grey values from −1, surely not, to 1, surely: of foreground, or of each class but the first.
+
+    (B, 1, H, W) → (B, 1, H, W), (B, K, H, W) → (B, K − 1, H, W).
+    """
+    if logits.shape[1] == 1:
+        return torch.tanh(logits.float() / 2)
+    return 2 * logits.float().softmax(1)[:, 1:] - 1
 
 
 class FilterBank(nn.Module):
-    """Fixed features of each pixel, standardised: (B, 1, H, W) → (B, `channels`, H, W) float32.
+    """Fixed features of each pixel, standardised: (B, images, H, W) → (B, `channels`, H, W) float32.
 
     The grey value itself; then for each scale, of the grey values smoothed to it, their mean, their
     standard deviation around it (texture), the size of the gradient (edges), and the largest and
@@ -110,12 +125,17 @@ class FilterBank(nn.Module):
     `standardise` was given.
 
     H and W are multiples of `COARSE`.
+
+    Parameters
+    ----------
+    images : int
+        Channels of which each has all these features.
     """
 
-    channels = 1 + SCALES * len(KINDS)
-
-    def __init__(self):
+    def __init__(self, images: int = 1):
         super().__init__()
+        self.images = images
+        self.channels = feature_count(images)
         self.register_buffer("mean", torch.zeros(self.channels, 1, 1))
         self.register_buffer("deviation", torch.ones(self.channels, 1, 1))
 
@@ -134,12 +154,20 @@ class FilterBank(nn.Module):
             return pixel_features(x.float()).sub_(self.mean).div_(self.deviation)
 
 
+def feature_count(images: int = 1) -> int:
+    """Return how many features `pixel_features` gives of so many images."""
+    return images * (1 + SCALES * len(KINDS))
+
+
 def pixel_features(x: torch.Tensor) -> torch.Tensor:
-    """Return the features of `FilterBank` before they are standardised.
+    """Return the features of `FilterBank` before they are standardised: (B, images, H, W) → (B, channels, H, W).
 
     Each scale is smoothed from the one before with the same few weights, twice as far apart
     (Holschneider et al., 1990, doi:10.1007/978-3-642-75988-8_28).
     """
+    if x.shape[1] > 1:
+        return torch.cat([pixel_features(image) for image in x.split(1, dim=1)], dim=1)
+
     features = [x]
     mean, mean_square = x, x.square()
     for scale in range(SCALES):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from losses import class_probabilities
 from runtime.devices import autocast, is_out_of_memory
 from runtime.messages import InputError
 
@@ -159,6 +160,11 @@ def factor_of(model: torch.nn.Module) -> int:
     return getattr(model, "factor", 1)
 
 
+def outputs_of(model: torch.nn.Module) -> int:
+    """Return how many probabilities a model gives of a pixel: 1 of foreground, or one for each class of several."""
+    return getattr(members(model)[0], "outputs", 1)
+
+
 # --- what a model says of windows -----------------------------------------------------------------
 
 
@@ -170,7 +176,7 @@ def window_moments(
     with_square: bool = False,
     precision: str = "auto",
 ) -> torch.Tensor:
-    """Return the probability p of foreground in windows, and perhaps p², where the model is.
+    """Return the probability p of foreground in windows, or those of all classes, and perhaps p², where the model is.
 
     Means are over the models of a `ModuleList` and, with `tta`, over the eight flips and quarter
     turns of a square.
@@ -178,32 +184,33 @@ def window_moments(
     Parameters
     ----------
     model : module
-        (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
+        (B, 1, P, P) in [0, 1] → (B, C, P, P) logits, C as `outputs_of`; in eval mode.
     windows : (B, P, P) uint8 tensor
     tta, precision
         As in `SlidingWindow`.
     with_square : bool
-        Whether the mean of p² is returned, too.
+        Whether the mean of p² is returned, too, of several classes that of their sum.
 
     Returns
     -------
-    (B, 1, P, P) float32 tensor
-        Or (B, 2, P, P).
+    (B, C, P, P) float32 tensor
+        Or (B, C + 1, P, P).
     """
     x = windows[:, None].float() / 255  # (B, 1, P, P)
     symmetries = [(0, False)]
     if tta:
         symmetries = [(turns, flipped) for turns in range(4) for flipped in (False, True)]
 
-    total = x.new_zeros(len(x), 2 if with_square else 1, *x.shape[2:])
+    outputs = outputs_of(model)
+    total = x.new_zeros(len(x), outputs + int(with_square), *x.shape[2:])
     with autocast(x.device, precision):
         for member in members(model):
             for turns, flipped in symmetries:
                 logits = member(turn(x, turns, flipped))
-                p = turn_back(logits.float().sigmoid(), turns, flipped)
-                total[:, :1] += p
+                p = turn_back(class_probabilities(logits), turns, flipped)
+                total[:, :outputs] += p
                 if with_square:
-                    total[:, 1:] += p.square()
+                    total[:, outputs:] += p.square().sum(1, keepdim=True)
 
     return total / (len(symmetries) * len(members(model)))
 
@@ -302,12 +309,12 @@ def probability_of(
     tta: bool = False,
     precision: str = "auto",
 ) -> np.ndarray:
-    """Return the foreground probability of equally sized square images.
+    """Return the foreground probability of equally sized square images, or the probabilities of all classes.
 
     Parameters
     ----------
     model : module
-        (B, 1, P, P) in [0, 1] → (B, 1, P, P) logits; in eval mode.
+        As in `window_moments`.
     batch : (B, P, P) uint8 ndarray
     device : torch.device
     tta, precision
@@ -316,6 +323,7 @@ def probability_of(
     Returns
     -------
     (B, P, P) float32 ndarray
+        Or (B, K, P, P).
 
     Raises
     ------
@@ -326,7 +334,10 @@ def probability_of(
     moments = []
     for windows in torch.from_numpy(np.ascontiguousarray(batch)).split(count):
         moments.append(moments_that_fit(model, windows.to(device), tta, precision=precision))
-    return checked(torch.cat(moments)[:, 0].cpu().numpy())
+    probabilities = torch.cat(moments)  # (B, C, P, P)
+    if probabilities.shape[1] == 1:
+        probabilities = probabilities[:, 0]
+    return checked(probabilities.cpu().numpy())
 
 
 def checked(probability: np.ndarray) -> np.ndarray:
@@ -334,6 +345,21 @@ def checked(probability: np.ndarray) -> np.ndarray:
     if np.isnan(probability).any():
         raise InputError("the model's output is not a number; train again with a lower --lr")
     return probability
+
+
+def decide(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the class of each pixel: (H, W) bool of the probability of foreground, uint8 of those of all classes.
+
+    Parameters
+    ----------
+    probability : (H, W) or (K, H, W) ndarray
+    threshold : float
+        Probability from which a pixel is foreground; of several classes the most probable one is
+        taken.
+    """
+    if probability.ndim == 2:
+        return probability >= threshold
+    return probability.argmax(axis=0).astype(np.uint8)
 
 
 # --- whole images ---------------------------------------------------------------------------------
@@ -345,10 +371,10 @@ def predict_image(
     device: torch.device,
     sliding_window: SlidingWindow = SlidingWindow(),
 ) -> np.ndarray:
-    """Return the foreground probability of a whole image, by overlapping windows blended with Gaussian weights.
+    """Return the foreground probability of a whole image, or the probabilities of all classes.
 
-    The last window of a row or column ends at the edge; an image smaller than a window is mirrored
-    at its edges.
+    By overlapping windows, blended with Gaussian weights. The last window of a row or column ends at
+    the edge; an image smaller than a window is mirrored at its edges.
 
     Parameters
     ----------
@@ -361,6 +387,7 @@ def predict_image(
     Returns
     -------
     (H, W) float32 ndarray in [0, 1]
+        Or (K, H, W).
 
     Raises
     ------
@@ -377,7 +404,7 @@ def predict_images(
     sliding_window: SlidingWindow = SlidingWindow(),
     with_spread: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yield the foreground probability of each of many images, in their order; see `predict_image`.
+    """Yield the probabilities of each of many images, in their order; see `predict_image`.
 
     Windows of consecutive images share forward passes, and while the CPU waits for one result the
     device works on the next image. Memory does not grow with the number of images: two are open, or
@@ -390,8 +417,10 @@ def predict_images(
         As in `predict_image`.
     images : iterable of (H, W) uint8 ndarrays
     with_spread : bool
-        Whether (2, H, W) are yielded: also the standard deviation over all that was averaged, which
-        is models of a `ModuleList`, overlapping windows and, with `tta`, symmetries.
+        Whether (2, H, W) or (K + 1, H, W) are yielded: also the standard deviation over all that was
+        averaged, which is models of a `ModuleList`, overlapping windows and, with `tta`, symmetries.
+        Of several classes it is the root of half the sum of their variances, which is the same for
+        two.
     """
     stitcher = _Stitcher(model, device, sliding_window, with_spread)
     images = iter(images)
@@ -427,13 +456,14 @@ class _Stitcher:
         self.device = device
         self.sliding_window = sliding_window
         self.with_spread = with_spread
+        self.planes = outputs_of(model) + int(with_spread)
         self.batch = windows_at_once(model, sliding_window.patch_size, device)
         self.canvases: deque[_Canvas] = deque()
         self.waiting: list[tuple[_Canvas, tuple[slice, slice]]] = []
 
     def add(self, image: np.ndarray) -> None:
         """Open an image, and predict its windows as soon as they fill a forward pass."""
-        canvas = _Canvas(image, self.device, self.sliding_window, self.with_spread)
+        canvas = _Canvas(image, self.device, self.sliding_window, self.planes)
         self.canvases.append(canvas)
         for window in canvas.windows:
             self.waiting.append((canvas, window))
@@ -454,7 +484,7 @@ class _Stitcher:
             self.sliding_window.precision,
         )
         for (canvas, window), of_window in zip(self.waiting, moments, strict=True):
-            canvas.blend(window, of_window)
+            canvas.blend(window, of_window, self.with_spread)
         self.waiting.clear()
 
     def pop_finished(self, keep: int = 0) -> Iterator[np.ndarray]:
@@ -475,7 +505,7 @@ class _Canvas:
         image: np.ndarray,
         device: torch.device,
         sliding_window: SlidingWindow,
-        with_spread: bool,
+        planes: int,
     ):
         self.patch_size = sliding_window.patch_size
         missing = [max(0, self.patch_size - length) for length in image.shape]
@@ -488,11 +518,11 @@ class _Canvas:
         self.windows = place_windows(padded.shape, self.patch_size, sliding_window.overlap)
         self.left = len(self.windows)
         self.pixels = torch.from_numpy(padded).to(device)  # (H, W) uint8
-        self.total = torch.zeros((2 if with_spread else 1, *padded.shape), device=device)
+        self.total = torch.zeros((planes, *padded.shape), device=device)
         self.weight = torch.zeros(padded.shape, device=device)
 
-    def blend(self, window: tuple[slice, slice], moments: torch.Tensor) -> None:
-        """Add the (1 or 2, P, P) moments of a window.
+    def blend(self, window: tuple[slice, slice], moments: torch.Tensor, with_spread: bool) -> None:
+        """Add the moments of a window, (planes, P, P).
 
         With the last one the result sets off to the CPU.
         """
@@ -501,16 +531,18 @@ class _Canvas:
         self.weight[window] += weights
         self.left -= 1
         if self.left == 0:
-            self.result = _HostCopy(self._combine())
+            self.result = _HostCopy(self._combine(with_spread))
 
-    def _combine(self) -> torch.Tensor:
-        """Return the probability of the image, (H, W), or with its standard deviation, (2, H, W)."""
+    def _combine(self, with_spread: bool) -> torch.Tensor:
+        """Return the probability of the image, (H, W), or those of all classes; behind them the standard deviation."""
         moments = (self.total / self.weight)[:, *self.inside]
-        if len(moments) == 1:
-            return moments[0]
-        mean, mean_square = moments
-        spread = (mean_square - mean.square()).clamp_(0).sqrt_()
-        return torch.stack([mean, spread])
+        if not with_spread:
+            return moments[0] if len(moments) == 1 else moments
+        mean, mean_square = moments[:-1], moments[-1]
+        variance = (mean_square - mean.square().sum(0)).clamp_(0)
+        if len(mean) > 1:
+            variance /= 2
+        return torch.cat([mean, variance.sqrt_()[None]])
 
 
 class _HostCopy:

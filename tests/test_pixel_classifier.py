@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from config import make_config
 from conftest import labelled
+from datasets import mask_planes
 from model_unet import UNet
 from pixel_classifier import (
     KINDS,
@@ -17,6 +18,7 @@ from pixel_classifier import (
     SCALES,
     FilterBank,
     PixelClassifier,
+    feature_count,
     logits_of,
     pixel_features,
 )
@@ -42,7 +44,7 @@ def named(features: torch.Tensor, scale: int) -> dict[str, torch.Tensor]:
 
 def test_a_plane_has_no_texture_edge_or_curvature():
     features = pixel_features(torch.full((1, 1, 64, 64), 0.3))
-    assert features.shape == (1, FilterBank.channels, 64, 64)
+    assert features.shape == (1, feature_count(), 64, 64)
     for scale in range(SCALES):
         of_scale = named(features, scale)
         torch.testing.assert_close(of_scale.pop("mean"), torch.full((64, 64), 0.3))
@@ -134,13 +136,19 @@ def test_fitting_tells_foreground_by_texture_within_seconds(tmp_path):
     assert not torch.equal(first["first.0.weight"], other["first.0.weight"])
 
 
+def draw(s, pixels: int, generator: torch.Generator) -> pixel_fit.Pixels:
+    """Random pixels of a slice with a binary mask, at its own resolution."""
+    (planes,) = mask_planes([s], 1, class_count=2)
+    return draw_pixels(s, planes, pixels, 1, generator)
+
+
 def test_pixels_that_are_drawn_have_the_features_of_the_layer():
     s = labelled(1, (66, 71))[0]
-    sample = draw_pixels(s, 10_000, 1, torch.Generator().manual_seed(0))
+    sample = draw(s, 10_000, torch.Generator().manual_seed(0))
     assert sample.image.shape == (1, 1, 68, 72)
     assert len(set(sample.places.tolist())) == 66 * 71
     rows, columns = sample.places // 72, sample.places % 72
-    assert torch.equal(sample.targets, torch.from_numpy(s.mask)[rows, columns].float())
+    assert torch.equal(sample.targets[:, 0], torch.from_numpy(s.mask)[rows, columns].float())
     grey_values = sample.features_of(sample.image)[:, 0]
     shown = torch.from_numpy(s.image)[rows, columns]
     torch.testing.assert_close(grey_values, shown / 255)
@@ -152,9 +160,9 @@ def test_only_pixels_of_the_sample_are_drawn_and_no_more_than_asked_for():
     outside[:40] = True
     s = dataclasses.replace(s, outside=outside)
     generator = torch.Generator().manual_seed(0)
-    every = draw_pixels(s, 10_000, 1, generator)
+    every = draw(s, 10_000, generator)
     assert sorted(every.places.tolist()) == list(range(40 * 72, 64 * 72))
-    assert len(set(draw_pixels(s, 100, 1, generator).places.tolist())) == 100
+    assert len(set(draw(s, 100, generator).places.tolist())) == 100
 
 
 def test_looking_twice_tells_what_was_found_around_a_pixel():
@@ -209,7 +217,7 @@ def test_pixels_far_away_change_no_feature():
 def test_a_large_slice_is_looked_at_in_parts_and_nothing_changes(monkeypatch):
     s = labelled(1, (230, 300))[0]
     classifier = PixelClassifier()
-    sample = draw_pixels(s, 5000, 1, torch.Generator().manual_seed(0))
+    sample = draw(s, 5000, torch.Generator().manual_seed(0))
     classifier.of_image.standardise(sample.features_of(sample.image))
     whole = sample.features_of(sample.image), first_answer(classifier, sample)
     monkeypatch.setattr(pixel_fit, "TILE", 64)

@@ -15,7 +15,7 @@ from runtime.loaders import LoaderOptions, choose_workers, make_loader, seed_of
 from runtime.messages import quiet_bar
 from slices.data_folder import Data
 from training.phases import Job
-from utils import SlidingWindow, predict_image
+from utils import SlidingWindow, decide, predict_image
 
 GUIDE_OVERLAP = 0.25  # of the windows through which foreground is looked for in unlabelled slices
 
@@ -28,14 +28,17 @@ def batches_of(job: Job, start: int) -> Iterator[tuple[Iterator[dict], Iterator[
     is left, and not by the garbage collector, which would swallow their errors.
     """
     config, data, phase = job.config, job.data, job.phase
-    views = Views(data.train, view_options(config, has_weak_view=False))
+    views = Views(
+        data.train, view_options(config, has_weak_view=False, class_count=data.class_count)
+    )
     with closing(batches(job, views, phase.name, start)) as labelled:
         if not phase.is_semi_supervised:
             yield labelled, itertools.repeat(None)
             return
 
         guides = predict_guides(config, data, job.device)
-        views = Views(data.unlabelled, view_options(config, config.strong_views), guides)
+        options = view_options(config, config.strong_views, class_count=data.class_count)
+        views = Views(data.unlabelled, options, guides)
         with closing(batches(job, views, phase.unlabelled_stream, start)) as unlabelled:
             yield labelled, unlabelled
 
@@ -57,7 +60,7 @@ def batches(job: Job, views: Views, stream: str, start: int) -> Generator[dict, 
 
 
 def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.ndarray] | None:
-    """Return where the supervised model sees foreground in each unlabelled slice, (H, W) bool.
+    """Return where the supervised model sees foreground in each unlabelled slice: (H, W) bool, or class by pixel.
 
     None where that is not asked for. With `warm_start` that model is the teacher as it starts; a
     teacher that starts from random weights knows nothing.
@@ -69,6 +72,6 @@ def predict_guides(config: Config, data: Data, device: torch.device) -> list[np.
     window = SlidingWindow(config.patch_size, GUIDE_OVERLAP, precision=config.precision)
     guides = []
     for s in quiet_bar(data.unlabelled, "foreground of the unlabelled"):
-        is_foreground = predict_image(model, s.image, device, window) >= config.threshold
-        guides.append(is_foreground & s.inside)
+        probability = predict_image(model, s.image, device, window)
+        guides.append(decide(probability, config.threshold) * s.inside)
     return guides

@@ -97,9 +97,10 @@ def step_fits(config: Config, student: torch.nn.Module, teacher: UNet | None, ba
 
     It is tried on grey patches.
     """
+    masks = getattr(student, "outputs", 1)
     side = config.patch_size // config.downsample
     patch = torch.full((batch, 1, side, side), 0.5, device=next(student.parameters()).device)
-    labelled = {"strong": patch, "mask": patch.round()}
+    labelled = {"strong": patch, "mask": patch.round().expand(-1, masks, -1, -1)}
     unlabelled = None
     if teacher is not None:
         unlabelled = {"weak": patch, "strong": patch.expand(-1, config.strong_views, -1, -1)}

@@ -4,21 +4,22 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from config import Config
-from datasets import reduce_mask
-from losses import bce_dice_loss
+from datasets import mask_planes, reduce_mask
+from losses import segmentation_loss
 from mean_teacher import new_network
 from model_unet import UNet
 from pixel_classifier import (
     COARSE,
     REACH,
-    FilterBank,
     PixelClassifier,
     answer_of,
+    feature_count,
     logits_of,
     pixel_features,
 )
@@ -42,7 +43,11 @@ CONFIDENCES = (CONFIDENCE, 0.5, 1.0)
 
 
 def fit_pixel_classifier(
-    classifier: PixelClassifier, slices: list[Slice], config: Config, device: torch.device
+    classifier: PixelClassifier,
+    slices: list[Slice],
+    config: Config,
+    device: torch.device,
+    class_count: int = 2,
 ) -> None:
     """Fit a pixel classifier, in place, to random pixels of labelled slices as they are: no view of them.
 
@@ -55,10 +60,17 @@ def fit_pixel_classifier(
         With masks; pixels without sample are left out.
     config : Config
         Its `downsample`, `bce_weight` and `seed`, which decides which pixels are drawn.
+    class_count : int
+        Classes of the masks, with the background.
     """
     generator = torch.Generator().manual_seed(config.seed)
     pixels = min(PIXELS, MOST_PIXELS // len(slices))
-    samples = [draw_pixels(s, pixels, config.downsample, generator).to(device) for s in slices]
+    samples = []
+    for s, planes in zip(slices, mask_planes(slices, config.downsample, class_count), strict=True):
+        if planes is None:
+            raise ValueError(f"{s.path}: has no mask to learn from")
+        drawn = draw_pixels(s, planes, pixels, config.downsample, generator)
+        samples.append(drawn.to(device))
     targets = torch.cat([sample.targets for sample in samples])
 
     features = torch.cat([sample.features_of(sample.image) for sample in samples])
@@ -72,12 +84,14 @@ def fit_pixel_classifier(
 
 @torch.no_grad()
 def first_answer(classifier: PixelClassifier, sample: "Pixels") -> torch.Tensor:
-    """Return what the classifier says when it has looked once: (1, 1, H, W)."""
-    answer = torch.empty_like(sample.image)
+    """Return what the classifier says when it has looked once: (1, 1, H, W), or (1, K − 1, H, W)."""
+    answers = classifier.of_answer.images
+    whole = sample.image.new_empty(1, answers, *sample.image.shape[-2:])
     for tile in tiles_of(sample.image):
-        features = classifier.of_image(sample.image[tile.around])
-        answer[tile.core] = answer_of(logits_of(classifier.first, features))[tile.core_in_it]
-    return answer
+        features = classifier.of_image(cut(sample.image, tile.around))
+        answer = answer_of(logits_of(classifier.first, features))
+        cut(whole, tile.core).copy_(cut(answer, tile.core_in_it))
+    return whole
 
 
 def fit_layers(
@@ -87,17 +101,18 @@ def fit_layers(
     config: Config,
     generator: torch.Generator,
 ) -> None:
-    """Fit layers, in place, so that they tell the shares of foreground (N,) of pixels with features (N, C)."""
+    """Fit layers, in place, so that they tell the classes of pixels with features (N, C).
+
+    `targets` are shares of foreground (N,), or of K classes (N, K).
+    """
     layers.requires_grad_(True)
     optimizer = torch.optim.AdamW(layers.parameters(), LR, weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, STEPS)
     for _ in range(STEPS):
         chosen = torch.randint(len(features), (BATCH,), generator=generator).to(features.device)
-        logits = layers(features[chosen])
+        logits = layers(features[chosen])  # (N, outputs)
         # All pixels of a step count as one image.
-        loss = bce_dice_loss(
-            logits[None, None], targets[chosen][None, None, :, None], config.bce_weight
-        )
+        loss = segmentation_loss(as_image(logits), as_image(targets[chosen]), config.bce_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -106,18 +121,25 @@ def fit_layers(
     layers.requires_grad_(False)
 
 
+def as_image(of_pixels: torch.Tensor) -> torch.Tensor:
+    """Return values of pixels (N, C) as those of an image: (1, C, N, 1)."""
+    return of_pixels.T[None, :, :, None]
+
+
 def steps_of_fit() -> int:
     """Return how many steps a fit takes: it looks twice."""
     return 2 * STEPS
 
 
-def fitted_network(config: Config, slices: list[Slice], device: torch.device) -> UNet:
+def fitted_network(
+    config: Config, slices: list[Slice], device: torch.device, class_count: int = 2
+) -> UNet:
     """Return a network that answers what a pixel classifier says that was fitted to labelled slices.
 
     All else in it is as random weights have it, and adds nothing.
     """
-    network = new_network(config).to(device)
-    fit_pixel_classifier(classifier_of(network), slices, config, device)
+    network = new_network(config, class_count).to(device)
+    fit_pixel_classifier(classifier_of(network), slices, config, device, class_count)
     for weights in network.head.parameters():
         torch.nn.init.zeros_(weights)
     return network.eval()
@@ -159,8 +181,8 @@ class Pixels:
         so that sides are multiples of `COARSE`.
     places : (N,) tensor
         Flat indices of the pixels in it.
-    targets : (N,) tensor
-        Their shares of foreground.
+    targets : (N, 1) or (N, K) tensor
+        Their shares of foreground, or of each class.
     """
 
     image: torch.Tensor
@@ -173,33 +195,45 @@ class Pixels:
 
     @torch.no_grad()
     def features_of(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the features (N, C) of these pixels in an image of the same size."""
+        """Return the features (N, C) of these pixels in an image (1, images, H, W) of the same size."""
         width = image.shape[-1]
         rows, columns = self.places // width, self.places % width
-        features = torch.empty(len(self.places), FilterBank.channels, device=image.device)
+        channels = feature_count(image.shape[1])
+        features = torch.empty(len(self.places), channels, device=image.device)
         for tile in tiles_of(image):
             is_here = tile.holds(rows, columns)
-            found = pixel_features(image[tile.around])[0]  # (C, h, w)
-            top, left = tile.around[2].start, tile.around[3].start
+            found = pixel_features(cut(image, tile.around))[0]  # (C, h, w)
+            top, left = (side.start for side in tile.around)
             features[is_here] = found[:, rows[is_here] - top, columns[is_here] - left].T
         return features
 
 
-def draw_pixels(s: Slice, pixels: int, downsample: int, generator: torch.Generator) -> Pixels:
+def draw_pixels(
+    s: Slice, planes: np.ndarray, pixels: int, downsample: int, generator: torch.Generator
+) -> Pixels:
     """Draw so many random pixels of a labelled slice that show sample, at the network's resolution.
 
-    All of them where there are no more.
+    All of them where there are no more. Of a label map they are pixels that are painted.
+
+    Parameters
+    ----------
+    planes : (H, W, 1) or (H, W, K) uint8 ndarray
+        As `datasets.mask_planes` returns them.
     """
     image = torch.from_numpy(reduce_slice(s.image, downsample)).float() / 255
-    mask = torch.from_numpy(reduce_mask(s.mask, downsample)).float() / 255
-    inside = torch.from_numpy(reduce_mask(s.inside, downsample)) > 0
+    targets = torch.from_numpy(planes).float() / 255
+    is_label_map = planes.shape[2] > 1
+    if is_label_map:
+        counted = targets.sum(dim=2) > 0
+    else:
+        counted = torch.from_numpy(reduce_mask(s.inside, downsample)) > 0
 
     height, width = image.shape
     image = F.pad(image[None, None], (0, -width % COARSE, 0, -height % COARSE), mode="replicate")
-    rows, columns = inside.nonzero(as_tuple=True)
+    rows, columns = counted.nonzero(as_tuple=True)
     chosen = torch.randperm(len(rows), generator=generator)[:pixels]
     rows, columns = rows[chosen], columns[chosen]
-    return Pixels(image, rows * image.shape[-1] + columns, mask[rows, columns])
+    return Pixels(image, rows * image.shape[-1] + columns, targets[rows, columns])
 
 
 # --- large slices in parts ------------------------------------------------------------------------
@@ -207,12 +241,12 @@ def draw_pixels(s: Slice, pixels: int, downsample: int, generator: torch.Generat
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of an image (1, 1, H, W), and what lies around it, on which its features depend.
+    """A part of an image, and what lies around it, on which its features depend.
 
     Attributes
     ----------
-    core, around : tuple of slice
-        Indices of the part, and of it with its surroundings, in the image.
+    core, around : (slice, slice)
+        Rows and columns of the part, and of it with its surroundings, in the image.
     """
 
     core: tuple[slice, ...]
@@ -220,7 +254,7 @@ class Tile:
 
     @property
     def core_in_it(self) -> tuple[slice, ...]:
-        """Indices of the part in what it and its surroundings are."""
+        """Rows and columns of the part in what it and its surroundings are."""
         inner = []
         for core, around in zip(self.core, self.around, strict=True):
             start = core.start - around.start
@@ -229,20 +263,24 @@ class Tile:
 
     def holds(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return which pixels (N,) lie in the part."""
-        _, _, of_rows, of_columns = self.core
+        of_rows, of_columns = self.core
         in_rows = (rows >= of_rows.start) & (rows < of_rows.stop)
         return in_rows & (columns >= of_columns.start) & (columns < of_columns.stop)
 
 
+def cut(image: torch.Tensor, place: tuple[slice, ...]) -> torch.Tensor:
+    """Return some rows and columns of an image (1, images, H, W), as a view."""
+    rows, columns = place
+    return image[:, :, rows, columns]
+
+
 def tiles_of(image: torch.Tensor) -> Iterator[Tile]:
-    """Yield the parts of an image (1, 1, H, W), with as much around each as features reach."""
+    """Yield the parts of an image (1, images, H, W), with as much around each as features reach."""
     height, width = image.shape[-2:]
-    every = slice(0, 1)
     for rows in sections(height):
         for columns in sections(width):
-            core = (every, every, rows, columns)
-            around = (every, every, widened(rows, height), widened(columns, width))
-            yield Tile(core, around)
+            around = (widened(rows, height), widened(columns, width))
+            yield Tile((rows, columns), around)
 
 
 def sections(length: int) -> Iterator[slice]:

@@ -462,7 +462,9 @@ def measure_pace(config: Config, data: Data) -> Pace:
     team.part_of_batch(config.batch_size)
     job = Job(config, data, supervised_phase(config), device, team)
 
-    student, average = build_models(config, device, start=None, is_semi_supervised=False)
+    student, average = build_models(
+        config, device, start=None, is_semi_supervised=False, class_count=data.class_count
+    )
     optimizer = make_optimizer(config, student)
     scheduler = make_scheduler(config, optimizer, WARM_UP + TIMED)
     training = Training(config, student, average, optimizer, scheduler, warm_up=True)
