@@ -88,7 +88,7 @@ def train_pixel_classifier(config: Config, data: Data) -> None:
     if job.team.leads and not keep_finished(config, phase):
         progress = open_progress(job, {})
         seed_everything(config.seed)
-        models = {phase.name: fitted_network(config, data.train, device)}
+        models = {phase.name: fitted_network(config, data.train, device, data.class_count)}
         progress.step = steps_of_fit()
         progress.keep_best(models, validate_models(job, models, data.val), 0, data.can_choose)
         finish_phase(job, progress, classifier_of(models[phase.name]))
@@ -233,7 +233,9 @@ def begin_or_go_on(job: Job) -> tuple[Training, Progress]:
 def open_training(job: Job) -> Training:
     """Return student, average, optimizer and schedule at the beginning of a phase."""
     config, phase = job.config, job.phase
-    student, average = build_models(config, job.device, phase.start, phase.is_semi_supervised)
+    student, average = build_models(
+        config, job.device, phase.start, phase.is_semi_supervised, job.data.class_count
+    )
     if begins_with_classifier(job):
         weights, _ = load_checkpoint(config.checkpoint("pixel_classifier"))
         fitted = UNet.from_weights(weights)
@@ -445,7 +447,9 @@ def validate_models(
     whole_images = config.selection == "full"
     scores = {}
     for name, model in models.items():
-        scores[name] = validate(model, slices, job.device, window, config.threshold, whole_images)
+        scores[name] = validate(
+            model, slices, job.device, window, config.threshold, whole_images, job.data.class_count
+        )
     return scores
 
 
@@ -567,7 +571,7 @@ def evaluate_run(config: Config, data: Data) -> dict:
             models[method] = UNet.from_weights(weights).to(device)
 
     forest_seed = config.seed if config.forest else None
-    scoring = Scoring(config.sliding_window, config.threshold, CONTROL, forest_seed)
+    scoring = Scoring(config.sliding_window, config.threshold, CONTROL, forest_seed, data.classes)
     return evaluate_models(models, data, config.run_folder, scoring, device)
 
 

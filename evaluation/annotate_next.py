@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from config import Config
-from evaluation.uncertainty import slice_uncertainty
+from evaluation.uncertainty import class_uncertainty, slice_uncertainty
 from model_unet import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.devices import choose_device
@@ -68,8 +68,14 @@ def rank_unlabelled(config: Config, data: Data) -> pd.DataFrame:
             continue
         features.append(features_of_slice)
         of_student = predict_slice(config, student, s, device)
-        inside = np.s_[...] if s.outside is None else ~s.outside
-        uncertainty = slice_uncertainty(of_student[inside], probability[inside], config.threshold)
+        if probability.ndim == 3:
+            inside = s.inside
+            uncertainty = class_uncertainty(of_student[:, inside], probability[:, inside])
+        else:
+            inside = np.s_[...] if s.outside is None else ~s.outside
+            uncertainty = slice_uncertainty(
+                of_student[inside], probability[inside], config.threshold
+            )
         rows.append({"stem": s.stem, "file": str(s.path), **uncertainty})
 
     table = pd.DataFrame(rows)
@@ -100,7 +106,7 @@ def load_student_and_teacher(config: Config, device: torch.device) -> list[UNet]
 
 
 def predict_slice(config: Config, model: UNet, s: Slice, device: torch.device) -> np.ndarray:
-    """Return the foreground probability of a slice, (H, W).
+    """Return the foreground probability of a slice, (H, W), or those of all classes, (K, H, W).
 
     Windows overlap as little as a ranking needs.
     """
@@ -111,7 +117,7 @@ def predict_slice(config: Config, model: UNet, s: Slice, device: torch.device) -
 def describe_slice(
     config: Config, teacher: UNet, s: Slice, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probability of a slice, (H, W), and its features, (F,): the mean over all windows and symmetries.
+    """Return what a slice shows, as `predict_slice`, and its features, (F,): the mean over all windows and symmetries.
 
     Where memory runs out on the way, windows are predicted again, a few at a time, and what was
     collected before would count twice. The slice is then described anew, with as many windows at a

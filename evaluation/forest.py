@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.feature import multiscale_basic_features
 
-from evaluation.metrics import mean_overlap
+from evaluation.class_metrics import Truth, mean_class_overlap
 from slices.reading import Slice
 
 if TYPE_CHECKING:
@@ -35,15 +35,22 @@ class PixelForest:
     ----------
     classifier : RandomForestClassifier
     threshold : float
-        Probability from which a pixel is foreground.
+        Of two classes the probability from which a pixel is foreground.
+    class_count : int
+        With the background.
     """
 
     classifier: "RandomForestClassifier"
     threshold: float
+    class_count: int = 2
 
     def probability(self, s: Slice) -> np.ndarray:
         """Return the probability of foreground: (H, W) float32, 0 where there is no sample."""
-        return forest_probability(self.classifier, s)
+        return self.probabilities(s)[1]
+
+    def probabilities(self, s: Slice) -> np.ndarray:
+        """Return the probabilities of all classes: (K, H, W) float32, 0 where there is no sample."""
+        return forest_probabilities(self.classifier, s, self.class_count)
 
 
 def forest_features(image: np.ndarray) -> np.ndarray:
@@ -53,18 +60,22 @@ def forest_features(image: np.ndarray) -> np.ndarray:
     return features.astype(np.float32, copy=False)
 
 
-def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
+def fit_forest(
+    train: list[Slice], val: list[Slice], seed: int, class_count: int = 2
+) -> PixelForest:
     """Train a forest on labelled slices.
 
     Parameters
     ----------
     train : list of Slice
-        Not empty; pixels without sample are left out.
+        Not empty; pixels without sample, and those that are not painted, are left out.
     val : list of Slice
-        The threshold is the one with the best Dice on these, where one of them has foreground; else
-        ½.
+        Of two classes, the threshold is the one with the best Dice on these, where one of them has
+        foreground; else ½.
     seed : int
         Of the pixels that are drawn, and of the forest.
+    class_count : int
+        With the background.
     """
     # It takes a second to import, which no other command needs to wait for.
     from sklearn.ensemble import RandomForestClassifier
@@ -73,17 +84,18 @@ def fit_forest(train: list[Slice], val: list[Slice], seed: int) -> PixelForest:
     pixels = min(PIXELS, MOST_PIXELS // len(train))
     samples, labels = [], []
     for s in train:
-        inside = np.flatnonzero(s.inside)
-        chosen = rng.choice(inside, min(pixels, len(inside)), replace=False)
+        counted = np.flatnonzero(s.counted)
+        chosen = rng.choice(counted, min(pixels, len(counted)), replace=False)
         features = forest_features(s.image)
         samples.append(features.reshape(s.mask.size, -1)[chosen])
-        labels.append(s.mask.ravel()[chosen] > 0)
+        labels.append(s.mask.ravel()[chosen])
 
     classifier = RandomForestClassifier(
         TREES, min_samples_leaf=LEAST_LEAF, n_jobs=-1, random_state=seed
     )
     classifier.fit(np.concatenate(samples), np.concatenate(labels))
-    return PixelForest(classifier, choose_threshold(classifier, val))
+    threshold = choose_threshold(classifier, val) if class_count == 2 else 0.5
+    return PixelForest(classifier, threshold, class_count)
 
 
 def choose_threshold(classifier: "RandomForestClassifier", val: list[Slice]) -> float:
@@ -94,31 +106,29 @@ def choose_threshold(classifier: "RandomForestClassifier", val: list[Slice]) -> 
     if not any(s.mask.any() for s in val):
         return 0.5
 
-    probabilities = [forest_probability(classifier, s) for s in val]
+    probabilities = [forest_probabilities(classifier, s)[1] for s in val]
+    truths = [Truth(s.mask, s.counted) for s in val]
     best, best_dice = 0.5, -1.0
     for threshold in sorted(THRESHOLDS, key=lambda value: abs(value - 0.5)):
-        masks = []
-        for probability, s in zip(probabilities, val, strict=True):
-            masks.append((probability >= threshold) & s.inside)
-        dice = mean_overlap(masks, [s.mask for s in val])["dice"]
+        masks = [probability >= threshold for probability in probabilities]
+        dice = mean_class_overlap(masks, truths, class_count=2)["dice"]
         if dice > best_dice:
             best, best_dice = float(threshold), dice
 
     return best
 
 
-def forest_probability(classifier: "RandomForestClassifier", s: Slice) -> np.ndarray:
-    """Return the probability of foreground in a slice: (H, W) float32, 0 where there is no sample."""
-    probability = np.zeros(s.image.shape, np.float32)
-    # A forest that has seen but one class knows no other.
-    if True not in classifier.classes_:
-        return probability
-
-    of_foreground = list(classifier.classes_).index(True)
+def forest_probabilities(
+    classifier: "RandomForestClassifier", s: Slice, class_count: int = 2
+) -> np.ndarray:
+    """Return the probabilities of all classes in a slice: (K, H, W) float32, 0 where there is no sample."""
+    probabilities = np.zeros((class_count, s.image.size), np.float32)
     features = forest_features(s.image).reshape(s.image.size, -1)
+    # A forest that has not seen a class does not know it.
+    known = classifier.classes_.astype(int)
     for part in parts_of(s.image.size):
-        probability.ravel()[part] = classifier.predict_proba(features[part])[:, of_foreground]
-    return probability * s.inside
+        probabilities[known, part] = classifier.predict_proba(features[part]).T
+    return probabilities.reshape(class_count, *s.image.shape) * s.inside
 
 
 def parts_of(count: int) -> Iterator[slice]:

@@ -1,5 +1,7 @@
 """Score models on labelled slices: while they are trained, and at the end."""
 
+import itertools
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -11,16 +13,26 @@ import pandas as pd
 import torch
 
 from config import FOREST, OTSU
+from evaluation.class_metrics import (
+    Truth,
+    class_table,
+    confusion_table,
+    foreground_table,
+    mean_class_overlap,
+    mean_table,
+)
 from evaluation.forest import fit_forest
 from evaluation.intervals import compare, summarise
-from evaluation.metrics import mean_overlap, slice_table, threshold_scores
-from evaluation.otsu import fit_otsu, predict_otsu
+from evaluation.metrics import threshold_scores
+from evaluation.otsu import MOST_CLASSES, fit_multi_otsu, fit_otsu, predict_otsu
+from evaluation.phase_fractions import class_shares, fraction_table
 from evaluation.uncertainty import calibration_error, reliability
 from runtime.devices import resolve_precision
 from runtime.files import write_csv, write_json, write_npz
+from slices.classes import Classes
 from slices.data_folder import Data
 from slices.reading import Slice, center_patch
-from utils import SlidingWindow, predict_images, probability_of
+from utils import SlidingWindow, decide, predict_images, probability_of
 
 CENTRE = 256  # px: side of the scored centre patch, whatever window a recipe looks through
 
@@ -38,11 +50,14 @@ def validate(
     sliding_window: SlidingWindow,
     threshold: float,
     whole_images: bool = False,
+    class_count: int = 2,
 ) -> dict[str, float | None]:
     """Return Dice and IoU of centre patches or of whole images; None without slices.
 
     Means over slices; but where the truth of one is empty, of the pixels of all slices together.
-    The Dice of an empty slice is 0 or 1, by a single pixel, and would drown the others.
+    The Dice of an empty slice is 0 or 1, by a single pixel, and would drown the others. Of several
+    classes means over those but the background. Only pixels that are painted count: where a slice is
+    painted in part, whole images are scored, because paint may lie anywhere.
 
     Parameters
     ----------
@@ -54,12 +69,14 @@ def validate(
     threshold : float
         Probability from which a pixel is foreground.
     whole_images : bool
+    class_count : int
+        With the background.
     """
     model.eval()
     if not slices:
         return {"dice": None, "iou": None}
 
-    if whole_images:
+    if whole_images or any(s.painted is not None for s in slices):
         images = [s.image for s in slices]
         probabilities = predict_images(model, images, device, sliding_window)
         parts = slices
@@ -69,14 +86,9 @@ def validate(
         patches = np.stack([part.image for part in parts])
         probabilities = probability_of(model, patches, device, precision=sliding_window.precision)
 
-    masks = []
-    for probability, part in zip(probabilities, parts, strict=True):
-        mask = probability >= threshold
-        if part.outside is not None:
-            mask &= ~part.outside
-        masks.append(mask)
-
-    return mean_overlap(masks, [part.mask for part in parts])
+    predictions = [decide(probability, threshold) for probability in probabilities]
+    truths = [Truth(part.mask, part.counted) for part in parts]
+    return mean_class_overlap(predictions, truths, class_count)
 
 
 def center_part(s: Slice, side: int) -> Slice:
@@ -101,12 +113,20 @@ class Scoring:
         Method that the others are compared with, slice by slice, where it is among the models.
     forest_seed : int or None
         Of the random forest that is scored, too; None: none is.
+    classes : Classes or None
+        Of label maps; None where masks are binary.
     """
 
     sliding_window: SlidingWindow
     threshold: float
     control: str
     forest_seed: int | None = None
+    classes: Classes | None = None
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are, with the background."""
+        return 2 if self.classes is None else len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -116,11 +136,12 @@ class Predictions:
     Attributes
     ----------
     maps : dict of str to list of (H, W) float32 ndarrays
-        Probabilities, 0 where there is no sample.
-    full : dict of str to list of (H, W) bool ndarrays
-        Masks of whole images.
-    patches : dict of str to list of (P, P) bool ndarrays
-        Masks of centre patches, predicted from one window.
+        Probabilities of foreground, of several classes those of the most probable one; 0 where
+        there is no sample.
+    full : dict of str to list of (H, W) ndarrays
+        Of whole images the masks, bool, or of several classes the class of each pixel, uint8.
+    patches : dict of str to list of (P, P) ndarrays
+        The same of centre patches, predicted from one window.
     """
 
     maps: dict[str, list[np.ndarray]]
@@ -144,7 +165,10 @@ def evaluate_models(
 
     Writes `test_patches.csv`, `test_full.csv`, `summary.json` and, for the figures,
     `predictions.npz` (images, masks, probabilities as uint8), `calibration.csv` and
-    `thresholds.csv` to `folder`.
+    `thresholds.csv` to `folder`. Of several classes the tables hold means over classes;
+    `test_classes.csv` has whole images class by class, `confusion.csv` which class is taken for
+    which, and `phase_fractions.csv` how much of the slices each class fills. There are no
+    thresholds then.
 
     Parameters
     ----------
@@ -181,16 +205,21 @@ def evaluate_models(
             "paired": compare_with_control(table, list(models), scoring.control),
         }
 
+    if scoring.class_count > 2 and test:
+        summary |= write_class_tables(folder, predictions, list(models), test, scoring)
+
     if models and test:
-        calibration, thresholds = judge_probabilities(predictions, list(models), test)
+        calibration = judge_probabilities(predictions, list(models), test, scoring)
         write_csv(folder / "calibration.csv", calibration)
-        write_csv(folder / "thresholds.csv", thresholds)
         summary["calibration"] = {
             method: calibration_error(rows)
             for method, rows in calibration.groupby("method", sort=False)
         }
+        if scoring.class_count == 2:
+            thresholds = judge_thresholds(predictions, list(models), test)
+            write_csv(folder / "thresholds.csv", thresholds)
 
-    write_predictions(folder / "predictions.npz", predictions, test, scoring.threshold)
+    write_predictions(folder / "predictions.npz", predictions, test, scoring)
     # Last: where it is, the others are.
     write_json(folder / "summary.json", summary)
     return summary
@@ -209,7 +238,9 @@ def predict_baselines(predictions: Predictions, data: Data, scoring: Scoring) ->
     dict
         For `otsu` and, where there is one, `forest`: what was chosen for it, and its `seconds`.
     """
-    chosen = {"otsu": predict_with_otsu(predictions, data, scoring)}
+    chosen = {}
+    if scoring.class_count <= MOST_CLASSES:
+        chosen["otsu"] = predict_with_otsu(predictions, data, scoring)
     if scoring.forest_seed is None or not data.test:
         return chosen
 
@@ -228,13 +259,19 @@ def predict_baselines(predictions: Predictions, data: Data, scoring: Scoring) ->
 def predict_with_otsu(predictions: Predictions, data: Data, scoring: Scoring) -> dict:
     """Add what smoothed Otsu makes of the test slices; return its choices, and its seconds."""
     begun = time.monotonic()
-    sigma, bright = fit_otsu(data.train)
-    masks = [predict_otsu(s, sigma, bright) for s in data.test]
+    if scoring.class_count == 2:
+        sigma, bright = fit_otsu(data.train)
+        masks = [predict_otsu(s, sigma, bright) for s in data.test]
+        maps = [mask.astype(np.float32) for mask in masks]
+        choices: dict = {"sigma": sigma, "bright": bright}
+    else:
+        otsu = fit_multi_otsu(data.train, scoring.class_count)
+        masks = [otsu.predict(s) for s in data.test]
+        maps = [s.inside.astype(np.float32) for s in data.test]
+        choices = {"sigma": otsu.sigma, "order": list(otsu.order)}
 
-    maps = [mask.astype(np.float32) for mask in masks]
     add_baseline(predictions, OTSU, maps, masks, scoring)
-    seconds = round(time.monotonic() - begun, 1)
-    return {"sigma": sigma, "bright": bright, "seconds": seconds}
+    return {**choices, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def predict_with_forest(
@@ -242,7 +279,16 @@ def predict_with_forest(
 ) -> dict[str, float]:
     """Add what a random forest makes of the test slices; return its threshold, and its seconds."""
     begun = time.monotonic()
-    forest = fit_forest(data.train, data.val, seed)
+    forest = fit_forest(data.train, data.val, seed, scoring.class_count)
+    if scoring.class_count > 2:
+        maps, labels = [], []
+        for s in data.test:
+            of_classes = forest.probabilities(s)
+            maps.append(of_classes.max(axis=0))
+            labels.append(decide(of_classes, forest.threshold))
+        add_baseline(predictions, FOREST, maps, labels, scoring)
+        return {"seconds": round(time.monotonic() - begun, 1)}
+
     probabilities = [forest.probability(s) for s in data.test]
     masks = []
     for probability, s in zip(probabilities, data.test, strict=True):
@@ -290,11 +336,12 @@ def predict_model(
     """Add what a model makes of the test slices, whole and in their centre."""
     window = scoring.sliding_window
     images = [s.image for s in test]
-    maps = []
+    predictions.maps[method], predictions.full[method] = [], []
     for probability, s in zip(predict_images(model, images, device, window), test, strict=True):
-        maps.append(clear_outside(probability, s))
-    predictions.maps[method] = maps
-    predictions.full[method] = [probability >= scoring.threshold for probability in maps]
+        cleared = clear_outside(probability, s)
+        most_probable = cleared if cleared.ndim == 2 else cleared.max(axis=0)
+        predictions.maps[method].append(most_probable)
+        predictions.full[method].append(decide(cleared, scoring.threshold))
     predictions.patches[method] = []
     if not test:
         return
@@ -303,8 +350,8 @@ def predict_model(
     windows = np.stack([center_patch(image, window.patch_size) for image in images])
     probabilities = probability_of(model, windows, device, window.tta, window.precision)
     for probability, s in zip(probabilities, test, strict=True):
-        mask = center_patch(probability, side) >= scoring.threshold
-        predictions.patches[method].append(mask & center_patch(s.inside, side))
+        decision = center_patch(decide(probability, scoring.threshold), side)
+        predictions.patches[method].append(decision * center_patch(s.inside, side))
 
 
 def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
@@ -314,18 +361,99 @@ def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
     return probability * ~s.outside
 
 
+def truth_of(s: Slice) -> Truth:
+    """Return what is known of a slice.
+
+    Where all of it is painted, what lies outside the sample counts as background, which nothing
+    there is predicted to differ from.
+    """
+    return Truth(s.mask, None if s.painted is None else s.counted)
+
+
+def center_truth(truth: Truth, side: int) -> Truth:
+    """Return what is known of the centre patch of a slice."""
+    counted = None if truth.counted is None else center_patch(truth.counted, side)
+    return Truth(center_patch(truth.classes, side), counted)
+
+
 def make_tables(
     predictions: Predictions, test: list[Slice], scoring: Scoring
 ) -> dict[str, pd.DataFrame]:
     """Return the scores of all methods, slice by slice, of centre patches and of whole images."""
     stems = [s.stem for s in test]
-    truths = [s.mask.astype(bool) for s in test]
-    side = patch_side(scoring)
-    true_patches = [center_patch(truth, side) for truth in truths]
-    return {
-        "patches": slice_table(predictions.patches, true_patches, stems),
-        "full": slice_table(predictions.full, truths, stems),
+    truths = [truth_of(s) for s in test]
+    true_patches = [center_truth(truth, patch_side(scoring)) for truth in truths]
+
+    # Where nothing is painted in the centre, there is nothing to score.
+    has_paint = [patch.counted is None or bool(patch.counted.any()) for patch in true_patches]
+    patches = {
+        method: list(itertools.compress(of_method, has_paint))
+        for method, of_method in predictions.patches.items()
     }
+    true_patches = list(itertools.compress(true_patches, has_paint))
+    stems_of_patches = list(itertools.compress(stems, has_paint))
+    return {
+        "patches": score_table(patches, true_patches, stems_of_patches, scoring),
+        "full": score_table(predictions.full, truths, stems, scoring),
+    }
+
+
+def score_table(
+    predictions: dict[str, list[np.ndarray]],
+    truths: list[Truth],
+    stems: list[str],
+    scoring: Scoring,
+) -> pd.DataFrame:
+    """Return a row per method and slice: scores of foreground, or means over classes."""
+    if scoring.classes is not None and scoring.class_count > 2:
+        names = scoring.classes.names
+        return mean_table(class_table(predictions, truths, stems, names), names)
+    return foreground_table(predictions, truths, stems)
+
+
+def write_class_tables(
+    folder: Path,
+    predictions: Predictions,
+    models: list[str],
+    test: list[Slice],
+    scoring: Scoring,
+) -> dict:
+    """Write what is known class by class, and return it for `summary.json`."""
+    if scoring.classes is None:
+        return {}
+    names = scoring.classes.names
+    truths = [truth_of(s) for s in test]
+    scores = class_table(predictions.full, truths, [s.stem for s in test], names)
+    write_csv(folder / "test_classes.csv", scores)
+    write_csv(folder / "confusion.csv", confusion_table(predictions.full, truths, names))
+
+    by_class: dict[str, dict] = {}
+    for (method, name), rows in scores.groupby(["method", "class"], sort=False):
+        known = rows.dropna(subset=["dice"])
+        if len(known):
+            of_class = summarise(known)[method]
+            by_class.setdefault(method, {})[name] = of_class
+    summary = {"classes": scoring.classes.record(), "by_class": by_class}
+    if models:
+        fractions = phase_fractions(predictions, models, test, names)
+        write_csv(folder / "phase_fractions.csv", fractions)
+        summary["phase_fractions"] = json.loads(fractions.to_json(orient="records"))
+    return summary
+
+
+def phase_fractions(
+    predictions: Predictions, models: list[str], test: list[Slice], names: tuple[str, ...]
+) -> pd.DataFrame:
+    """Return how much of the test slices each class fills, as all models of a run have it, and as it is painted."""
+    predicted = [
+        [
+            class_shares(labels, s.inside, len(names))
+            for labels, s in zip(of_model, test, strict=True)
+        ]
+        for of_model in (predictions.full[method] for method in models)
+    ]
+    painted = [class_shares(s.mask, s.counted, len(names)) for s in test]
+    return fraction_table(np.array(predicted), np.array(painted), names)
 
 
 def compare_with_control(table: pd.DataFrame, methods: list[str], control: str) -> list[dict]:
@@ -336,41 +464,68 @@ def compare_with_control(table: pd.DataFrame, methods: list[str], control: str) 
 
 
 def judge_probabilities(
-    predictions: Predictions, methods: list[str], test: list[Slice]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return reliability diagram and Dice by threshold of each method, inside the sample."""
-    inside = [s.inside for s in test]
-    truths = [s.mask.astype(bool)[where] for s, where in zip(test, inside, strict=True)]
+    predictions: Predictions, methods: list[str], test: list[Slice], scoring: Scoring
+) -> pd.DataFrame:
+    """Return the reliability diagram of each method, over the pixels that count.
+
+    Of several classes it is that of the most probable one: how often that class is right.
+    """
     calibration = []
+    for method in methods:
+        probabilities, outcomes = [], []
+        for i, s in enumerate(test):
+            counted = s.counted
+            probabilities.append(predictions.maps[method][i][counted])
+            outcome = s.mask.astype(bool)
+            if scoring.class_count > 2:
+                outcome = predictions.full[method][i] == s.mask
+            outcomes.append(outcome[counted])
+        calibration.append(reliability(probabilities, outcomes).assign(method=method))
+    return pd.concat(calibration)
+
+
+def judge_thresholds(
+    predictions: Predictions, methods: list[str], test: list[Slice]
+) -> pd.DataFrame:
+    """Return the Dice by threshold of each method, over the pixels that count."""
+    truths = [s.mask.astype(bool)[s.counted] for s in test]
     thresholds = []
     for method in methods:
-        maps = predictions.maps[method]
-        probabilities = [
-            probability[where] for probability, where in zip(maps, inside, strict=True)
-        ]
-        calibration.append(reliability(probabilities, truths).assign(method=method))
+        maps = zip(predictions.maps[method], test, strict=True)
+        probabilities = [probability[s.counted] for probability, s in maps]
         thresholds.append(threshold_scores(probabilities, truths).assign(method=method))
-
-    return pd.concat(calibration), pd.concat(thresholds)
+    return pd.concat(thresholds)
 
 
 def write_predictions(
-    path: Path, predictions: Predictions, test: list[Slice], threshold: float
+    path: Path, predictions: Predictions, test: list[Slice], scoring: Scoring
 ) -> None:
-    """Write images, masks and probabilities of the test slices, for the figures."""
+    """Write images, masks and predictions of the test slices, for the figures.
+
+    Of two classes these are probabilities, of more the class of each pixel. `painted_N` is there
+    where a slice is painted only in part, `classes` and `colours` where masks are label maps.
+    """
     arrays = {}
     for method, maps in predictions.maps.items():
         for i, probability in enumerate(maps):
-            arrays[f"{method}_{i}"] = to_grey(probability, threshold)
+            if scoring.class_count > 2:
+                arrays[f"{method}_{i}"] = predictions.full[method][i]
+            else:
+                arrays[f"{method}_{i}"] = to_grey(probability, scoring.threshold)
     for i, s in enumerate(test):
         arrays[f"image_{i}"] = s.image
     for i, s in enumerate(test):
         arrays[f"truth_{i}"] = s.mask
+        if s.painted is not None:
+            arrays[f"painted_{i}"] = s.counted
+    if scoring.classes is not None:
+        arrays["classes"] = np.array(scoring.classes.names)
+        arrays["colours"] = np.array(scoring.classes.shown_colours, np.uint8)
     write_npz(
         path,
         stems=np.array([s.stem for s in test]),
         methods=np.array(list(predictions.maps)),
-        threshold=np.array(threshold),
+        threshold=np.array(scoring.threshold),
         **arrays,
     )
 

@@ -1,12 +1,18 @@
-"""The classical baseline: Otsu's threshold after smoothing, at its best on the training slices."""
+"""The classical baseline: Otsu's thresholds after smoothing, at their best on the training slices."""
+
+from dataclasses import dataclass
 
 import numpy as np
-from skimage.filters import gaussian, threshold_otsu
+from skimage.filters import gaussian, threshold_multiotsu, threshold_otsu
 
+from evaluation.class_metrics import Truth, mean_class_overlap
 from slices.reading import Slice
 from utils import overlap_metrics
 
 SIGMAS = (1.0, 2.0, 4.0, 8.0)  # px
+
+# More thresholds than that take long to find.
+MOST_CLASSES = 5
 
 
 def fit_otsu(slices: list[Slice]) -> tuple[float, bool]:
@@ -21,6 +27,8 @@ def fit_otsu(slices: list[Slice]) -> tuple[float, bool]:
             dice = []
             for s in slices:
                 mask = predict_otsu(s, sigma, bright)
+                if s.painted is not None:
+                    mask &= s.painted
                 dice.append(overlap_metrics(mask, s.mask)["dice"])
             scores[sigma, bright] = np.mean(dice)
 
@@ -34,3 +42,58 @@ def predict_otsu(s: Slice, sigma: float, bright: bool) -> np.ndarray:
         return (smooth > threshold_otsu(smooth)) == bright
     threshold = threshold_otsu(smooth[~s.outside])
     return ((smooth > threshold) == bright) & ~s.outside
+
+
+# --- of several classes -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MultiOtsu:
+    """Otsu's method with several thresholds: Liao, Chen & Chung, A fast algorithm for multilevel thresholding, 2001.
+
+    Attributes
+    ----------
+    sigma : float
+        Of the smoothing [px].
+    order : tuple of int
+        The class of each range of grey values, from dark to bright.
+    """
+
+    sigma: float
+    order: tuple[int, ...]
+
+    def predict(self, s: Slice) -> np.ndarray:
+        """Return the class of each pixel of a slice: (H, W) uint8, 0 where there is no sample."""
+        ranges = grey_ranges(s, self.sigma, len(self.order))
+        return np.take(np.array(self.order, np.uint8), ranges) * s.inside
+
+
+def grey_ranges(s: Slice, sigma: float, count: int) -> np.ndarray:
+    """Return which of the ranges between Otsu's thresholds each pixel of a smoothed slice is in: (H, W) int."""
+    smooth = np.rint(gaussian(s.image, sigma, preserve_range=True)).astype(np.uint8)
+    values = smooth[s.inside]
+    if len(np.unique(values)) < count:
+        # Too few grey values for so many ranges.
+        return np.zeros(smooth.shape, int)
+    return np.digitize(smooth, threshold_multiotsu(values, count), right=True)
+
+
+def fit_multi_otsu(slices: list[Slice], class_count: int) -> MultiOtsu:
+    """Return the best thresholds on labelled slices, each range of which is the class that is painted there most."""
+    truths = [Truth(s.mask, s.counted) for s in slices]
+    best, best_dice = None, -1.0
+    for sigma in SIGMAS:
+        counts = np.zeros((class_count, class_count), int)
+        for s in slices:
+            ranges = grey_ranges(s, sigma, class_count)[s.counted]
+            pairs = ranges * class_count + s.mask[s.counted]
+            counts += np.bincount(pairs, minlength=class_count**2).reshape(counts.shape)
+
+        candidate = MultiOtsu(sigma, tuple(counts.argmax(axis=1).tolist()))
+        predictions = [candidate.predict(s) for s in slices]
+        dice = mean_class_overlap(predictions, truths, class_count)["dice"]
+        if dice > best_dice:
+            best, best_dice = candidate, dice
+    if best is None:
+        raise ValueError("no slice to learn from")
+    return best

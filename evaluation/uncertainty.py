@@ -16,6 +16,17 @@ def binary_entropy(probability: np.ndarray) -> np.ndarray:
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
 
+def class_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Return −Σ pₖ log pₖ / log K of the probabilities of K classes, 0 to 1: (K, …) → (…) float64.
+
+    1 is where all classes are as probable. Of two classes it is `binary_entropy`. Where all are 0,
+    outside the sample, it is 0.
+    """
+    p = np.clip(probabilities.astype(np.float64), 1e-12, 1)
+    entropy = -(p * np.log(p)).sum(axis=0) / np.log(len(p))
+    return entropy * (probabilities.max(axis=0) > 0)
+
+
 def slice_uncertainty(
     student: np.ndarray, teacher: np.ndarray, threshold: float = 0.5
 ) -> dict[str, float]:
@@ -27,7 +38,7 @@ def slice_uncertainty(
 
     Parameters
     ----------
-    student, teacher : (H, W) ndarrays in [0, 1]
+    student, teacher : (H, W) or (N,) ndarrays in [0, 1]
         Foreground probabilities.
     threshold : float
 
@@ -42,6 +53,28 @@ def slice_uncertainty(
         "entropy": float(binary_entropy(mean).mean()),
         "disagreement": float(np.abs(student - teacher).mean()),
         "fraction_predicted": float(np.mean(mean >= threshold)),
+    }
+
+
+def class_uncertainty(student: np.ndarray, teacher: np.ndarray) -> dict[str, float]:
+    """Return how unsure two models are about the classes in one slice; see `slice_uncertainty`.
+
+    Parameters
+    ----------
+    student, teacher : (K, …) ndarrays in [0, 1]
+        Probabilities of all classes, the background first.
+
+    Returns
+    -------
+    dict
+        `entropy` of their mean probabilities as a share of the largest one, `disagreement` (half the
+        sum of absolute differences), and `fraction_predicted` of all classes but the background.
+    """
+    mean = (student + teacher) / 2
+    return {
+        "entropy": float(class_entropy(mean).mean()),
+        "disagreement": float(np.abs(student - teacher).sum(axis=0).mean() / 2),
+        "fraction_predicted": float(np.mean(mean.argmax(axis=0) > 0)),
     }
 
 

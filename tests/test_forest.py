@@ -11,7 +11,7 @@ import torch
 
 from conftest import labelled, run
 from evaluation import models
-from evaluation.forest import PixelForest, choose_threshold, fit_forest, forest_probability
+from evaluation.forest import PixelForest, choose_threshold, fit_forest, forest_probabilities
 from evaluation.models import Scoring, evaluate_models, move_threshold
 from slices.data_folder import Data
 from slices.reading import Slice
@@ -74,8 +74,8 @@ def test_one_pixel_in_an_empty_slice_does_not_choose_the_threshold(data, monkeyp
     likely[:4] = 0.97
     doubtful = np.zeros((20, 20))
     doubtful[3, 3] = 0.65
-    maps = iter([likely, doubtful])
-    monkeypatch.setattr("evaluation.forest.forest_probability", lambda *_: next(maps))
+    maps = iter([1 - p, p] for p in (likely, doubtful))
+    monkeypatch.setattr("evaluation.forest.forest_probabilities", lambda *_: next(maps))
     painted, empty = (
         dataclasses.replace(data.val[0], image=np.zeros((20, 20), np.uint8), mask=mask)
         for mask in (truth, np.zeros_like(truth))
@@ -101,9 +101,9 @@ def test_padding_is_neither_learnt_from_nor_marked(data):
 
 
 def test_a_slice_is_predicted_in_parts_as_at_once(data, forest, monkeypatch):
-    at_once = forest_probability(forest.classifier, data.test[0])
+    at_once = forest_probabilities(forest.classifier, data.test[0])
     monkeypatch.setattr("evaluation.forest.PIXELS_AT_ONCE", 1000)
-    assert (forest_probability(forest.classifier, data.test[0]) == at_once).all()
+    assert (forest_probabilities(forest.classifier, data.test[0]) == at_once).all()
 
 
 def test_a_threshold_is_moved_with_its_map():
