@@ -31,6 +31,7 @@ from runtime.command_line import Parser, run_command_line
 from runtime.devices import choose_device, resolve_precision
 from runtime.messages import PROGRESS_SECONDS, InputError
 from runtime.team import ALONE, Team, join_team, leave_team
+from slices.classes import Classes, classes_of
 from slices.reading import parse_roi
 from slices.windows import parse_outside
 from utils import SlidingWindow, predict_images
@@ -49,6 +50,7 @@ from volumes.blocks import (
     Blocks,
     ahead,
 )
+from volumes.decisions import Decision
 from volumes.outputs import (
     Output,
     alone,
@@ -71,9 +73,7 @@ from volumes.three_axes import (
     ThreeAxes,
     check_cubes,
     cut_across,
-    decide,
     planes_of,
-    total_deviation,
 )
 from volumes.volume import Volume, fingerprint, say_remarks
 
@@ -153,6 +153,8 @@ class ModelSettings:
         Grey values of the slices of training, see `slices.data_folder.training_window`.
     quarter_turns : bool
         Whether it has seen slices that were turned by 90°; True where its file does not say.
+    classes : Classes, or None
+        Of the label maps from which it learned; None where masks were binary.
     """
 
     patch_size: int
@@ -161,6 +163,7 @@ class ModelSettings:
     threshold: float
     window: dict | None
     quarter_turns: bool = True
+    classes: Classes | None = None
 
 
 def load_model(path: Path, device: torch.device) -> tuple[UNet, ModelSettings]:
@@ -192,8 +195,25 @@ def load_model(path: Path, device: torch.device) -> tuple[UNet, ModelSettings]:
         **config.subset(SETTINGS),
         window=details.get("window"),
         quarter_turns=details["config"].get("quarter_turns", True),
+        classes=classes_of_model(path, model, details),
     )
     return model, settings
+
+
+def classes_of_model(path: Path, model: UNet, details: dict) -> Classes | None:
+    """Return the classes that a checkpoint names; `InputError` where the network has another number of them."""
+    record = details.get("classes")
+    if record is None and model.outputs == 1:
+        return None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: says not which classes it was trained for; {CURE}")
+    classes = classes_of(record, str(path))
+    outputs = 1 if classes.is_binary else len(classes)
+    if model.outputs != outputs:
+        raise InputError(
+            f"{path}: names {len(classes)} classes, but the network has {model.outputs} outputs; {CURE}"
+        )
+    return classes
 
 
 def load_models(
@@ -225,6 +245,11 @@ def refuse_other_view(
     path: Path, settings: ModelSettings, first_path: Path, first: ModelSettings
 ) -> None:
     """Raise `InputError` where a model looks at slices in another way than the first one."""
+    if settings.classes != first.classes:
+        raise InputError(
+            f"{path}: was trained for {describe_classes(settings.classes)}, {first_path} for "
+            f"{describe_classes(first.classes)}; only models of the same classes can be averaged"
+        )
     for name in SETTINGS:
         value = getattr(settings, name)
         expected = getattr(first, name)
@@ -233,6 +258,11 @@ def refuse_other_view(
                 f"{path}: was trained with {name} {value}, {first_path} with {expected}; only models "
                 "of the same view can be averaged"
             )
+
+
+def describe_classes(classes: Classes | None) -> str:
+    """Return in words what a model tells apart."""
+    return "binary masks" if classes is None else f"the classes {classes.describe()}"
 
 
 # --- blocks of slices -----------------------------------------------------------------------------
@@ -254,6 +284,11 @@ class Predictor:
         if self.options.threshold is None:
             return self.settings.threshold
         return self.options.threshold
+
+    @property
+    def decision(self) -> Decision:
+        """How probabilities become masks."""
+        return Decision(self.threshold, self.settings.classes)
 
     @property
     def sliding_window(self) -> SlidingWindow:
@@ -279,17 +314,31 @@ def predict_block(predictor: Predictor, block: list[SeenSlice]) -> list[dict[str
         predictor.models, images, predictor.device, predictor.sliding_window, with_spread
     )
 
+    planes = predictor.decision.planes
     results = []
     for seen in block:
-        # (1 or 2, H, W): probability, and perhaps its standard deviation.
-        maps = np.zeros((2 if with_spread else 1, *seen.shape), np.float32)
+        # (planes, H, W): probabilities, and perhaps a standard deviation.
+        maps = np.zeros((planes + int(with_spread), *seen.shape), np.float32)
         if seen.image is not None:
-            maps[:, *place_of(seen, options.roi)] = next(predictions)
+            prediction = next(predictions)
+            if planes == 2:
+                prediction = both_classes(prediction, with_spread)
+            maps[:, *place_of(seen, options.roi)] = prediction
         if seen.outside is not None:
             maps[:, seen.outside] = 0
         results.append(results_of_slice(predictor, seen, maps.astype(np.float16)))
 
     return results
+
+
+def both_classes(prediction: np.ndarray, with_spread: bool) -> np.ndarray:
+    """Return the probabilities of both classes of label maps, where a network gives that of the second one.
+
+    (H, W) → (2, H, W); with the standard deviation (2, H, W) → (3, H, W).
+    """
+    probability = prediction[0] if with_spread else prediction
+    others = [prediction[1]] if with_spread else []
+    return np.stack([1 - probability, probability, *others])
 
 
 def place_of(seen: SeenSlice, roi: tuple[int, int, int, int] | None) -> tuple[slice, slice]:
@@ -309,14 +358,14 @@ def results_of_slice(
     ----------
     predictor : Predictor
     seen : SeenSlice
-    maps : (1 or 2, H, W) float16 ndarray
-        Its probability, and perhaps its standard deviation.
+    maps : (planes, H, W) float16 ndarray
+        Its probabilities, and perhaps a standard deviation.
     """
-    options = predictor.options
+    options, decision = predictor.options, predictor.decision
     # The mask is that of the probability as it is stored, in float16.
-    probability = maps[0]
+    probability = maps[0] if decision.planes == 1 else maps[: decision.planes]
     results = {
-        MASK: decide(probability, predictor.threshold),
+        MASK: decision.mask(probability),
         LIMITS: np.array(seen.limits or NOTHING),
         OWN: np.array(seen.own),
         OUTSIDE: np.zeros((0, 0), bool) if seen.outside is None else seen.outside,
@@ -326,9 +375,9 @@ def results_of_slice(
     if options.probabilities:
         results[PROBABILITY] = probability
     if options.uncertainty == TOTAL:
-        results[UNCERTAINTY] = total_deviation(probability)
+        results[UNCERTAINTY] = decision.uncertainty(probability)
     elif options.uncertainty == SPREAD:
-        results[UNCERTAINTY] = maps[1]
+        results[UNCERTAINTY] = maps[-1]
 
     return results
 
@@ -393,7 +442,7 @@ def predict_all(predictor: Predictor, folder: Path, volume: Volume) -> Blocks | 
     def see(i: int) -> SeenSlice:
         return see_slice(volume, i, options.seeing, window)
 
-    along = Blocks(folder, volume)
+    along = Blocks(folder, volume, predictor.decision.planes)
     if not options.three_axes:
         predict_blocks(predictor, along, see, "predict")
         return along
@@ -406,7 +455,7 @@ def predict_all(predictor: Predictor, folder: Path, volume: Volume) -> Blocks | 
 
     inside = region_of(volume, options.roi)
     across = predict_across(predictor, folder, along, see, shape_inside(volume, inside))
-    return ThreeAxes(along, across, inside, predictor.threshold, options.uncertainty)
+    return ThreeAxes(along, across, inside, predictor.decision, options.uncertainty)
 
 
 def region_of(volume: Volume, roi: tuple[int, int, int, int] | None) -> tuple[slice, slice]:
@@ -455,7 +504,7 @@ def predict_across(
     across = {}
     for name in ACROSS:
         planes = planes_of(folder, name)
-        across[name] = Blocks(folder / name, planes)
+        across[name] = Blocks(folder / name, planes, predictor.decision.planes)
 
         # As a default, `planes` is that of this round of the loop.
         def see_plane(i: int, planes: Volume = planes) -> SeenSlice:
@@ -513,8 +562,12 @@ def predict_volume(
     options = replace(options, precision=resolve_precision(device, options.precision))
     predictor = Predictor(models, settings, options, device, team)
     check_threshold(predictor.threshold)
+    if options.threshold is not None and predictor.decision.planes > 2:
+        raise InputError(
+            "--threshold: has no meaning for several classes; each pixel gets the most probable one"
+        )
     identity = identity_of(volume, checkpoints, predictor)
-    result = make_output(volume, output, options.kinds, identity)
+    result = make_output(volume, output, options.kinds, identity, settings.classes)
     if keep_finished(result):
         return result.target
     refuse_leftover_inside(result)
@@ -535,6 +588,8 @@ def identity_of(volume: Volume, checkpoints: list[Path], predictor: Predictor) -
     for path in checkpoints:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         files.append({"file": path.name, "sha256": digest})
+    classes = predictor.settings.classes
+    named = {} if classes is None else {"classes": classes.by_value().record()}
     return {
         "input": {
             "kind": volume.kind,
@@ -545,6 +600,7 @@ def identity_of(volume: Volume, checkpoints: list[Path], predictor: Predictor) -
         "checkpoints": files,
         # With lists in the place of tuples, as JSON has them.
         "settings": json.loads(json.dumps(settings)),
+        **named,
     }
 
 
@@ -598,7 +654,8 @@ def make_parser() -> Parser:
     """Return the options of the command line."""
     parser = Parser(
         description="Segment a slice or a volume with trained checkpoints; masks are uint8, 0 and "
-        "255, in the family of the input."
+        "255, in the family of the input. Of a network that learned from label maps they hold the "
+        "values of the classes, and 0 where nothing was looked at."
     )
     parser.add_argument(
         "input", type=Path, help=".tif slice or stack, folder of slices, zarr array or OME-Zarr"
@@ -615,7 +672,9 @@ def make_parser() -> Parser:
         "--output", type=Path, required=True, help="folder, .tif or .zarr for the masks"
     )
     parser.add_argument(
-        "--probabilities", action="store_true", help="also write the probability, float16"
+        "--probabilities",
+        action="store_true",
+        help="also write the probability, float16; of the classes of label maps each as a channel",
     )
     parser.add_argument(
         "--uncertainty",
@@ -624,8 +683,9 @@ def make_parser() -> Parser:
         default="",
         choices=[TOTAL, SPREAD],
         help="also write a standard deviation, float16: total (default), of the decision at the mean "
-        "probability p, √(p (1 − p)); or spread, of p over checkpoints, windows and, with --tta and "
-        "--three-axes, symmetries and axes",
+        "probability p, √(p (1 − p)), or of more than two classes the entropy as a share of the "
+        "largest; or spread, of p over checkpoints, windows and, with --tta and --three-axes, "
+        "symmetries and axes",
     )
     parser.add_argument(
         "--tta",
@@ -666,8 +726,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="probability from which a pixel is foreground, 0 to 1 (default: that of the training "
-        "run)",
+        help="probability from which a pixel is foreground, 0 to 1, where there are two classes "
+        "(default: that of the training run)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     parser.add_argument(

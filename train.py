@@ -281,7 +281,9 @@ def open_progress(job: Job, stateful: dict[str, Any]) -> Progress:
         del settings[name]
     log = config.run_folder / phase.log
     window = training_window(job.data.train)
-    return Progress(config, Kept(phase.name, log, stateful, settings, window))
+    classes = job.data.classes
+    record = None if classes is None else classes.by_value().record()
+    return Progress(config, Kept(phase.name, log, stateful, settings, window, record))
 
 
 def epochs_bar(job: Job, first: int) -> tqdm:

@@ -62,6 +62,8 @@ class Kept:
         Of the run, which go with the weights.
     window : dict or None
         Of grey values, which goes with the weights.
+    classes : dict or None
+        Names of the classes of label maps by their values; None where masks are binary.
     """
 
     phase: str
@@ -69,6 +71,7 @@ class Kept:
     stateful: dict
     settings: dict
     window: dict | None = None
+    classes: dict | None = None
 
 
 class Progress:
@@ -263,6 +266,8 @@ class Progress:
                 "config": self.kept.settings,
                 "window": self.kept.window,
             }
+            if self.kept.classes is not None:
+                details["classes"] = self.kept.classes
             save_checkpoint(self.run.checkpoint(name), weights, details)
             del self._unwritten[name]
 

@@ -44,11 +44,18 @@ class LabelMap:
         """Return where a class is painted: (H, W) bool."""
         return self.painted & (self.classes == index)
 
+    def values(self, classes: Classes) -> np.ndarray:
+        """Return the map with the values of the classes, and 0 where nothing is painted: (H, W) uint16."""
+        values = np.array(classes.values, np.uint16)[self.classes]
+        return np.where(self.painted, values, np.uint16(NOT_LABELLED))
+
 
 # --- a single map ---------------------------------------------------------------------------------
 
 
-def read_label_map(picture: Picture, classes: Classes, name: str) -> LabelMap:
+def read_label_map(
+    picture: Picture, classes: Classes, name: str, may_be_empty: bool = False
+) -> LabelMap:
     """Return what is painted in a file.
 
     Parameters
@@ -58,18 +65,20 @@ def read_label_map(picture: Picture, classes: Classes, name: str) -> LabelMap:
     classes : Classes
     name : str
         What messages call the file.
+    may_be_empty : bool
+        Whether nothing needs to be painted, as in most slices of a volume.
 
     Raises
     ------
     InputError
         For values without a name, a file none of whose colours has one, and one in which nothing is
-        painted.
+        painted but something should be.
     """
     if classes.colours is None:
         label_map = map_of_values(picture, classes, name)
     else:
         label_map = map_of_colours(picture, classes, name)
-    if not label_map.painted.any():
+    if not may_be_empty and not label_map.painted.any():
         raise InputError(
             f"{name}: not a single pixel is labelled; paint some, or take the slice out of the "
             "labelled ones"
@@ -257,6 +266,8 @@ class LabelMaps:
     classes : Classes
     shape_of : index → (rows, columns), optional
         Of the slices they belong to; None for one that is not known.
+    may_be_empty : bool
+        As in `read_label_map`.
     """
 
     def __init__(
@@ -265,11 +276,13 @@ class LabelMaps:
         read: Callable[[int], Picture],
         classes: Classes,
         shape_of: Callable[[int], tuple[int, int] | None] | None = None,
+        may_be_empty: bool = False,
     ):
         self.names = names
         self.read = read
         self.classes = classes
         self.shape_of = shape_of
+        self.may_be_empty = may_be_empty
 
     def __len__(self) -> int:
         return len(self.names)
@@ -278,7 +291,45 @@ class LabelMaps:
         picture = self.read(i)
         if self.shape_of is not None:
             refuse_other_size(self.names[i], picture.shape, self.shape_of(i))
-        return read_label_map(picture, self.classes, self.names[i])
+        return read_label_map(picture, self.classes, self.names[i], self.may_be_empty)
+
+
+class MasksOfClass:
+    """The masks of one class in label maps, read one at a time: `masks[i]` is (H, W) uint8, 1 there.
+
+    Parameters
+    ----------
+    label_maps : LabelMaps
+    index : int
+        The class, by its place.
+    may_be_partial : bool
+        Whether pixels may be without a label, and count as not of the class: in predictions, where
+        these lie outside what was looked at. Else they are an error: things would seem to end where
+        the paint does.
+    """
+
+    def __init__(self, label_maps: LabelMaps, index: int, may_be_partial: bool):
+        self.label_maps = label_maps
+        self.index = index
+        self.may_be_partial = may_be_partial
+
+    @property
+    def names(self) -> list[str]:
+        """What messages call each of them."""
+        return self.label_maps.names
+
+    def __len__(self) -> int:
+        return len(self.label_maps)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        label_map = self.label_maps[i]
+        if not self.may_be_partial and not label_map.painted.all():
+            raise InputError(
+                f"{self.names[i]}: {1 - label_map.painted.mean():.1%} of its pixels are not labelled, "
+                "and whatever lies there would be cut; measure whole label maps, such as those that "
+                "predict.py writes"
+            )
+        return label_map.holds(self.index).astype(np.uint8)
 
 
 def refuse_other_size(name: str, shape: tuple[int, int], expected: tuple[int, int] | None) -> None:
@@ -292,7 +343,10 @@ def refuse_other_size(name: str, shape: tuple[int, int], expected: tuple[int, in
 
 
 def label_maps_of_files(
-    files: list[Path], classes: Classes, shapes: list[tuple[int, int]] | None = None
+    files: list[Path],
+    classes: Classes,
+    shapes: list[tuple[int, int]] | None = None,
+    may_be_empty: bool = False,
 ) -> LabelMaps:
     """Return the label maps in some files, in their order.
 
@@ -302,13 +356,15 @@ def label_maps_of_files(
     classes : Classes
     shapes : list of (rows, columns), optional
         Of their slices.
+    may_be_empty : bool
+        As in `read_label_map`.
     """
 
     def read_file(i: int) -> Picture:
         return read_picture(files[i])
 
     shape_of = None if shapes is None else shapes.__getitem__
-    return LabelMaps([str(file) for file in files], read_file, classes, shape_of)
+    return LabelMaps([str(file) for file in files], read_file, classes, shape_of, may_be_empty)
 
 
 # --- masks that look like label maps ----------------------------------------------------------------

@@ -11,7 +11,7 @@ from runtime.messages import InputError
 from volumes import voxel_size
 from volumes.reading import open_volume
 from volumes.voxel_size import is_default_resolution, plain_unit, read_voxel, sides_in_um
-from volumes.writing import write_like
+from volumes.writing import Content, write_like
 
 SPELLED = {
     "um": [
@@ -260,7 +260,7 @@ def test_a_mask_keeps_the_distance_that_imagej_left_out(tmp_path):
         description="ImageJ=1.54f\nimages=4\nslices=4\nunit=um\n",
     )
     volume = open_volume(tmp_path / "a.tif")
-    write_like(tmp_path / "m.tif", volume, iter(STACK), np.uint8, {})
+    write_like(tmp_path / "m.tif", volume, iter(STACK), Content(np.dtype(np.uint8), {}))
     for read in (volume, open_volume(tmp_path / "m.tif")):
         assert voxel_of(read, None, None) == ((1, 0.5, 0.5), "µm")
 

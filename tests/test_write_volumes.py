@@ -8,10 +8,30 @@ import tifffile
 import zarr
 from test_volumes import FAMILIES, FLAT, GREY, IMAGEJ, UM, close, content, family, write_zarr_array
 
+from slices.classes import classes_of
 from volumes import reading
-from volumes.writing import write_like
+from volumes.writing import Content, write_like
 
 __all__ = ["family"]  # a fixture
+
+CLASSES = classes_of({"1": "matrix", "2": "grain", "4": "pore"}, "classes.json")
+
+
+def write(out, volume, slices, dtype, details) -> None:
+    """Write slices like a volume, without names of classes."""
+    write_like(out, volume, slices, Content(np.dtype(dtype), details))
+
+
+def shares() -> np.ndarray:
+    """Probabilities of three classes in each slice of `GREY`: (6, 3, 20, 30) float16."""
+    logits = np.random.default_rng(0).normal(size=(len(GREY), 3, *GREY.shape[1:]))
+    p = np.exp(logits)
+    return (p / p.sum(axis=1, keepdims=True)).astype(np.float16)
+
+
+def label_maps() -> np.ndarray:
+    """Values of classes, and 0, in each pixel of `GREY`."""
+    return np.array([0, 1, 2, 4], np.uint8)[np.random.default_rng(0).integers(0, 4, GREY.shape)]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16])
@@ -19,7 +39,7 @@ def test_what_is_written_has_the_same_family_axes_and_voxel_size(family, tmp_pat
     path, *_ = family
     volume, out = reading.open_volume(path), tmp_path / "out" / path.name
     mask = (GREY > 500).astype(dtype)
-    write_like(out, volume, iter(mask), dtype, {"made": "by a test"})
+    write(out, volume, iter(mask), dtype, {"made": "by a test"})
     again = reading.open_volume(out)
     assert (again.kind, again.axes, again.shape, again.voxel) == (
         volume.kind,
@@ -36,7 +56,7 @@ def test_the_same_slices_give_the_same_bytes(family, tmp_path):
     path, *_ = family
     volume = reading.open_volume(path)
     for name in ("a", "b"):
-        write_like(
+        write(
             tmp_path / name / path.name, volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {}
         )
     files = [
@@ -53,7 +73,7 @@ def test_the_same_slices_give_the_same_bytes(family, tmp_path):
 def test_imagej_files_keep_calibration_and_can_be_mapped(tmp_path):
     FAMILIES["hyper.tif"][0](tmp_path / "hyper.tif")
     volume = reading.open_volume(tmp_path / "hyper.tif")
-    write_like(tmp_path / "mask.tif", volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
+    write(tmp_path / "mask.tif", volume, iter((GREY > 500).astype(np.uint8)), np.uint8, {})
     with tifffile.TiffFile(tmp_path / "mask.tif") as file:
         stated = file.imagej_metadata
         assert file.is_imagej
@@ -71,7 +91,7 @@ def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
         from ome_zarr_models.v05.image import ImageAttrs as Version05
     FAMILIES[name][0](tmp_path / name)
     out = tmp_path / f"mask_{name}"
-    write_like(
+    write(
         out, reading.open_volume(tmp_path / name), iter((GREY > 500).astype(np.uint8)), np.uint8, {}
     )
     group = zarr.open_group(out, mode="r")
@@ -89,9 +109,133 @@ def test_ome_zarr_metadata_agree_with_the_reference_models(tmp_path, name):
     np.testing.assert_array_equal(group[level.path][...].reshape(GREY.shape), GREY > 500)
 
 
+# --- label maps and probabilities of classes -----------------------------------------------------------
+
+
+def test_label_maps_hold_their_values_whatever_their_colours_are(family, tmp_path):
+    path, *_ = family
+    volume, out = reading.open_volume(path), tmp_path / "out" / path.name
+    write_like(out, volume, iter(label_maps()), Content(np.dtype(np.uint8), {}, CLASSES))
+    again = reading.open_volume(out)
+    assert (again.kind, again.axes, again.shape) == (volume.kind, volume.axes, volume.shape)
+    np.testing.assert_array_equal(content(again), label_maps())
+
+
+def test_fiji_finds_a_look_up_table_with_the_colours_of_the_classes(tmp_path):
+    expected = np.array([(0, 0, 0), *CLASSES.shown_colours], np.uint8)[[0, 1, 2, 0, 3]].T
+    for name in ("imagej.tif", "pages.tif"):
+        FAMILIES[name][0](tmp_path / name)
+        out = tmp_path / f"mask_{name}"
+        volume = reading.open_volume(tmp_path / name)
+        write_like(out, volume, iter(label_maps()), Content(np.dtype(np.uint8), {}, CLASSES))
+        with tifffile.TiffFile(out) as file:
+            if file.is_imagej:
+                table = np.reshape(file.imagej_metadata["LUTs"], (3, 256))
+            else:
+                table = file.pages[0].colormap // 257
+        np.testing.assert_array_equal(table[:, :5], expected)
+        assert not table[:, 5:].any()
+
+
+def read_channels(path) -> tuple[np.ndarray, str]:
+    """What a TIFF or zarr array holds, and the letters of its axes."""
+    if path.suffix == ".tif":
+        with tifffile.TiffFile(path) as file:
+            return file.series[0].asarray(), file.series[0].axes
+    node = zarr.open(path, mode="r")
+    attributes = dict(node.attrs)
+    if isinstance(node, zarr.Array):
+        names = getattr(node.metadata, "dimension_names", "????")
+        return node[...], "".join(names).upper()
+    (image,) = attributes.get("ome", attributes)["multiscales"]
+    return node["0"][...], "".join(axis["name"] for axis in image["axes"]).upper()
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("imagej.tif", "ZCYX"),
+        ("hyper.tif", "TZCYX"),
+        ("ome.ome.tif", "ZCYX"),
+        ("pages.tif", "ICYX"),
+        ("big.tif", "QCYX"),
+        ("v2.zarr", "????"),
+        ("v3.zarr", "CZYX"),
+        ("v2.ome.zarr", "CZYX"),
+        ("v3.ome.zarr", "CZYX"),
+        ("five.ome.zarr", "TCZYX"),
+    ],
+)
+def test_probabilities_of_classes_are_channels_where_the_format_has_them(tmp_path, name, axes):
+    FAMILIES[name][0](tmp_path / name)
+    volume, out = reading.open_volume(tmp_path / name), tmp_path / f"p_{name}"
+    made = Content(np.dtype(np.float16), {"made": "by a test"}, CLASSES, has_channels=True)
+    write_like(out, volume, iter(shares()), made)
+    array, found = read_channels(out)
+    assert found == axes
+    expected = shares()
+    if "zarr" in name:
+        expected = np.moveaxis(expected, 1, 0)
+    np.testing.assert_array_equal(array.reshape(expected.shape), expected)
+
+
+def test_channels_have_the_names_of_the_classes(tmp_path):
+    for name in ("imagej.tif", "ome.ome.tif", "v3.ome.zarr"):
+        FAMILIES[name][0](tmp_path / name)
+        out = tmp_path / f"p_{name}"
+        volume = reading.open_volume(tmp_path / name)
+        made = Content(np.dtype(np.float16), {}, CLASSES, has_channels=True)
+        write_like(out, volume, iter(shares()), made)
+        if name == "v3.ome.zarr":
+            channels = zarr.open_group(out, mode="r").attrs["ome"]["omero"]["channels"]
+            assert [channel["label"] for channel in channels] == list(CLASSES.names)
+            continue
+        with tifffile.TiffFile(out) as file:
+            if file.is_imagej:
+                assert file.imagej_metadata["Labels"][:4] == [*CLASSES.names, "matrix"]
+            else:
+                names = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]["Channel"]
+                assert [channel["Name"] for channel in names] == list(CLASSES.names)
+
+
+@pytest.mark.parametrize("has_channels", [False, True])
+@pytest.mark.parametrize("name", ["v2.ome.zarr", "v3.ome.zarr", "five.ome.zarr"])
+def test_ome_zarr_metadata_of_classes_agree_with_the_reference_models(tmp_path, name, has_channels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its imports warn
+        from ome_zarr_models.v04.image import ImageAttrs as Image04
+        from ome_zarr_models.v04.image_label import ImageLabelAttrs as Labels04
+        from ome_zarr_models.v05.image import ImageAttrs as Image05
+        from ome_zarr_models.v05.image_label import ImageLabelAttrs as Labels05
+    FAMILIES[name][0](tmp_path / name)
+    out = tmp_path / f"out_{name}"
+    dtype = np.dtype(np.float16 if has_channels else np.uint8)
+    made = Content(dtype, {}, CLASSES, has_channels)
+    pixels = shares() if has_channels else label_maps()
+    write_like(out, reading.open_volume(tmp_path / name), iter(pixels), made)
+    details = dict(zarr.open_group(out, mode="r").attrs)
+    image, labels = Image04, Labels04
+    if "ome" in details:
+        details, image, labels = details["ome"], Image05, Labels05
+    model = image.model_validate(details)
+    names = [axis.name for axis in model.multiscales[0].axes]
+    (level,) = model.multiscales[0].datasets
+    assert len(level.coordinateTransformations[0].scale) == len(names)
+    assert level.coordinateTransformations[0].scale[-3:] == [0.05, 0.022, 0.022]
+    if has_channels:
+        assert names[-4:] == ["c", "z", "y", "x"]
+        return
+    properties = labels.model_validate(details).image_label.properties
+    assert [(p.label_value, p.model_extra["class"]) for p in properties] == [
+        (1, "matrix"),
+        (2, "grain"),
+        (4, "pore"),
+    ]
+
+
 def test_attributes_of_an_array_are_kept_and_say_what_made_it(tmp_path):
     write_zarr_array(tmp_path / "a.zarr", 3)
-    write_like(
+    write(
         tmp_path / "m.zarr",
         reading.open_volume(tmp_path / "a.zarr"),
         iter(GREY > 500),
@@ -118,7 +262,7 @@ def test_too_large_for_imagej_becomes_ome_with_its_voxel_size(tmp_path, monkeypa
         volume = reading.open_volume(tmp_path / name)
         assert volume.kind == "imagej"
         out = tmp_path / f"mask_{name}"
-        write_like(out, volume, iter(GREY > 500), np.uint8, {})
+        write(out, volume, iter(GREY > 500), np.uint8, {})
         with tifffile.TiffFile(out) as file:
             assert file.is_bigtiff
             assert file.is_ome
@@ -132,7 +276,7 @@ def test_one_slice_is_a_volume_of_one(tmp_path):
     tifffile.imwrite(tmp_path / "s.tif", GREY[0], **IMAGEJ, metadata={"unit": "um"})
     volume = reading.open_volume(tmp_path / "s.tif")
     assert (volume.kind, len(volume), volume.shape) == ("slice", 1, (20, 30))
-    write_like(tmp_path / "m.tif", volume, [GREY[0] > 500], np.uint8, {})
+    write(tmp_path / "m.tif", volume, [GREY[0] > 500], np.uint8, {})
     again = reading.open_volume(tmp_path / "m.tif")
     assert again.voxel == close(FLAT)
     np.testing.assert_array_equal(again.read(0), GREY[0] > 500)
@@ -146,7 +290,7 @@ def test_an_ome_slice_keeps_its_voxel_size(tmp_path):
         )
         volume = reading.open_volume(path)
         assert volume.voxel == close(FLAT)
-        write_like(tmp_path / "out" / path.name, volume, [volume.read(0) > 500], np.uint8, {})
+        write(tmp_path / "out" / path.name, volume, [volume.read(0) > 500], np.uint8, {})
         again = reading.open_volume(tmp_path / "out" / path.name)
         assert again.voxel == close(FLAT)
         np.testing.assert_array_equal(again.read(0), GREY[0] > 500)
@@ -157,7 +301,7 @@ def test_an_imagej_unit_that_is_not_ascii(tmp_path):
     tifffile.imwrite(path, GREY, **IMAGEJ, metadata={"axes": "ZYX", "spacing": 0.05, "unit": "Xm"})
     path.write_bytes(path.read_bytes().replace(b"unit=Xm\n", b"unit=\xb5m\n"))
     volume = reading.open_volume(path)
-    write_like(tmp_path / "out.tif", volume, iter(GREY > 500), np.uint8, {})
+    write(tmp_path / "out.tif", volume, iter(GREY > 500), np.uint8, {})
     assert len(reading.open_volume(tmp_path / "out.tif")) == 6
 
 
@@ -171,7 +315,7 @@ def test_zarr_version_2_keeps_its_separator(tmp_path):
         chunk_key_encoding={"name": "v2", "separator": "/"},
     )
     array[...] = GREY
-    write_like(
+    write(
         tmp_path / "m.zarr",
         reading.open_volume(tmp_path / "a.zarr"),
         iter(GREY > 500),

@@ -17,8 +17,8 @@ BLOCK = 16  # slices of a block, at most
 BLOCK_PIXELS = 2**25  # of all of its slices, at most
 
 # What is kept of each slice, by the names in the files:
-MASK = "mask"  # (H, W) uint8, 255 for foreground
-PROBABILITY = "probability"  # (H, W) float16
+MASK = "mask"  # (H, W) uint8, 255 for foreground; or a label map
+PROBABILITY = "probability"  # (H, W) float16, or (K, H, W) of the classes of label maps
 UNCERTAINTY = "uncertainty"  # (H, W) float16
 LIMITS = "limits"  # (2,), the grey values that became 0 and 255; NaN for a blank slice
 OWN = "own_limits"  # (2,), the slice's own percentiles
@@ -38,12 +38,20 @@ SPREAD = "spread"  # of the predictions that were averaged
 
 
 class Blocks:
-    """Results that wait for the others, a file per block of slices."""
+    """Results that wait for the others, a file per block of slices.
 
-    def __init__(self, folder: Path, volume: Volume):
+    Parameters
+    ----------
+    folder : Path
+    volume : Volume
+    planes : int
+        Probabilities of a pixel: with more of them blocks have fewer slices.
+    """
+
+    def __init__(self, folder: Path, volume: Volume, planes: int = 1):
         self.folder = folder
         height, width = volume.slice_shape
-        slices = max(1, min(BLOCK, BLOCK_PIXELS // max(1, height * width)))
+        slices = max(1, min(BLOCK, BLOCK_PIXELS // max(1, planes * height * width)))
         self.all = []
         for first in range(0, len(volume), slices):
             self.all.append(range(first, min(first + slices, len(volume))))

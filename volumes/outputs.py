@@ -24,8 +24,15 @@ import numpy as np
 
 from runtime.files import lock, read_json, write_json
 from runtime.messages import InputError
-from volumes.blocks import MASK, Blocks
-from volumes.prediction_notes import describe_results, inside_masks, notes_on_slices
+from slices.classes import Classes
+from volumes.blocks import MASK, PROBABILITY, Blocks
+from volumes.decisions import Decision
+from volumes.prediction_notes import (
+    describe_fractions,
+    describe_results,
+    inside_masks,
+    notes_on_slices,
+)
 from volumes.records import (
     INSIDE,
     LATER_SETTINGS,
@@ -39,7 +46,7 @@ from volumes.records import (
 )
 from volumes.three_axes import ThreeAxes
 from volumes.volume import Volume, stamp
-from volumes.writing import write_like
+from volumes.writing import Content, write_like
 
 CURE = "delete it, or choose another --output"
 BEGUN = "prediction.json"  # in the folder of an interrupted call: what it was begun with
@@ -62,12 +69,15 @@ class Output:
         Where the map of the sample goes, which is written where not all pixels show it.
     identity : dict
         Input, checkpoints and settings: runs with the same identity continue each other.
+    classes : Classes or None
+        Of label maps; None where masks are binary.
     """
 
     volume: Volume
     places: dict[str, Path]
     inside: Path
     identity: dict
+    classes: Classes | None = None
 
     @property
     def target(self) -> Path:
@@ -90,11 +100,17 @@ class Output:
         return self.identity | {"files": stamp(self.volume)}
 
 
-def make_output(volume: Volume, path: Path, kinds: list[str], identity: dict) -> Output:
+def make_output(
+    volume: Volume,
+    path: Path,
+    kinds: list[str],
+    identity: dict,
+    classes: Classes | None = None,
+) -> Output:
     """Return where results go; see `volumes.records.targets` for the errors."""
     places = targets(volume, path, kinds)
     inside = targets(volume, path, [INSIDE])[INSIDE]
-    return Output(volume, places, inside, identity)
+    return Output(volume, places, inside, identity, classes)
 
 
 # --- before ---------------------------------------------------------------------------------------
@@ -308,13 +324,16 @@ def put_together(output: Output, results: Blocks | ThreeAxes, training: dict | N
     volume, identity = output.volume, output.identity
     shutil.rmtree(result_folder(output), ignore_errors=True)
     record = identity | {"files": stamp(volume)} | describe_results(volume, results, training)
+    if output.classes is not None:
+        record["fractions"] = describe_fractions(results, output.classes)
 
     for kind, path in output.places.items():
-        dtype = np.uint8 if kind == MASK else np.float16
-        write_like(waiting_place(output, path), volume, results.slices(kind), dtype, identity)
+        content = content_of(output, kind)
+        write_like(waiting_place(output, path), volume, results.slices(kind), content)
     if record["outside"]:
         place = waiting_place(output, output.inside)
-        write_like(place, volume, inside_masks(results), np.uint8, identity)
+        content = Content(np.dtype(np.uint8), identity)
+        write_like(place, volume, inside_masks(results), content)
     as_json_has_it = json.loads(json.dumps(record))
     write_json(waiting_place(output, output.record), as_json_has_it)
 
@@ -323,6 +342,15 @@ def put_together(output: Output, results: Blocks | ThreeAxes, training: dict | N
     if hasattr(os, "sync"):
         os.sync()
     write_json(output.part / WHOLE, {})
+
+
+def content_of(output: Output, kind: str) -> Content:
+    """Return what the pixels of one kind of results are."""
+    classes = output.classes if kind in (MASK, PROBABILITY) else None
+    dtype = np.dtype(np.float16)
+    if kind == MASK:
+        dtype = Decision(0.5, classes).dtype
+    return Content(dtype, output.identity, classes, has_channels=kind == PROBABILITY)
 
 
 def move_into_place(output: Output) -> None:

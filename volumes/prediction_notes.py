@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slices.classes import Classes
 from volumes.blocks import CONSTANT, FLAT, LIMITS, MASK, OUTSIDE, OWN, Blocks
 from volumes.three_axes import ThreeAxes
 from volumes.volume import Volume
@@ -119,6 +120,16 @@ def describe_flat_borders(volume: Volume, results: Blocks | ThreeAxes) -> dict:
     return flat
 
 
+def describe_fractions(results: Blocks | ThreeAxes, classes: Classes) -> dict[str, float]:
+    """Return the fraction of each class of label maps among the voxels that were looked at, by name."""
+    voxels = np.zeros(max(classes.values) + 1, int)
+    for mask in results.slices(MASK):
+        voxels += np.bincount(mask.ravel(), minlength=len(voxels))
+    of_classes = voxels[list(classes.values)]
+    shares = of_classes / max(1, of_classes.sum())
+    return dict(zip(classes.names, shares.tolist(), strict=True))
+
+
 def inside_masks(results: Blocks | ThreeAxes) -> Iterator[np.ndarray]:
     """Yield where each slice of a volume with padding shows the sample: (H, W) uint8, 255 there.
 
@@ -173,11 +184,21 @@ def notes_on_slices(content: dict, path: Path) -> list[str]:
     """
     record = _Record(content, path)
     return [
+        *notes_on_fractions(record),
         *notes_on_training(record),
         *notes_on_low_contrast(record),
         *notes_on_flat_borders(record),
         *notes_on_outside(record),
     ]
+
+
+def notes_on_fractions(record: _Record) -> list[str]:
+    """Return a line with the fraction of each class, where masks are label maps."""
+    fractions = record.content.get("fractions")
+    if not fractions:
+        return []
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in fractions.items())
+    return [f"fractions of what was looked at: {shares}"]
 
 
 def notes_on_training(record: _Record) -> list[str]:

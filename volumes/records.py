@@ -5,6 +5,8 @@ from pathlib import Path
 
 from runtime.files import read_json
 from runtime.messages import InputError
+from slices.classes import Classes, classes_of, find_classes
+from slices.options import MASKS
 from slices.reading import TIFF_SUFFIXES, parse_roi
 from volumes.blocks import MASK, PROBABILITY, UNCERTAINTY
 from volumes.volume import Volume, plain_name
@@ -167,6 +169,40 @@ def roi_of(path: Path) -> tuple[int, int, int, int] | None:
         return parse_roi(",".join(map(str, settings["roi"])))
 
     return None
+
+
+def classes_beside(masks: Path) -> Classes | None:
+    """Return the classes of the label maps at a path, as far as files beside them name any.
+
+    That is the record of a prediction, or a `classes.json` in their folder, beside them, or in the
+    data folder that they lie in.
+
+    Raises
+    ------
+    InputError
+        When such a file is damaged.
+    """
+    path = Path(os.path.abspath(masks))
+    for record in (path / "prediction.json", path.with_name(f"{path.name}.json")):
+        if record.is_file():
+            stated = read_json(record).get("classes")
+            return classes_of(stated, str(record)) if isinstance(stated, dict) else None
+
+    folders = [path, path.parent]
+    if path.name == Path(MASKS).name:
+        folders.append(path.parent.parent)
+    for folder in folders:
+        classes = find_classes(folder)
+        if classes is not None:
+            return classes
+    return None
+
+
+def is_prediction(masks: Path) -> bool:
+    """Return whether a record says that masks were made by `predict.py`."""
+    path = Path(os.path.abspath(masks))
+    records = (path / "prediction.json", path.with_name(f"{path.name}.json"))
+    return any(record.is_file() for record in records)
 
 
 def unknown_settings(record: dict) -> list[str]:

@@ -10,6 +10,7 @@ from numpy.lib.format import open_memmap
 
 from runtime.messages import InputError, say_once
 from volumes.blocks import LIMITS, MASK, OUTSIDE, PROBABILITY, SPREAD, UNCERTAINTY, Blocks
+from volumes.decisions import Decision, joint_spread, mean_probability
 from volumes.reading import open_volume
 from volumes.volume import Volume
 from volumes.voxel_size import describe_voxel, relative_sides
@@ -138,39 +139,6 @@ def planes_of(folder: Path, name: str) -> Volume:
 # --- averages -------------------------------------------------------------------------------------
 
 
-def total_deviation(probability: np.ndarray) -> np.ndarray:
-    """Return √(p (1 − p)), 0 to ½, as float16.
-
-    That is the standard deviation of a decision that is foreground with probability p. Where p is a
-    mean of predictions, it is all of the uncertainty: what each prediction leaves open, p (1 − p),
-    and the variance between them (law of total variance).
-    """
-    p = probability.astype(np.float32)
-    return np.sqrt(p * (1 - p)).astype(np.float16)
-
-
-def mean_probability(probabilities: list[np.ndarray]) -> np.ndarray:
-    """Return the mean of probabilities, float32."""
-    return np.array(probabilities, np.float32).mean(0)
-
-
-def joint_spread(means: list[np.ndarray], deviations: list[np.ndarray]) -> np.ndarray:
-    """Return the standard deviation over several groups of predictions, from mean and deviation of each, float32.
-
-    √(mean(p² + s²) − (mean p)²), of means p and deviations s.
-    """
-    p = np.array(means, np.float32)
-    s = np.array(deviations, np.float32)
-    variance = (p**2 + s**2).mean(0) - p.mean(0) ** 2
-    return np.sqrt(np.maximum(variance, 0))
-
-
-def decide(probability: np.ndarray, threshold: float) -> np.ndarray:
-    """Return where the probability reaches the threshold: uint8, 255 there."""
-    is_foreground = probability >= np.float32(threshold)
-    return is_foreground.astype(np.uint8) * 255
-
-
 @dataclass(frozen=True)
 class ThreeAxes:
     """Results along three axes, averaged voxel by voxel, and read like `Blocks`.
@@ -185,8 +153,8 @@ class ThreeAxes:
         Of the planes, see `cut_across`.
     inside : tuple of two slices
         Rows and columns of the region of interest, which the planes cut.
-    threshold : float
-        Probability from which a voxel is foreground.
+    decision : Decision
+        How probabilities become masks.
     uncertainty : str
         `TOTAL` or `SPREAD`, or empty.
     """
@@ -194,7 +162,7 @@ class ThreeAxes:
     along: Blocks
     across: dict[str, Blocks]
     inside: tuple[slice, slice]
-    threshold: float
+    decision: Decision
     uncertainty: str = ""
 
     def slices(self, kind: str) -> Iterator[np.ndarray]:
@@ -216,17 +184,17 @@ class ThreeAxes:
     def _masks(self) -> Iterator[np.ndarray]:
         """Yield the mask of each slice."""
         for probability in self._probabilities():
-            yield decide(probability, self.threshold)
+            yield self.decision.mask(probability)
 
     def _total_deviations(self) -> Iterator[np.ndarray]:
         """Yield the uncertainty of the decision in each slice."""
         for probability in self._probabilities():
-            yield total_deviation(probability)
+            yield self.decision.uncertainty(probability)
 
     def _combine(
         self, kinds: list[str], combine: Callable[..., np.ndarray]
     ) -> Iterator[np.ndarray]:
-        """Yield what `combine` makes of the results along all axes, slice by slice: (H, W) float16.
+        """Yield what `combine` makes of the results along all axes, slice by slice: (…, H, W) float16.
 
         Parameters
         ----------
@@ -246,19 +214,21 @@ class ThreeAxes:
                 is_blank = np.isnan(next(limits)[0])
                 outside = next(outsides)
 
-                combined = np.zeros(of_slice[PROBABILITY].shape, np.float16)
+                # The last kind has the shape of what comes out: of spreads and probabilities the
+                # former have no axis of classes.
+                combined = np.zeros(of_slice[kinds[-1]].shape, np.float16)
                 if not is_blank:
                     arguments = []
                     for kind in kinds:
-                        of_planes = [slab[i] for slab in slabs[kind]]
-                        arguments.append([of_slice[kind][self.inside], *of_planes])
-                    combined[self.inside] = combine(*arguments)
+                        of_planes = [slab[..., i, :, :] for slab in slabs[kind]]
+                        arguments.append([of_slice[kind][..., *self.inside], *of_planes])
+                    combined[..., *self.inside] = combine(*arguments)
                 if outside.size:
-                    combined[outside] = 0
+                    combined[..., outside] = 0
                 yield combined
 
     def _gather(self, kind: str) -> dict[str, Path]:
-        """Write one kind of results of planes as arrays (planes, D, length), from which slices can be read.
+        """Write one kind of results of planes as arrays, from which slices can be read; see `gather_planes`.
 
         Returns
         -------
@@ -275,19 +245,22 @@ class ThreeAxes:
 
 
 def gather_planes(path: Path, blocks: Blocks, kind: str) -> None:
-    """Write one kind of results of all planes as one array: (planes, D, length) float16."""
+    """Write one kind of results of all planes as one array: (…, planes, D, length) float16, of (…, D, length)."""
     planes = blocks.all[-1].stop
     for i, plane in enumerate(blocks.slices(kind)):
         if i == 0:
-            new_array(unfinished(path), np.float16, (planes, *plane.shape))
-        open_memmap(unfinished(path), "r+")[i] = plane
+            shape = (*plane.shape[:-2], planes, *plane.shape[-2:])
+            new_array(unfinished(path), np.float16, shape)
+        open_memmap(unfinished(path), "r+")[..., i, :, :] = plane
     unfinished(path).replace(path)
 
 
 def read_slabs(paths: dict[str, Path], block: range) -> list[np.ndarray]:
-    """Return what the planes along each axis hold of a block of slices: (slices, H, W) each."""
+    """Return what the planes along each axis hold of a block of slices: (…, slices, H, W) each."""
     slabs = []
     for name, path in paths.items():
-        of_block = mapped(path)[:, block.start : block.stop].copy()
-        slabs.append(of_block.transpose(BACK[name]))
+        of_block = mapped(path)[..., block.start : block.stop, :].copy()
+        classes = of_block.ndim - 3
+        order = [*range(classes), *(classes + axis for axis in BACK[name])]
+        slabs.append(of_block.transpose(order))
     return slabs

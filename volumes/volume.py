@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.messages import InputError, say_once
+from slices.classes import Classes
+from slices.label_maps import LabelMaps, MasksOfClass
 from slices.masks import Masks
 from slices.pictures import Picture
 from slices.reading import crop_picture, crop_roi
@@ -117,7 +119,30 @@ def masks_of_volume(
     return Masks(volume.names, volume.picture, foreground, read_slice, option)
 
 
-def of_one_size(masks: Masks, shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
+def label_maps_of_volume(volume: Volume, classes: Classes) -> LabelMaps:
+    """Return the label maps in the slices of a volume, in some of which nothing may be labelled."""
+    return LabelMaps(volume.names, volume.picture, classes, may_be_empty=True)
+
+
+def masks_of_class(
+    volume: Volume, classes: Classes, name: str, may_be_partial: bool
+) -> MasksOfClass:
+    """Return the masks of one class in the label maps of a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+    classes : Classes
+    name : str
+        Of the class, or its value.
+    may_be_partial : bool
+        As in `MasksOfClass`.
+    """
+    label_maps = label_maps_of_volume(volume, classes)
+    return MasksOfClass(label_maps, classes.index(name), may_be_partial)
+
+
+def of_one_size(masks: Masks | MasksOfClass, shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
     """Return a reader of masks that refuses those of another shape than (H, W)."""
 
     def read(i: int) -> np.ndarray:

@@ -69,6 +69,7 @@ def open_zarr(path: Path) -> Volume:
         "ngff": stored.image,
         "attributes": stored.attributes,
         "array": array,
+        "axes": axes,
         "remarks": [*stored.remarks, *remarks_on_voxel, *remarks_on_chunks(path, array, shape)],
     }
     names = names_of_slices(path, shape)
