@@ -12,6 +12,7 @@ from slices.reading import FOREGROUND
 from viz.browser import check_alike
 from viz.napari_layers import add_layers
 from volumes.reading import open_volume
+from volumes.records import classes_beside
 from volumes.volume import Volume, say_remarks
 
 
@@ -49,6 +50,7 @@ def main() -> None:
     mask = open_optional(arguments.mask)
     uncertainty = open_optional(arguments.uncertainty)
     check_alike(image, mask, uncertainty)
+    classes = None if arguments.mask is None else classes_beside(arguments.mask)
     say_remarks(image)
     try:
         import napari
@@ -58,7 +60,7 @@ def main() -> None:
         ) from None
 
     viewer = napari.Viewer(title=str(arguments.image))
-    add_layers(viewer, image, mask, uncertainty, arguments.mask_foreground)
+    add_layers(viewer, image, mask, uncertainty, arguments.mask_foreground, classes)
     napari.run()
 
 

@@ -13,20 +13,30 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.uncertainty import SMALLEST
-from particles.measuring import BOX_VOXELS, MeasuringOptions, Reader, measure_masks
+from particles.measuring import (
+    BOX_VOXELS,
+    MeasuringOptions,
+    PhaseOfMaps,
+    Reader,
+    measure_masks,
+)
 from particles.sizes import compare_sizes, invented, summarise_sizes
 from particles.voxels import voxel_of
 from runtime.command_line import Parser
 from runtime.files import write_atomically, write_csv, write_json
 from runtime.messages import InputError
+from slices.classes import read_classes
+from slices.label_maps import MasksOfClass
+from slices.masks import Masks
 from slices.reading import FOREGROUND
 from viz.size_figures import draw_sizes
 from volumes.reading import open_volume
-from volumes.records import roi_of
+from volumes.records import classes_beside, is_prediction, roi_of
 from volumes.volume import (
     Volume,
     crop_volume,
     map_reader,
+    masks_of_class,
     masks_of_volume,
     of_one_size,
     plain_name,
@@ -93,6 +103,19 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--truth-foreground", default="auto", choices=FOREGROUND, help="the same of --truth"
+    )
+    parser.add_argument(
+        "--class",
+        dest="phase",
+        metavar="NAME",
+        help="MASKS are label maps: the class whose particles are measured, by its name or value",
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE.json",
+        help="names of their values or colours, where no record of a prediction and no classes.json "
+        "beside them says them",
     )
     parser.add_argument(
         "--fov",
@@ -206,6 +229,7 @@ def open_sources(arguments: argparse.Namespace) -> list[Source]:
             smallest=arguments.smallest,
             max_uncertainty=arguments.max_uncertainty,
             foreground=arguments.mask_foreground,
+            phase=phase_of(volume.path, arguments),
             fov=arguments.fov,
             roi=roi_of(volume.path),
         )
@@ -222,6 +246,35 @@ def open_sources(arguments: argparse.Namespace) -> list[Source]:
     return sources
 
 
+def phase_of(path: Path, arguments: argparse.Namespace) -> PhaseOfMaps | None:
+    """Return the class that is measured in some label maps; None for binary masks.
+
+    Raises
+    ------
+    InputError
+        When a class is asked for that there is not, or none of several.
+    """
+    classes = None
+    if arguments.classes is not None:
+        classes = read_classes(arguments.classes)
+    classes = classes_beside(path) or classes
+    if classes is None and arguments.phase is None:
+        return None
+    if classes is None:
+        raise InputError(
+            f"{path}: does not say which classes its values are; name them with --classes FILE.json"
+        )
+    if arguments.phase is None:
+        raise InputError(
+            f"{path}: holds label maps; choose a class with --class NAME: {classes.describe()}"
+        )
+    try:
+        classes.index(arguments.phase)
+    except InputError as error:
+        raise InputError(f"--class {error}") from None
+    return PhaseOfMaps(classes, arguments.phase, is_prediction(path))
+
+
 def open_maps(arguments: argparse.Namespace, source: Source) -> dict[str, Reader]:
     """Return readers of the uncertainty and of the true masks of the one source they belong to."""
     maps = {}
@@ -230,7 +283,12 @@ def open_maps(arguments: argparse.Namespace, source: Source) -> dict[str, Reader
         maps["uncertainty"] = map_reader(volume)
     if arguments.truth:
         volume = open_beside(arguments.truth, source)
-        masks = masks_of_volume(volume, arguments.truth_foreground, option="--truth-foreground")
+        phase = phase_of(arguments.truth, arguments)
+        masks: Masks | MasksOfClass
+        if phase is None:
+            masks = masks_of_volume(volume, arguments.truth_foreground, option="--truth-foreground")
+        else:
+            masks = masks_of_class(volume, phase.classes, phase.name, phase.may_be_partial)
         maps["truth"] = of_one_size(masks, volume.slice_shape)
 
     return maps
@@ -274,6 +332,7 @@ def summarise(source: Source, table: pd.DataFrame, neck: float | None) -> dict:
     options = source.options
     return {
         "masks": str(source.volume.path),
+        **({} if options.phase is None else {"class": options.phase.name}),
         "unit": source.unit,
         "voxel": options.spacing,
         "in_slices": options.in_slices,

@@ -31,7 +31,10 @@ from particles.shapes import (
     weight_of,
 )
 from runtime.messages import InputError, quiet_bar, say_once
-from volumes.volume import Volume, crop_volume, masks_of_volume, of_one_size
+from slices.classes import Classes
+from slices.label_maps import MasksOfClass
+from slices.masks import Masks
+from volumes.volume import Volume, crop_volume, masks_of_class, masks_of_volume, of_one_size
 
 BOX_VOXELS = 2**26  # of the largest component that is measured in detail
 
@@ -64,6 +67,8 @@ class MeasuringOptions:
         Particles with a higher mean are left out.
     foreground : {"auto", "dark", "bright", "labels"}
         What is foreground in the masks.
+    phase : PhaseOfMaps or None
+        The class that is measured, where masks are label maps.
     fov : str
         Field of view, see `particles.field_of_view.find_field`.
     roi : (row, end row, column, end column), or None
@@ -76,8 +81,35 @@ class MeasuringOptions:
     smallest: int = SMALLEST
     max_uncertainty: float | None = None
     foreground: str = "auto"
+    phase: "PhaseOfMaps | None" = None
     fov: str = "auto"
     roi: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class PhaseOfMaps:
+    """A class of label maps.
+
+    Attributes
+    ----------
+    classes : Classes
+    name : str
+        Of the class, or its value.
+    may_be_partial : bool
+        Whether pixels may be without a label, as in predictions.
+    """
+
+    classes: Classes
+    name: str
+    may_be_partial: bool
+
+
+def masks_to_measure(volume: Volume, options: MeasuringOptions) -> Masks | MasksOfClass:
+    """Return what is measured in the slices of a volume: masks, or one class of label maps."""
+    phase = options.phase
+    if phase is None:
+        return masks_of_volume(volume, options.foreground)
+    return masks_of_class(volume, phase.classes, phase.name, phase.may_be_partial)
 
 
 def measure_masks(
@@ -224,13 +256,13 @@ def shifted(read: Reader, start: int) -> Reader:
 
 def open_source(volume: Volume, options: MeasuringOptions, beside: dict[str, Reader]) -> Source:
     """Return what is measured of a volume: inside the ROI, with its field of view."""
-    whole = masks_of_volume(volume, options.foreground)
+    whole = masks_to_measure(volume, options)
     field = find_field(options.fov, volume, whole.__getitem__)
     if field is not None:
         field = field.cropped(options.roi)
 
     inside = crop_volume(volume, options.roi)
-    masks = masks_of_volume(inside, options.foreground)
+    masks = masks_to_measure(inside, options)
     mask = masks.__getitem__
     if not options.in_slices:
         mask = of_one_size(masks, inside.slice_shape)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from runtime.messages import InputError
+from slices.classes import Classes
 from slices.reading import as_floats
 from slices.windows import Grey, grey_limits, mark_outside
 from viz.browser import MOST_UNCERTAIN, PERCENTILES, sample
-from volumes.volume import Volume, masks_of_volume
+from volumes.volume import Volume, label_maps_of_volume, masks_of_volume
 from volumes.voxel_size import relative_sides, sides_in_um
 
 if TYPE_CHECKING:
@@ -28,8 +30,13 @@ def add_layers(
     mask: Volume | None,
     uncertainty: Volume | None,
     mask_foreground: str = "auto",
+    classes: Classes | None = None,
 ) -> None:
-    """Add image, masks as labels, and uncertainty (0 to ½)."""
+    """Add image, masks as labels, and uncertainty: 0 to ½, of more than two classes 0 to 1.
+
+    Label maps are shown as they are, in the colours of their classes; napari says the name of the
+    class under the pointer.
+    """
     scale = voxel_scale(image)
     viewer.add_image(
         as_dask(image),
@@ -44,15 +51,47 @@ def add_layers(
             name="uncertainty",
             scale=scale,
             colormap="magma",
-            contrast_limits=(0, MOST_UNCERTAIN),
+            contrast_limits=(0, most_uncertain(classes)),
             blending="additive",
             visible=mask is None,
         )
 
-    if mask is not None:
+    if mask is not None and classes is not None:
+        label_maps = label_maps_of_volume(mask, classes)
+
+        def read_values(i: int) -> np.ndarray:
+            return label_maps[i].values(classes)
+
+        viewer.add_labels(
+            as_dask(replace(mask, read=read_values)),
+            name="classes",
+            scale=scale,
+            opacity=0.4,
+            colormap=colours_of(classes),
+            features=features_of(classes),
+        )
+    elif mask is not None:
         masks = masks_of_volume(mask, mask_foreground)
         read_by_rule = replace(mask, read=masks.__getitem__)
         viewer.add_labels(as_dask(read_by_rule), name="mask", scale=scale, opacity=0.4)
+
+
+def most_uncertain(classes: Classes | None) -> float:
+    """Return the largest uncertainty: of a deviation ½, of an entropy 1."""
+    return MOST_UNCERTAIN if classes is None or classes.is_binary else 1.0
+
+
+def colours_of(classes: Classes) -> dict[int | None, tuple[float, float, float, float]]:
+    """Return the colour of each value of label maps as napari takes it; what has none is transparent."""
+    colours: dict[int | None, tuple[float, float, float, float]] = {None: (0, 0, 0, 0)}
+    for value, (red, green, blue) in zip(classes.values, classes.shown_colours, strict=True):
+        colours[value] = (red / 255, green / 255, blue / 255, 1.0)
+    return colours
+
+
+def features_of(classes: Classes) -> pd.DataFrame:
+    """Return the name of each value of label maps as napari takes it."""
+    return pd.DataFrame({"index": [0, *classes.values], "class": ["not labelled", *classes.names]})
 
 
 def contrast_limits(image: Volume) -> tuple[float, float]:
