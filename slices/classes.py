@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runtime.files import read_json
 from runtime.messages import InputError, breaks_lines
 
@@ -119,6 +121,18 @@ class Classes:
 def hexadecimal(colour: Colour) -> str:
     """Return a colour as paint programs write it: #ff0000."""
     return "#" + "".join(f"{channel:02x}" for channel in colour)
+
+
+def look_up_table(classes: Classes | None) -> np.ndarray:
+    """Return the colours in which the values 0 to 255 of label maps are shown: (3, 256) uint8.
+
+    0, which is not labelled, and values without a class are black.
+    """
+    table = np.zeros((3, 256), np.uint8)
+    if classes is not None:
+        for value, colour in zip(classes.values, classes.shown_colours, strict=True):
+            table[:, value] = colour
+    return table
 
 
 # --- classes.json ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from slices.classes import Classes
+from slices.classes import Classes, look_up_table
 from volumes.reading import open_volume
 from volumes.records import tiff_name
 from volumes.volume import Volume
@@ -141,18 +141,6 @@ def pages_of(slices: Iterable[np.ndarray], dtype: np.dtype) -> Iterator[np.ndarr
     for one in slices:
         for page in one.reshape(-1, *one.shape[-2:]):
             yield np.ascontiguousarray(page, dtype)
-
-
-def look_up_table(classes: Classes | None) -> np.ndarray:
-    """Return the colours in which the values 0 to 255 of label maps are shown: (3, 256) uint8.
-
-    0, which is not labelled, and values without a class are black.
-    """
-    table = np.zeros((3, 256), np.uint8)
-    if classes is not None:
-        for value, colour in zip(classes.values, classes.shown_colours, strict=True):
-            table[:, value] = colour
-    return table
 
 
 def named_axes(axes: str) -> str:
