@@ -18,7 +18,7 @@ from runtime.command_line import Parser, run_command_line
 from runtime.files import write_json
 from runtime.messages import InputError
 from slices.data_folder import load_data, sum_up
-from slices.fingerprint import describe_fingerprint, take_fingerprint
+from slices.fingerprint import describe_fingerprint, take_fingerprints
 from slices.folder_check import check_data
 from slices.options import DataOptions, Reading
 from slices.reading import (
@@ -415,10 +415,14 @@ def main() -> int:
     data = load_data(arguments.folder, DataOptions(reading=reading))
     if arguments.command == "fingerprint":
         slices = sorted(data.labelled, key=lambda s: natural_key(s.stem))
-        fingerprint = take_fingerprint(slices)
-        print(describe_fingerprint(fingerprint))
+        fingerprints = take_fingerprints(slices, data.classes)
+        for name, fingerprint in fingerprints.items():
+            if name:
+                print(f"{name}:")
+            print(describe_fingerprint(fingerprint))
         if arguments.output is not None:
-            write_json(arguments.output, dataclasses.asdict(fingerprint))
+            records = {name: dataclasses.asdict(f) for name, f in fingerprints.items()}
+            write_json(arguments.output, records if data.classes else records[""])
         return 0
 
     print(f"{arguments.folder}: no problem found")

@@ -3,12 +3,15 @@
     python datasets.py fingerprint data/NAME
 
 Lengths are in pixels of the slice. A quantity that these slices do not have, such as the gap between
-parts where there is but one, is None.
+parts where there is but one, is None. So are sizes and shapes where slices are painted only in part:
+the end of a stroke says nothing about the end of a thing.
+
+Of label maps each class has numbers of its own, as if it were a mask.
 """
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -16,6 +19,7 @@ from scipy import ndimage, stats
 from skimage.feature import structure_tensor
 from skimage.measure import perimeter_crofton
 
+from slices.classes import Classes
 from slices.reading import Slice, reduce_slice
 from utils import overlap_metrics
 
@@ -38,7 +42,7 @@ class Fingerprint:
         How many were looked at.
     foreground : float
         Its share of the sample.
-    parts : float
+    parts : float or None
         Connected components in a slice.
     diameter, smallest, largest : float or None
         Of components, as circles of their area: median, and the deciles at both ends [px].
@@ -49,7 +53,7 @@ class Fingerprint:
     gap : float or None
         Background along rows and columns between foreground, be it of one part or two: the lowest
         decile [px].
-    outline : float
+    outline : float or None
         Length of outlines in an area [1/px].
     contrast_to_noise : float or None
         Difference of the mean grey values of both classes, in standard deviations of the noise.
@@ -67,7 +71,7 @@ class Fingerprint:
     kept : dict of str to float
         Dice of masks that are made of means over blocks, by side of the block: about what a network
         can reach that works on such means. Of foreground or background, whichever is lower: fine
-        pores hide in the Dice of a solid that fills the slice.
+        pores hide in the Dice of a solid that fills the slice. Empty where it is not known.
     lost : dict of str to float
         Share of the parts of which nothing is left in such masks, specks left out. Of a few large
         parts and many small ones, Dice shows only what becomes of the large ones.
@@ -75,13 +79,13 @@ class Fingerprint:
 
     slices: int
     foreground: float
-    parts: float
+    parts: float | None
     diameter: float | None
     smallest: float | None
     largest: float | None
     thickness: float | None
     gap: float | None
-    outline: float
+    outline: float | None
     contrast_to_noise: float | None
     separation: dict[str, dict[str, float]]
     coherence: float
@@ -102,31 +106,75 @@ def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
     seed : int
         Of the pixels that are drawn.
     """
-    diameters = np.concatenate([component_diameters(s.mask) for s in slices])
-    diameters = diameters[diameters >= SPECK]
-    gaps = np.concatenate([gaps_between_parts(s.mask, s.inside) for s in slices])
-    sample = sum(np.count_nonzero(s.inside) for s in slices)
-    outlines = sum(perimeter_crofton(s.mask, directions=4) for s in slices)
     coherence, direction, by_chance = preferred_direction(slices)
+    whole = [s for s in slices if s.painted is None]
+    painted = sum(np.count_nonzero(s.counted) for s in slices)
     return Fingerprint(
         slices=len(slices),
-        foreground=sum(int(s.mask.sum()) for s in slices) / sample,
-        parts=len(diameters) / len(slices),
-        diameter=quantile(diameters, 0.5),
-        smallest=quantile(diameters, 0.1),
-        largest=quantile(diameters, 0.9),
-        thickness=mean_thickness(slices),
-        gap=quantile(gaps, 0.1),
-        outline=float(outlines / sample),
+        foreground=sum(int(s.mask.sum()) for s in slices) / painted,
+        **sizes_and_shapes(whole),
         contrast_to_noise=contrast_to_noise(slices),
         separation=separation_by_scale(slices, np.random.default_rng(seed)),
         coherence=coherence,
         direction=direction,
         neighbours=likeness_of_neighbours(slices),
-        kept={str(factor): dice_of_means(slices, factor) for factor in FACTORS},
-        lost={str(factor): lost_parts(slices, factor) for factor in FACTORS},
+        kept={str(factor): dice_of_means(whole, factor) for factor in FACTORS if whole},
+        lost={str(factor): lost_parts(whole, factor) for factor in FACTORS if whole},
         coherence_by_chance=by_chance,
     )
+
+
+def sizes_and_shapes(whole: list[Slice]) -> dict[str, float | None]:
+    """Return those numbers of a fingerprint that only slices tell which are painted everywhere."""
+    if not whole:
+        names = ("parts", "diameter", "smallest", "largest", "thickness", "gap", "outline")
+        return dict.fromkeys(names)
+
+    diameters = np.concatenate([component_diameters(s.mask) for s in whole])
+    diameters = diameters[diameters >= SPECK]
+    gaps = np.concatenate([gaps_between_parts(s.mask, s.inside) for s in whole])
+    sample = sum(np.count_nonzero(s.inside) for s in whole)
+    outlines = sum(perimeter_crofton(s.mask, directions=4) for s in whole)
+    return {
+        "parts": len(diameters) / len(whole),
+        "diameter": quantile(diameters, 0.5),
+        "smallest": quantile(diameters, 0.1),
+        "largest": quantile(diameters, 0.9),
+        "thickness": mean_thickness(whole),
+        "gap": quantile(gaps, 0.1),
+        "outline": float(outlines / sample),
+    }
+
+
+def slices_of_class(slices: list[Slice], index: int) -> list[Slice]:
+    """Return slices with the masks of one class of label maps."""
+    return [replace(s, mask=(s.counted & (s.mask == index)).astype(np.uint8)) for s in slices]
+
+
+def take_fingerprints(
+    slices: list[Slice], classes: Classes | None, seed: int = 0
+) -> dict[str, Fingerprint]:
+    """Return what painted slices are like: of each class but the background by its name, of binary masks by ``""``.
+
+    Classes that are painted nowhere are left out.
+    """
+    if classes is None:
+        return {"": take_fingerprint(slices, seed)}
+    found = {}
+    for index in classes.foreground:
+        of_class = slices_of_class(slices, index)
+        if any(s.mask.any() for s in of_class):
+            found[classes.names[index]] = take_fingerprint(of_class, seed)
+    return found
+
+
+def finest(fingerprints: list[Fingerprint]) -> Fingerprint:
+    """Return the fingerprint of the class that needs the finest resolution, with what any class loses by blocks."""
+    chosen = min(fingerprints, key=lambda f: min(f.kept.values(), default=0.0))
+    if not chosen.kept:
+        return chosen
+    lost = {factor: max(f.lost[factor] for f in fingerprints) for factor in chosen.lost}
+    return replace(chosen, lost=lost)
 
 
 def describe_fingerprint(fingerprint: Fingerprint) -> str:
@@ -141,10 +189,10 @@ def fingerprint_rows(fingerprint: Fingerprint) -> list[tuple[str, str, str]]:
     """Return a fingerprint in words: what, how much, and what that is."""
     f = fingerprint
     rows = [
-        ("foreground", percent(f.foreground), "of the sample"),
+        ("foreground", percent(f.foreground), "of what is painted"),
         (
             "parts",
-            f"{f.parts:.0f}",
+            "unknown" if f.parts is None else f"{f.parts:.0f}",
             f"in a slice: connected components of {px(SPECK)} across or more",
         ),
         (
@@ -154,7 +202,11 @@ def fingerprint_rows(fingerprint: Fingerprint) -> list[tuple[str, str, str]]:
         ),
         ("thickness", px(f.thickness), "of what is painted, on average"),
         ("gap", px(f.gap), "from foreground to foreground: lowest decile"),
-        ("outline", f"{1000 * f.outline:.1f} px", "in 1000 px² of the sample"),
+        (
+            "outline",
+            "unknown" if f.outline is None else f"{1000 * f.outline:.1f} px",
+            "in 1000 px² of the sample",
+        ),
         ("contrast", number(f.contrast_to_noise), "of the mean grey values, in σ of the noise"),
         (
             "direction",
@@ -305,7 +357,7 @@ def contrast_to_noise(slices: list[Slice]) -> float | None:
     differences, deviations = [], []
     for s in slices:
         is_foreground = s.mask > 0
-        is_background = s.inside & ~is_foreground
+        is_background = s.counted & ~is_foreground
         if is_foreground.any() and is_background.any():
             differences.append(s.image[is_foreground].mean() - s.image[is_background].mean())
             deviations.append(noise_of(s))
@@ -358,7 +410,7 @@ def sample_classes(s: Slice, most: int, rng: np.random.Generator) -> np.ndarray:
     """Draw as many pixels of each class as there are, and no more than that: flat indices."""
     drawn = []
     is_foreground = s.mask > 0
-    for where in (is_foreground, s.inside & ~is_foreground):
+    for where in (is_foreground, s.counted & ~is_foreground):
         pixels = np.flatnonzero(where)
         drawn.append(rng.choice(pixels, min(most, len(pixels)), replace=False))
     return np.concatenate(drawn)

@@ -294,8 +294,13 @@ def notes_on_blocks(config: Config, data: Data) -> list[str]:
     """
     if config.downsample == 1 or config.method == AUTO:
         return []
-    masks = [s.mask for s in data.train if s.mask is not None]
-    diameters = np.concatenate([component_diameters(mask) for mask in masks])
+    parts = [np.empty(0)]
+    for s in data.train:
+        # Where paint ends, no particle does.
+        if s.painted is None:
+            for index in range(1, data.class_count):
+                parts.append(component_diameters(np.asarray(s.mask == index)))
+    diameters = np.concatenate(parts)
     if len(diameters) == 0:
         return []
     median = np.median(diameters)

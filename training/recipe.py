@@ -26,7 +26,7 @@ from runtime.files import read_json
 from runtime.messages import InputError
 from runtime.team import join_team
 from slices.data_folder import Data
-from slices.fingerprint import Fingerprint, take_fingerprint
+from slices.fingerprint import Fingerprint, finest, take_fingerprints
 from slices.reading import Slice, natural_key
 from training.batches import batches_of
 from training.failures import out_of_memory_error
@@ -222,9 +222,12 @@ def mention_given(choice: Choice, given: dict[str, Any]) -> Choice:
 
 
 def look_at(data: Data) -> Fingerprint:
-    """Return what the painted slices are like that training may know: not those of the test."""
+    """Return what the painted slices are like that training may know: not those of the test.
+
+    Of several classes that one is described which needs the finest resolution.
+    """
     known = sorted([*data.train, *data.val], key=lambda s: natural_key(s.stem))
-    return take_fingerprint(known)
+    return finest(list(take_fingerprints(known, data.classes).values()))
 
 
 def longest_side(data: Data) -> int:
@@ -241,17 +244,21 @@ def choose_resolution(fingerprint: Fingerprint, longest: int, given: dict[str, A
     Windows have `VIEW` pixels of the network's input along a side, or fewer where slices have, whose
     longest side has `longest` pixels.
     """
-    kept = fingerprint.kept[str(BLOCK)]
-    lost = fingerprint.lost.get(str(BLOCK), 0.0)
-    text = f"a mask of {BLOCK}×{BLOCK} px blocks keeps a Dice of {kept:.3f}"
-    if kept < LEAST_KEPT:
-        text += f" (less than {LEAST_KEPT})"
-    if lost > MOST_LOST:
-        text += f", and shows nothing of {100 * lost:.0f} % of the parts"
-    if kept >= LEAST_KEPT and lost <= MOST_LOST:
-        chosen, reason = BLOCK, f"means of {BLOCK}×{BLOCK} px: {text}"
+    if fingerprint.kept:
+        kept = fingerprint.kept[str(BLOCK)]
+        lost = fingerprint.lost.get(str(BLOCK), 0.0)
+        text = f"a mask of {BLOCK}×{BLOCK} px blocks keeps a Dice of {kept:.3f}"
+        if kept < LEAST_KEPT:
+            text += f" (less than {LEAST_KEPT})"
+        if lost > MOST_LOST:
+            text += f", and shows nothing of {100 * lost:.0f} % of the parts"
+        if kept >= LEAST_KEPT and lost <= MOST_LOST:
+            chosen, reason = BLOCK, f"means of {BLOCK}×{BLOCK} px: {text}"
+        else:
+            chosen, reason = 1, f"every pixel: {text}"
     else:
-        chosen, reason = 1, f"every pixel: {text}"
+        chosen = 1
+        reason = "every pixel: no slice is painted everywhere, so nobody knows how thin things are"
 
     # Its window, or that of the resolution that was given: a multiple of what one pixel of the
     # deepest level stands for, and more than that.
@@ -327,11 +334,14 @@ def choose_consistency(data: Data, scans: dict[str, int], found: int = 0) -> Cho
         How many unlabelled scans there are, read or not.
     """
     unlabelled = len(without_label(data))
-    if not unlabelled:
+    sources = [f"{unlabelled} unlabelled slices"] if unlabelled else []
+    if any(s.painted is not None for s in data.train):
+        sources.append("what lies between the paint")
+    if not sources:
         settings = {**scans, "ssl_epochs": 0}
         return Choice("consistency", settings, "no: there are no unlabelled slices")
 
-    reason = f"yes: also learns from {unlabelled} unlabelled slices"
+    reason = f"yes: also learns from {' and '.join(sources)}"
     most = scans.get("max_unlabelled", found)
     if found > most:
         reason += f" (on a CPU, {most} of {found} scans are read; --max-unlabelled 0: all)"
