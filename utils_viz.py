@@ -14,8 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from config import OTSU
+from evaluation.class_metrics import Truth
 from runtime.command_line import Parser, run_command_line
 from runtime.messages import InputError
+from viz.class_figures import (
+    draw_class_scores,
+    draw_class_slice,
+    draw_confusion,
+    draw_fractions,
+    legend_of,
+    stored_class_figures,
+)
 from viz.panels import ORANGE, PURPLE, RED, STYLE, colour_of, new_figure, write_inside
 from viz.run_files import (
     StoredArrays,
@@ -165,22 +174,24 @@ def draw_scores(panel, scores: pd.DataFrame) -> None:
 
 
 def draw_calibration(
-    calibration: pd.DataFrame, thresholds: pd.DataFrame, threshold: float = 0.5
+    calibration: pd.DataFrame, thresholds: pd.DataFrame | None, threshold: float = 0.5
 ) -> Figure:
     """Draw a reliability diagram with expected calibration errors, and Dice against the threshold.
+
+    Of several classes it is that of the most probable one, and there is no threshold.
 
     Parameters
     ----------
     calibration : DataFrame
         `method`, `predicted`, `observed`, `pixels` of each bin
         (`evaluation.uncertainty.reliability`).
-    thresholds : DataFrame
-        `method`, `threshold`, `dice`: mean over slices.
+    thresholds : DataFrame or None
+        `method`, `threshold`, `dice`: mean over slices; None of several classes.
     threshold : float
         That of the run; marked.
     """
-    figure, axes = new_figure(1, 2, 3.9)
-    left, right = axes[0]
+    figure, axes = new_figure(1, 1 if thresholds is None else 2, 3.9)
+    left = axes[0, 0]
     left.plot([0, 1], [0, 1], color="0.8", lw=1, zorder=0)
     for method, table in calibration.groupby("method", sort=False):
         filled = table[table["pixels"] > 0]
@@ -196,14 +207,23 @@ def draw_calibration(
             label=f"{method}: ECE {error:.3f}",
         )
 
+    predicted, observed = "foreground", "foreground"
+    if thresholds is None:
+        predicted, observed = "the most probable class", "pixels of that class"
     left.set(
-        xlabel="mean predicted probability of foreground",
-        ylabel="observed share of foreground",
+        xlabel=f"mean predicted probability of {predicted}",
+        ylabel=f"observed share of {observed}",
         xlim=(0, 1),
         ylim=(0, 1),
         title="calibration (over all pixels of the test slices)",
     )
 
+    left.legend(fontsize=8)
+    if thresholds is None:
+        left.set_aspect("equal")
+        return figure
+
+    right = axes[0, 1]
     for method, table in thresholds.groupby("method", sort=False):
         best = table.loc[table["dice"].idxmax()]
         right.plot(
@@ -220,8 +240,7 @@ def draw_calibration(
         ylabel="full-image Dice, mean of test slices",
         title="sensitivity to the threshold",
     )
-    for panel in (left, right):
-        panel.legend(fontsize=8)
+    right.legend(fontsize=8)
     return figure
 
 
@@ -276,11 +295,7 @@ def run_figures(run: Path) -> Iterator[tuple[str, Figure]]:
     if path.exists():
         with blaming(path):
             samples = read_npz(path)
-            low, high = samples["percentiles"]
-            slice_figure = draw_slice(
-                samples["raw"], samples["image"], samples["mask"], (low, high), pixel_size
-            )
-            yield "slice", slice_figure
+            yield "slice", draw_sample(samples, pixel_size)
             yield "views", draw_views(samples, pixel_size)
 
     with blaming(run):
@@ -289,7 +304,20 @@ def run_figures(run: Path) -> Iterator[tuple[str, Figure]]:
     path = run / "predictions.npz"
     if path.exists():
         with blaming(path):
-            yield from stored_figures(StoredArrays(path), pixel_size)
+            stored = StoredArrays(path)
+            has_several_classes = "classes" in stored and len(stored["classes"]) > 2
+            draw = stored_class_figures if has_several_classes else stored_figures
+            yield from draw(stored, pixel_size)
+
+
+def draw_sample(samples: dict[str, np.ndarray], pixel_size: float) -> Figure:
+    """Draw the first training slice, with its mask or its label map."""
+    low, high = samples["percentiles"]
+    raw, image, mask = samples["raw"], samples["image"], samples["mask"]
+    if "classes" not in samples:
+        return draw_slice(raw, image, mask, (low, high), pixel_size)
+    truth = Truth(mask, samples.get("painted"))
+    return draw_class_slice(raw, image, truth, (low, high), legend_of(samples), pixel_size)
 
 
 def table_figures(run: Path) -> Iterator[tuple[str, Figure]]:
@@ -306,17 +334,37 @@ def table_figures(run: Path) -> Iterator[tuple[str, Figure]]:
     if any(len(table) for table in scores.values()):
         yield "paired", draw_paired(scores)
 
+    yield from class_figures(run)
+
     calibration, thresholds = run / "calibration.csv", run / "thresholds.csv"
-    if calibration.exists() and thresholds.exists():
+    if not calibration.exists():
+        return
+    reliability = read_table(calibration, "method", "predicted", "observed", "pixels")
+    if thresholds.exists():
         threshold = read_optional(run / "summary.json").get("threshold", 0.5)
-        yield (
-            "calibration",
-            draw_calibration(
-                read_table(calibration, "method", "predicted", "observed", "pixels"),
-                read_table(thresholds, "method", "threshold", "dice"),
-                threshold,
-            ),
-        )
+        of_thresholds = read_table(thresholds, "method", "threshold", "dice")
+        yield "calibration", draw_calibration(reliability, of_thresholds, threshold)
+    elif (run / "test_classes.csv").exists():
+        # The most probable of several classes is taken, whatever its probability is.
+        yield "calibration", draw_calibration(reliability, None)
+
+
+def class_figures(run: Path) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of the tables that a run on label maps of several classes has."""
+    drawings = {
+        "classes": ("test_classes.csv", draw_class_scores, ("method", "stem", "class", "dice")),
+        "confusion": ("confusion.csv", draw_confusion, ("method", "truth", "predicted", "pixels")),
+        "fractions": (
+            "phase_fractions.csv",
+            draw_fractions,
+            ("class", "predicted", "low", "high", "painted"),
+        ),
+    }
+    for name, (file, draw, columns) in drawings.items():
+        if (run / file).exists():
+            table = read_table(run / file, *columns)
+            if len(table):
+                yield name, draw(table)
 
 
 def main() -> None:

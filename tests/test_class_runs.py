@@ -13,14 +13,17 @@ import train
 from config import Config
 from conftest import TINY, as_options, data_options, fingerprint, run, write_label_maps
 from evaluation.annotate_next import rank_unlabelled
+from evaluation.class_metrics import Truth
 from evaluation.models import Scoring, evaluate_models, validate
 from model_unet import UNet
+from report import write_report
 from runtime.checkpoints import load_checkpoint
 from runtime.files import read_json
 from slices.data_folder import load_data
 from slices.fingerprint import take_fingerprints
 from slices.options import MASKS, Reading
 from utils import SlidingWindow
+from viz import class_figures, slice_figures
 
 CLASS_TABLES = ("test_classes.csv", "confusion.csv", "phase_fractions.csv")
 SETTINGS = {**TINY, "roi": None}
@@ -259,3 +262,71 @@ def test_each_class_has_a_fingerprint_and_partial_paint_says_nothing_of_sizes(tm
     code, out, err = command("datasets", "fingerprint", part, "--roi", "none")
     assert code == 0, err
     assert "unknown" in out
+
+
+# --- pictures and the page ---------------------------------------------------------------------------
+
+
+def test_a_run_on_label_maps_has_its_figures_and_its_page(workplace, scribbled, command):
+    config = config_of(scribbled, forest=True)
+    run(config)
+    code, _, err = command("report", config.run_folder)
+    assert code == 0, err
+    drawn = {path.stem for path in (config.run_folder / "figures").glob("*.png")}
+    assert {"classes", "confusion", "fractions", "calibration", "slice", "views", "worst"} <= drawn
+    assert {"methods_s_00", "prediction_s_00"} <= drawn
+    # Of several classes none is the one whose sizes are asked for.
+    assert "sizes" not in drawn
+    page = (config.run_folder / "report.html").read_text()
+    assert "the mean over classes but the background, matrix" in page
+    assert page.count("data:image/") >= 9
+    summary = read_json(config.run_folder / "summary.json")
+    pore = summary["by_class"]["random forest"]["pore"]["dice"]["mean"]
+    assert f"{pore:.3f}" in page
+
+
+def test_a_binary_run_on_partial_paint_draws_no_error_where_nothing_is_known(workplace, tmp_path):
+    folder = write_label_maps(tmp_path / "d", share=0.3)
+    (folder / "classes.json").write_text('{"1": "matrix", "2": "grain"}')
+    for path in (folder / MASKS).iterdir():
+        tifffile.imwrite(path, np.minimum(tifffile.imread(path), 2))
+    config = config_of(folder)
+    run(config)
+    with np.load(config.run_folder / "predictions.npz") as stored:
+        one = slice_figures.PredictedSlice(
+            "s",
+            stored["image_0"],
+            stored["truth_0"].astype(bool),
+            np.full(stored["truth_0"].shape, 255, np.uint8),
+            0.5,
+            "m",
+            stored["painted_0"],
+        )
+        painted = stored["painted_0"]
+    everything = np.ones(painted.shape, bool)
+    assert (one.where_known(everything) == painted).all()
+    write_report(config.run_folder)
+    assert not (config.run_folder / "figures/sizes.png").exists()
+
+
+def test_pictures_tint_what_is_painted_and_nothing_else():
+    image = np.full((6, 8), 100, np.uint8)
+    labels = np.zeros((6, 8), np.uint8)
+    labels[:, 4:] = 1
+    painted = np.zeros((6, 8), bool)
+    painted[:3] = True
+    legend = class_figures.Legend(["a", "b"], np.array([[1.0, 0, 0], [0, 0, 1.0]]))
+    shown = class_figures.colour_classes(image, labels, painted, legend)
+    grey = 100 / 255
+    np.testing.assert_allclose(shown[5], np.full((8, 3), grey))
+    red, blue = shown[0, 0], shown[0, 7]
+    assert red[0] > grey > red[2]
+    assert blue[2] > grey > blue[0]
+
+
+def test_a_picture_of_errors_knows_painted_pixels_alone():
+    truth = Truth(np.zeros((6, 8), np.uint8), np.eye(6, 8, dtype=bool))
+    one = class_figures.LabelledSlice(
+        "s", np.zeros((6, 8), np.uint8), truth, {"m": np.ones((6, 8), np.uint8)}
+    )
+    assert (one.wrong("m") == truth.counted).all()

@@ -255,13 +255,14 @@ def write_samples(config: Config, data: Data) -> None:
         batch = next(make_loader(views, LoaderOptions(SAMPLE_VIEWS, seed)))
         for name, tensor in batch.items():
             if name == "mask" and tensor.shape[1] > 1:
-                arrays[f"{kind}_{name}"] = labels_of_shares(tensor.numpy())
+                arrays[f"{kind}_labels"] = labels_of_shares(tensor.numpy())
                 continue
             eight_bit = (tensor[:, 0] * 255).round().byte()
             arrays[f"{kind}_{name}"] = eight_bit.numpy()
 
     first = data.train[0]
     if data.classes is not None:
+        arrays["classes"] = np.array(data.classes.names)
         arrays["colours"] = np.array(data.classes.shown_colours, np.uint8)
     if first.painted is not None:
         arrays["painted"] = first.counted

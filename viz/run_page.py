@@ -23,7 +23,13 @@ from runtime.messages import InputError
 from slices.fingerprint import Fingerprint, fingerprint_rows
 from training.phases import CONTROL, method_names
 from training.recipe import RECIPE_FILE
-from viz.run_files import StoredArrays, read_optional, read_table, results_table
+from viz.run_files import (
+    StoredArrays,
+    interval_text,
+    read_optional,
+    read_table,
+    results_table,
+)
 from viz.size_figures import draw_sizes
 from viz.slice_figures import PER_SLICE, to_mask
 
@@ -39,8 +45,9 @@ FIGURES = {
         "worst": "The test slices on which the last method of the table has the lowest Dice, and what "
         "went wrong there.",
         "prediction": "One test slice: probability, mask, and errors of the last method of the table.",
-        "calibration": "Left: observed against predicted share of foreground; ECE is the mean "
-        "distance from the diagonal. Right: Dice when another threshold is taken.",
+        "calibration": "Left: observed against predicted share of foreground, or of several classes how "
+        "often the most probable one is right; ECE is the mean distance from the diagonal. Right, where "
+        "there are two classes: Dice when another threshold is taken.",
     },
     "Particle sizes": {
         "sizes": "Cumulative distributions of particle sizes in the test slices, of particles that "
@@ -57,6 +64,18 @@ FIGURES = {
         "views": "Crops as the network sees them: weak view, strong view, their difference, mask.",
     },
 }
+
+# Those that only runs on label maps of several classes have.
+CLASS_SECTION = "Class by class"
+CLASS_FIGURES = {
+    "classes": "Dice of every class and test slice, over painted pixels; the black bar is the mean.",
+    "confusion": "Which class is taken for which: of the painted pixels of each class (rows) the share "
+    "that a method takes for each class (columns).",
+    "fractions": "Fractions of the classes in the test slices: as all trained networks predict whole "
+    "slices, with the interval over networks and slices, and as they are painted. An error that all "
+    "networks share is not in the interval.",
+}
+
 RESULT_CAPTIONS = {
     "full": "Full images, stitched from windows. Dice: twice the area that mask and truth share, by the "
     "sum of both areas; 1 is perfect.",
@@ -132,6 +151,7 @@ def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
     sections: dict[str, list] = {
         "Results": result_tables(run),
         "How it was chosen": recipe_tables(run),
+        CLASS_SECTION: [*class_tables(run), *pictures(run, figures, CLASS_FIGURES)],
     }
     for title, captions in FIGURES.items():
         sections[title] = pictures(run, figures, captions)
@@ -287,6 +307,7 @@ def result_tables(run: Path) -> list[Table]:
     """Return mean and interval of each metric by method, of full images and centre patches."""
     if not (run / "summary.json").exists():
         return []
+    background = background_of(run)
     tables = []
     for kind, caption in RESULT_CAPTIONS.items():
         table = results_table(run, kind)
@@ -296,11 +317,35 @@ def result_tables(run: Path) -> list[Table]:
         rows = [[name, *cells] for name, *cells in table.itertuples()]
         methods = [row[0] for row in rows]
         texts = [caption, "Mean over test slices (95 % bootstrap interval)."]
+        if background is not None:
+            texts.append(f"Each is the mean over classes but the background, {background}.")
         if kind == "full":
             texts += explain_methods(methods)
         tables.append(Table(heads, rows, " ".join(texts)))
 
     return tables
+
+
+def background_of(run: Path) -> str | None:
+    """Return the name of the first of several classes, which means leave out; None where masks are binary."""
+    classes = read_optional(run / "summary.json").get("classes")
+    if not classes:
+        return None
+    return str(next(iter(classes.values())))
+
+
+def class_tables(run: Path) -> list[Table]:
+    """Return the Dice of each class by method, where there are several classes."""
+    by_class = read_optional(run / "summary.json").get("by_class")
+    if not by_class:
+        return []
+    names = list(dict.fromkeys(name for scores in by_class.values() for name in scores))
+    rows = []
+    for method, scores in by_class.items():
+        cells = [interval_text(scores[name]["dice"]) if name in scores else "" for name in names]
+        rows.append([method, *cells])
+    caption = "Dice of each class in full images, over painted pixels of slices that have it."
+    return [Table(["", *names], rows, caption)]
 
 
 def explain_methods(methods: list[str]) -> list[str]:
@@ -315,12 +360,19 @@ def explain_methods(methods: list[str]) -> list[str]:
 def size_tables(run: Path, pixel_size: float) -> dict[str, pd.DataFrame]:
     """Return the particles of the test slices: those of the truth, and those of each model.
 
-    Only particles of at least `SMALLEST` pixels count. The result is empty where no predictions are stored.
+    Only particles of at least `SMALLEST` pixels count. The result is empty where no predictions are
+    stored, and where masks are label maps of several classes or painted in part.
     """
     path = run / "predictions.npz"
     if not path.exists():
         return {}
-    return particles_of(StoredArrays(path), pixel_size)
+    stored = StoredArrays(path)
+    # Of several classes none is the one whose sizes are asked for, and where paint ends no particle
+    # does: evaluate.py particles measures whole label maps, one class at a time.
+    has_several_classes = "classes" in stored and len(stored["classes"]) > 2
+    if has_several_classes or any(name.startswith("painted_") for name in stored):
+        return {}
+    return particles_of(stored, pixel_size)
 
 
 def particles_of(stored: Mapping[str, np.ndarray], pixel_size: float) -> dict[str, pd.DataFrame]:

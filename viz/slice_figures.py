@@ -85,7 +85,9 @@ def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figur
     ----------
     samples : dict
         `labelled_weak`, `labelled_strong`, `labelled_mask`, `unlabelled_weak`, `unlabelled_strong`:
-        (N, P, P) uint8; `patch_size`, their side in pixels of the slice, where that is not P.
+        (N, P, P) uint8; `patch_size`, their side in pixels of the slice, where that is not P. Of
+        label maps, `labelled_labels` in the place of the masks, 1 for the first class and 0 for what
+        is not painted, and the `colours` of the classes.
     pixel_size : float
         [µm]
     """
@@ -110,7 +112,13 @@ def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figur
         show(panels[2], difference, title, cmap="PuOr", vmin=-limit, vmax=limit)
         if not difference.any():
             write_inside(panels[2], "not changed\n(by chance)")
-        if kind == "labelled":
+        if kind == "labelled" and "labelled_labels" in samples:
+            painted = weak
+            for value, colour in enumerate(samples["colours"] / 255, 1):
+                where = samples["labelled_labels"][place] == value
+                painted = tint(painted, where, tuple(colour))
+            show(panels[3], painted, "label map on weak view")
+        elif kind == "labelled":
             mask = samples["labelled_mask"][place] >= 128
             show(panels[3], tint(weak, mask, PAINTED), "mask on weak view")
         else:
@@ -184,6 +192,8 @@ class PredictedSlice:
     threshold : float
         Probability from which a pixel is foreground.
     method : str
+    counted : (H, W) bool ndarray, or None
+        Where it is known what is there; None is everywhere. Elsewhere nothing is wrong.
     """
 
     stem: str
@@ -192,6 +202,11 @@ class PredictedSlice:
     probability: np.ndarray
     threshold: float
     method: str
+    counted: np.ndarray | None = None
+
+    def where_known(self, prediction: np.ndarray) -> np.ndarray:
+        """Return a predicted mask without what lies where nothing is known."""
+        return prediction if self.counted is None else prediction & self.counted
 
 
 def draw_predictions(one: PredictedSlice, pixel_size: float = 0.0) -> Figure:
@@ -205,6 +220,7 @@ def draw_predictions(one: PredictedSlice, pixel_size: float = 0.0) -> Figure:
     shown = show(axes[0, 2], probability, "probability", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes[0, 2], location="bottom", shrink=0.8, pad=0.02, aspect=30)
     show(axes[0, 3], prediction, f"prediction (p ≥ {one.threshold:g})")
+    prediction = one.where_known(prediction)
     errors = error_map(one.image, one.truth, prediction)
     title = f"{dice_text(prediction, one.truth)}\nFP red, FN cyan"
     show(axes[0, 4], errors, title, one.image.shape)
@@ -280,7 +296,7 @@ def draw_worst(slices: list[PredictedSlice], pixel_size: float = 0.0) -> Figure:
     for panels, one in zip(axes, slices, strict=True):
         # One slice at a time has its probabilities as floats.
         probability = as_probability(one.probability)
-        prediction = probability >= one.threshold
+        prediction = one.where_known(probability >= one.threshold)
         show(panels[0], one.image, one.stem)
         add_scale_bar(panels[0], one.image, pixel_size)
         title = (
@@ -364,12 +380,16 @@ def stored_figures(
             stored[f"{last}_{i}"],
             threshold,
             last,
+            stored.get(f"painted_{i}"),
         )
 
     scores = []
     for i in range(len(stems)):
         one = read_slice(i)
-        masks = {method: to_mask(stored[f"{method}_{i}"], threshold) for method in methods}
+        masks = {
+            method: one.where_known(to_mask(stored[f"{method}_{i}"], threshold))
+            for method in methods
+        }
         scores.append(overlap_metrics(masks[last], one.truth)["dice"])
         yield (
             f"methods_{one.stem}",
@@ -471,7 +491,7 @@ def draw_uncertainty(
     pixel_size : float
         [µm]
     """
-    prediction = as_probability(one.probability) >= one.threshold
+    prediction = one.where_known(as_probability(one.probability) >= one.threshold)
     figure, axes = new_figure(1, 3, 3.7, width_ratios=(1, 1, 1.1))
     errors, doubts, plot = axes[0]
     title = f"FP red, FN cyan; {dice_text(prediction, one.truth)}"
