@@ -26,7 +26,7 @@ from evaluation.intervals import compare, summarise
 from evaluation.metrics import threshold_scores
 from evaluation.otsu import MOST_CLASSES, fit_multi_otsu, fit_otsu, predict_otsu
 from evaluation.phase_fractions import class_shares, fraction_table
-from evaluation.uncertainty import calibration_error, reliability
+from evaluation.uncertainty import calibration_error, class_entropy, reliability
 from runtime.devices import resolve_precision
 from runtime.files import write_csv, write_json, write_npz
 from slices.classes import Classes
@@ -552,12 +552,13 @@ def uncertainty_maps(
 ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """Return the mean probability of both models, and four maps of each slice that say how unsure it is.
 
-    All are 0 where there is no sample.
+    All are 0 where there is no sample. Of several classes the probabilities are (K, H, W).
 
-    `total`, the deviation √(p (1 − p)) of a decision at the mean probability p; `spread`, the
-    deviation of p over models, symmetries and overlapping windows (models: Lakshminarayanan et al.,
-    2017, arXiv:1612.01474; symmetries: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103); that
-    of the teacher alone; and student − teacher.
+    `total`, the deviation √(p (1 − p)) of a decision at the mean probability p, or of several
+    classes the entropy as a share of the largest; `spread`, the deviation of p over models,
+    symmetries and overlapping windows (models: Lakshminarayanan et al., 2017, arXiv:1612.01474;
+    symmetries: Wang et al., 2019, doi:10.1016/j.neucom.2019.01.103); that of the teacher alone; and
+    student − teacher, of several classes half the sum of the differences.
 
     Parameters
     ----------
@@ -574,19 +575,30 @@ def uncertainty_maps(
         images = [s.image for s in slices]
         predictions = predict_images(joint, images, device, sliding_window, with_spread=True)
         means, spreads = [], []
-        for s, (mean, spread) in zip(slices, predictions, strict=True):
+        for s, maps in zip(slices, predictions, strict=True):
+            mean = maps[0] if len(maps) == 2 else maps[:-1]
             means.append(clear_outside(mean, s))
-            spreads.append(clear_outside(spread, s))
+            spreads.append(clear_outside(maps[-1], s))
         return means, spreads
 
     of_student, _ = predict(student)
     of_teacher, spread_of_teacher = predict(teacher)
     means, spreads = predict(student, teacher)
-    differences = [abs(one - other) for one, other in zip(of_student, of_teacher, strict=True)]
+    differences = []
+    for one, other in zip(of_student, of_teacher, strict=True):
+        difference = np.abs(one - other)
+        differences.append(difference if difference.ndim == 2 else difference.sum(axis=0) / 2)
     maps = {
-        "total": [np.sqrt(mean * (1 - mean)) for mean in means],
+        "total": [total_uncertainty(mean) for mean in means],
         "spread": spreads,
         "spread, teacher alone": spread_of_teacher,
         "student − teacher": differences,
     }
     return means, maps
+
+
+def total_uncertainty(probability: np.ndarray) -> np.ndarray:
+    """Return how unsure a decision is: √(p (1 − p)) of (H, W), `class_entropy` of (K, H, W) probabilities."""
+    if probability.ndim == 2:
+        return np.sqrt(probability * (1 - probability))
+    return class_entropy(probability)

@@ -229,9 +229,11 @@ def judge(
     Parameters
     ----------
     maps : dict of name to list of (H, W) ndarrays
-    predictions, truths : lists of (H, W) bool ndarrays, at least one
+    predictions, truths : lists of (H, W) ndarrays, at least one
+        Masks, bool, or the class of each pixel: then particles are those of all classes but the
+        first, each of which touches no other of its own class.
     insides : list of (H, W) bool ndarrays
-        Where each slice shows the sample: other pixels are not counted.
+        Where each slice shows the sample, and is painted: other pixels are not counted.
     """
     rates = {}
     rows = {}
@@ -242,7 +244,7 @@ def judge(
             wrong = prediction != truth
             counts += count_errors(uncertainty[inside], wrong[inside])
         table = error_rates(counts)
-        particles = judge_particles(uncertainties, predictions, truths)
+        particles = judge_particles(uncertainties, predictions, truths, insides)
 
         rates[name] = table
         errors = table["errors"]
@@ -259,17 +261,24 @@ def judge(
 
 
 def judge_particles(
-    uncertainties: list[np.ndarray], predictions: list[np.ndarray], truths: list[np.ndarray]
+    uncertainties: list[np.ndarray],
+    predictions: list[np.ndarray],
+    truths: list[np.ndarray],
+    insides: list[np.ndarray],
 ) -> PredictedParticles:
-    """Return the particles of some predictions: 8-connected parts of `SMALLEST` pixels or more."""
-    scores = []
-    is_invented = []
-    for uncertainty, prediction, truth in zip(uncertainties, predictions, truths, strict=True):
-        labels, _ = ndimage.label(prediction, np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel())[1:]
-        large = np.flatnonzero(sizes >= SMALLEST) + 1
-        scores.append(ndimage.mean(uncertainty, labels, large))
-        share_true = np.asarray(ndimage.mean(truth, labels, large))
-        is_invented.append(share_true < 0.5)
+    """Return the particles of some predictions: 8-connected parts of `SMALLEST` pixels or more, of one class each."""
+    scores = [np.empty(0)]
+    is_invented = [np.empty(0, bool)]
+    slices = zip(uncertainties, predictions, truths, insides, strict=True)
+    for uncertainty, prediction, truth, inside in slices:
+        for index in range(1, int(prediction.max(initial=0)) + 1):
+            # Whether a particle exists is known where its slice is painted.
+            of_class = (prediction == index) & inside
+            labels, _ = ndimage.label(of_class, np.ones((3, 3)))
+            sizes = np.bincount(labels.ravel())[1:]
+            large = np.flatnonzero(sizes >= SMALLEST) + 1
+            scores.append(np.asarray(ndimage.mean(uncertainty, labels, large)))
+            share_true = np.asarray(ndimage.mean(truth == index, labels, large))
+            is_invented.append(share_true < 0.5)
 
     return PredictedParticles(np.concatenate(scores), np.concatenate(is_invented))
