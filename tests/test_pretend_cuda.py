@@ -305,14 +305,14 @@ def test_a_planted_copy_from_memory_that_is_not_pinned_is_seen(folder, monkeypat
 
 
 def test_a_planted_look_at_the_loss_is_seen(folder, monkeypatch):
-    real = mean_teacher.bce_dice_loss
+    real = mean_teacher.segmentation_loss
 
     def watched(*arguments):
         loss = real(*arguments)
         assert loss.item() > 0
         return loss
 
-    monkeypatch.setattr(mean_teacher, "bce_dice_loss", watched)
+    monkeypatch.setattr(mean_teacher, "segmentation_loss", watched)
     with pretended_gpu() as gpu:
         assert steps_on_the_gpu(folder, gpu, "mean_teacher", semi=False) == [1, 1, 1, 1]
 
@@ -359,8 +359,8 @@ def test_a_planted_batch_that_is_not_sent_is_seen(folder, monkeypatch):
 def test_a_planted_teacher_on_the_cpu_is_seen(folder, monkeypatch):
     real = train.build_models
 
-    def build(config, device, start, semi):
-        student, teacher = real(config, device, start, semi)
+    def build(*arguments):
+        student, teacher = real(*arguments)
         return student, teacher.to("cpu")
 
     monkeypatch.setattr(train, "build_models", build)
