@@ -541,13 +541,13 @@ def command_demo(arguments: argparse.Namespace) -> None:
         painted = (
             "" if share == 1 else f", {share:.1%} of those for training and validation painted"
         )
-        content = f"label maps of {', '.join(PHASES.values())}{painted}"
+        content = f" (label maps of {', '.join(PHASES.values())}{painted})"
     else:
         folder = arguments.output or Path("data/demo")
         write_demo(folder, arguments.seed, scans)
-        content = "painted masks"
+        content = ""
     print(
-        f"{folder}: {LABELLED} labelled slices ({content}), {scans} scans; truth of the scans: "
+        f"{folder}: {LABELLED} labelled slices{content}, {scans} scans; truth of the scans: "
         f"{truth_folder_of(folder)}"
     )
 

@@ -38,6 +38,7 @@ from runtime.devices import choose_device  # noqa: E402
 from runtime.files import read_json, write_csv, write_json  # noqa: E402
 from runtime.messages import InputError  # noqa: E402
 from runtime.run_folder import environment, read_phases, release  # noqa: E402
+from slices.classes import CLASSES_FILE  # noqa: E402
 from slices.data_folder import Data  # noqa: E402
 from slices.reading import MASK_SUFFIXES  # noqa: E402
 from train import continue_supervised, evaluate_run, train_semi_supervised, train_supervised  # noqa: E402
@@ -94,7 +95,13 @@ SPLIT = (
 )
 
 # Settings that earlier studies did not know, with the value that does what they did.
-LATER = {"outside": "auto", "trust_pairs": False, "unshuffle": 1, "pixel_classifier": False}
+LATER = {
+    "outside": "auto",
+    "trust_pairs": False,
+    "unshuffle": 1,
+    "pixel_classifier": False,
+    "rim": 0,
+}
 
 
 # --- what is to be run ----------------------------------------------------------------------------
@@ -242,7 +249,8 @@ def content_of(folder: str) -> str:
 
     total = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() in MASK_SUFFIXES and path.is_file():
+        is_read = path.suffix.lower() in MASK_SUFFIXES or path.name == CLASSES_FILE
+        if is_read and path.is_file():
             name = f"{path.relative_to(folder)}\0".encode()
             total.update(name + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
