@@ -19,8 +19,8 @@ from scipy import ndimage
 from evaluation.metrics import (
     METRICS,
     SURFACE_TOLERANCE,
-    count_near,
     mean_overlap,
+    share_of_near_edges,
     slice_metrics,
 )
 from utils import overlap_metrics
@@ -109,12 +109,7 @@ def painted_surface_dice(
     """
     edge = mask & ndimage.binary_dilation(counted & ~mask)
     true_edge = true_mask & ndimage.binary_dilation(counted & ~true_mask)
-    size = np.count_nonzero(edge)
-    true_size = np.count_nonzero(true_edge)
-    if size == 0 or true_size == 0:
-        return 1.0 if size == true_size else 0.0
-    near = count_near(edge, true_edge, tolerance) + count_near(true_edge, edge, tolerance)
-    return near / (size + true_size)
+    return share_of_near_edges(edge, true_edge, tolerance)
 
 
 # --- tables ---------------------------------------------------------------------------------------

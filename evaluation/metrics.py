@@ -50,8 +50,14 @@ def surface_dice(
     tolerance : float
         Distance [px] that counts as agreement.
     """
-    edge = inner_edge(prediction)
-    true_edge = inner_edge(truth)
+    return share_of_near_edges(inner_edge(prediction), inner_edge(truth), tolerance)
+
+
+def share_of_near_edges(edge: np.ndarray, true_edge: np.ndarray, tolerance: float) -> float:
+    """Return the share of two edges, (H, W) bool, that lies within `tolerance` pixels of the other.
+
+    1 when both are empty, 0 when only one is.
+    """
     size = np.count_nonzero(edge)
     true_size = np.count_nonzero(true_edge)
     if size == 0 or true_size == 0:

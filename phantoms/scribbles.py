@@ -2,7 +2,7 @@
 
 The rule. Strokes are `BRUSH` pixels wide, at most `STEPS` · `STEP` pixels long, and never wrong: they end
 where they would leave their class. Half of them wander through the inside of their class, half follow
-its outline a few pixels away from it, as tutorials of pixel classifiers advise. Of a slice each class
+its outline a few pixels away from it, as somebody paints who wants outlines to be found. Of a slice each class
 gets as much paint as the root of its area says, so that large things get more, but less than their
 share; and at most `MOST` of its pixels: nobody fills small things. What a class cannot take, the others
 get. The same seed gives the same strokes.

@@ -8,7 +8,7 @@ DATA/classes.json               where masks are label maps: what their values or
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +233,7 @@ def slice_without_rim(s: Slice, width: int) -> Slice:
     painted = paint_without_rim(s.mask, s.counted, width)
     if not painted.any():
         raise InputError(f"--rim {width}: leaves no paint in {s.path}; choose a smaller one")
-    return replace(s, mask=s.mask * painted, painted=painted)
+    return s.with_mask(s.mask * painted, painted)
 
 
 def pair_labelled(root: Path) -> Pairing:

@@ -192,13 +192,10 @@ def check_paint(root: Path, readable: dict[Path, Slice], reading: Reading) -> Ch
     if classes is not None:
         return check_label_maps(root, readable, classes, reading)
 
-    check = check_masks(readable, reading)
-    if check.problems:
-        check.problems.extend(notes_on_missing_classes(root, list(readable)))
-    return check
+    return check_masks(root, readable, reading)
 
 
-def check_masks(readable: dict[Path, Slice], reading: Reading) -> Check:
+def check_masks(root: Path, readable: dict[Path, Slice], reading: Reading) -> Check:
     """Return the problems of the binary masks of slices that can be read, and what each was taken for."""
     files = list(readable)
     images = [one.path for one in readable.values()]
@@ -211,6 +208,9 @@ def check_masks(readable: dict[Path, Slice], reading: Reading) -> Check:
             contents[file] = masks[i]
         except InputError as error:
             problems.append(str(error))
+    if problems:
+        # What is no binary mask may be a label map.
+        problems += notes_on_missing_classes(root, files)
 
     painted = {}
     for file, mask in contents.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -378,3 +379,22 @@ def test_napari_shows_label_maps_with_names_and_colours(command, scored, monkeyp
     assert labels.features["index"].tolist() == [0, 1, 2, 5]
     assert set(labels.colormap) == {None, 1, 2, 5}
     assert layers["uncertainty"].contrast_limits == (0, 1)
+
+
+def test_a_file_of_another_program_beside_masks_is_no_record(command, tmp_path):
+    """Such as annotations that are called like the masks: they neither stop a score nor make a prediction of it."""
+    data = write_label_maps(tmp_path / "data", 2)
+    (data / MASKS).with_name("Original_masks.json").write_text("[1, 2]")
+    shutil.copytree(data / MASKS, tmp_path / "other")
+    code, out, err = command("evaluate", "--pred", tmp_path / "other", "--truth", data / MASKS)
+    assert code == 0, err
+    assert "1.0000" in out
+    discs(tmp_path / "m.tif", 5, 2)
+    labels = tifffile.imread(tmp_path / "m.tif")
+    labels[:, 60:] = 0
+    tifffile.imwrite(tmp_path / "m.tif", labels, photometric="minisblack")
+    (tmp_path / "m.tif.json").write_text('{"images": []}')
+    (tmp_path / "classes.json").write_text(json.dumps(RECORD))
+    code, _, err = command("evaluate", "particles", tmp_path / "m.tif", "--class", "pore")
+    assert code == 2
+    assert "50.0% of its pixels are not labelled" in err

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from conftest import data_options, write_label_maps, write_split
+from conftest import data_options, disc_slice, write_data, write_label_maps, write_split
 from runtime.messages import InputError
 from slices.classes import CLASSES_FILE, classes_of
 from slices.data_folder import describe_data, load_data, sum_up
@@ -219,6 +219,17 @@ def test_a_rim_is_left_out_of_training_slices_alone(tmp_path):
         load_data(root, data_options("blocks", 0.25, reading=Reading(None, rim=90)))
 
 
+def test_a_rim_takes_nothing_from_a_slice_of_one_class(tmp_path):
+    """It stays painted everywhere, and is no slice between whose paint something is unlabelled."""
+    root = write_label_maps(tmp_path / "d")
+    path = root / MASKS / "s_02.tif"
+    tifffile.imwrite(path, np.ones((64, 64), np.uint8))
+    data = load_data(root, data_options("blocks", 0.25, reading=Reading(None, rim=2)))
+    (plain,) = [s for s in data.train if s.stem == "s_02"]
+    assert plain.painted is None
+    assert "s_02" not in [s.stem for s in data.unlabelled]
+
+
 def test_padding_is_not_painted_whatever_the_map_says(tmp_path):
     root = write_label_maps(tmp_path / "d")
     for path in (root / IMAGES).iterdir():
@@ -288,6 +299,18 @@ def test_the_check_gives_the_line_that_a_folder_of_label_maps_lacks(tmp_path):
     suggested = line[line.index("{") : line.index("}") + 1]
     (root / CLASSES_FILE).write_text(suggested)
     assert check_data(root, READING).problems == []
+
+
+def test_masks_that_can_be_read_are_no_label_maps(tmp_path):
+    """Three grey values with soft rims are a binary mask, whatever else is wrong with the folder."""
+    root = write_data(tmp_path / "d")
+    for i, path in enumerate(sorted((root / MASKS).iterdir())):
+        mask = disc_slice(i)[1] * np.uint8(255)
+        mask[0, 0] = 128
+        tifffile.imwrite(path, mask * (i > 0), photometric="minisblack")
+    problems = check_data(root, Reading((8, 72, 8, 72))).problems
+    assert any("mask is empty" in line for line in problems)
+    assert not any(CLASSES_FILE in line for line in problems)
 
 
 def test_the_check_says_which_colours_are_not_labelled(tmp_path):

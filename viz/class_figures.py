@@ -12,7 +12,6 @@ from evaluation.class_metrics import Truth, mean_class_overlap
 from viz.panels import (
     FALSE_POSITIVE,
     ORANGE,
-    add_colour_bar,
     add_scale_bar,
     block_of,
     colour_of,
@@ -21,6 +20,7 @@ from viz.panels import (
     show,
     tint,
 )
+from viz.slice_figures import draw_grey_values
 
 WORST = 3  # slices with the lowest scores that are shown
 MOST_IN_ROW = 4  # panels
@@ -113,13 +113,7 @@ def draw_class_slice(
     pixel_size : float
         [µm]
     """
-    figure, axes = new_figure(1, 3, 4.0)
-    stored, windowed, painted = axes[0]
-    shown = show(stored, raw, "as stored: full grey range")
-    add_colour_bar(figure, stored, shown).formatter.set_powerlimits((-2, 3))
-    add_scale_bar(stored, raw, pixel_size)
-    low, high = percentiles
-    show(windowed, image, f"percentile window {low:g} … {high:g} %, 8 bit")
+    figure, painted = draw_grey_values(raw, image, percentiles, pixel_size)
     share = 1.0 if truth.counted is None else truth.counted.mean()
     title = f"label map: {100 * share:.1f} % painted"
     coloured = colour_classes(image, truth.classes, truth.counted, legend)

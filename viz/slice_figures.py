@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -60,20 +61,30 @@ def draw_slice(
     pixel_size : float
         [µm]
     """
-    figure, axes = new_figure(1, 3, 4.0)
-    stored, windowed, painted = axes[0]
-    shown = show(stored, raw, "as stored: full grey range")
-    add_colour_bar(figure, stored, shown).formatter.set_powerlimits((-2, 3))
-    add_scale_bar(stored, raw, pixel_size)
-    low, high = percentiles
-    show(windowed, image, f"percentile window {low:g} … {high:g} %, 8 bit")
-
+    figure, painted = draw_grey_values(raw, image, percentiles, pixel_size)
     block = block_of(image.shape)
     foreground = reduced(mask.astype(bool), block) >= 0.5
     tinted = tint(reduced(image, block), foreground, PAINTED)
     title = f"mask (orange): {100 * mask.mean():.1f} % foreground"
     show(painted, tinted, title, image.shape)
     return figure
+
+
+def draw_grey_values(
+    raw: np.ndarray, image: np.ndarray, percentiles: tuple[float, float], pixel_size: float
+) -> tuple[Figure, Axes]:
+    """Draw a slice as stored and as the network sees it; return the figure, and its third panel, which is empty.
+
+    See `draw_slice` for the parameters.
+    """
+    figure, axes = new_figure(1, 3, 4.0)
+    stored, windowed, empty = axes[0]
+    shown = show(stored, raw, "as stored: full grey range")
+    add_colour_bar(figure, stored, shown).formatter.set_powerlimits((-2, 3))
+    add_scale_bar(stored, raw, pixel_size)
+    low, high = percentiles
+    show(windowed, image, f"percentile window {low:g} … {high:g} %, 8 bit")
+    return figure, empty
 
 
 def draw_views(samples: dict[str, np.ndarray], pixel_size: float = 0.0) -> Figure:

@@ -180,14 +180,14 @@ def classes_beside(masks: Path) -> Classes | None:
     Raises
     ------
     InputError
-        When such a file is damaged.
+        When they name nothing that label maps can hold.
     """
-    path = Path(os.path.abspath(masks))
-    for record in (path / "prediction.json", path.with_name(f"{path.name}.json")):
-        if record.is_file():
-            stated = read_json(record).get("classes")
-            return classes_of(stated, str(record)) if isinstance(stated, dict) else None
+    record = record_beside(masks)
+    if record:
+        stated = record.get("classes")
+        return classes_of(stated, f"record of {masks}") if isinstance(stated, dict) else None
 
+    path = Path(os.path.abspath(masks))
     folders = [path, path.parent]
     if path.name == Path(MASKS).name:
         folders.append(path.parent.parent)
@@ -200,9 +200,25 @@ def classes_beside(masks: Path) -> Classes | None:
 
 def is_prediction(masks: Path) -> bool:
     """Return whether a record says that masks were made by `predict.py`."""
+    return bool(record_beside(masks))
+
+
+def record_beside(masks: Path) -> dict:
+    """Return the record that `predict.py` wrote beside its masks; empty where there is none.
+
+    A file of that name may be another program's: then it is no record.
+    """
     path = Path(os.path.abspath(masks))
-    records = (path / "prediction.json", path.with_name(f"{path.name}.json"))
-    return any(record.is_file() for record in records)
+    for file in (path / "prediction.json", path.with_name(f"{path.name}.json")):
+        if not file.is_file():
+            continue
+        try:
+            content = read_json(file)
+        except InputError:
+            continue
+        if "checkpoints" in content and "settings" in content:
+            return content
+    return {}
 
 
 def unknown_settings(record: dict) -> list[str]:
