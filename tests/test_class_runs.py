@@ -23,7 +23,7 @@ from slices.data_folder import load_data
 from slices.fingerprint import take_fingerprints
 from slices.options import MASKS, Reading
 from utils import SlidingWindow
-from viz import class_figures, slice_figures
+from viz import class_figures, run_page, slice_figures
 
 CLASS_TABLES = ("test_classes.csv", "confusion.csv", "phase_fractions.csv")
 SETTINGS = {**TINY, "roi": None}
@@ -280,6 +280,9 @@ def test_a_run_on_label_maps_has_its_figures_and_its_page(workplace, scribbled, 
     page = (config.run_folder / "report.html").read_text()
     assert "the mean over classes but the background, matrix" in page
     assert page.count("data:image/") >= 9
+    # No picture is explained as one of binary masks.
+    assert run_page.CAPTIONS_OF_CLASSES["methods"] in page
+    assert run_page.FIGURES["Where it is right, and wrong"]["methods"] not in page
     summary = read_json(config.run_folder / "summary.json")
     pore = summary["by_class"]["random forest"]["pore"]["dice"]["mean"]
     assert f"{pore:.3f}" in page

@@ -353,5 +353,5 @@ def draw_fractions(table: pd.DataFrame) -> Figure:
         xlabel="fraction of the test slices [%]", ylim=(-0.6, len(table) - 0.4), xlim=(0, None)
     )
     panel.grid(axis="x", color="0.92")
-    panel.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return figure

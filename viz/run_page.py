@@ -76,6 +76,16 @@ CLASS_FIGURES = {
     "networks share is not in the interval.",
 }
 
+# What those figures show that other runs have, too.
+CAPTIONS_OF_CLASSES = {
+    "methods": "One test slice: what is painted, and what each method makes of it, in the colours of the "
+    "classes.",
+    "worst": "The test slices on which the last method of the table has the lowest mean Dice over "
+    "classes: what is painted, what was found, and in red the painted pixels that are wrong.",
+    "prediction": "One test slice: what is painted, what the last method of the table found, and in red "
+    "the painted pixels that are wrong.",
+}
+
 RESULT_CAPTIONS = {
     "full": "Full images, stitched from windows. Dice: twice the area that mask and truth share, by the "
     "sum of both areas; 1 is perfect.",
@@ -153,7 +163,12 @@ def make_page(run: Path, config: Config, figures: dict[str, Figure]) -> str:
         "How it was chosen": recipe_tables(run),
         CLASS_SECTION: [*class_tables(run), *pictures(run, figures, CLASS_FIGURES)],
     }
+    has_several_classes = background_of(run) is not None
     for title, captions in FIGURES.items():
+        if has_several_classes:
+            captions = {
+                kind: CAPTIONS_OF_CLASSES.get(kind, text) for kind, text in captions.items()
+            }
         sections[title] = pictures(run, figures, captions)
     if sizes:
         sections["Particle sizes"].append(size_summary(sizes, unit))
