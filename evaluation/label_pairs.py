@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.class_metrics import Truth
 from evaluation.mask_pairs import list_masks, pair_folders
 from runtime.messages import InputError, quiet_bar
 from slices.classes import Classes, read_classes
 from slices.label_maps import LabelMap, LabelMaps, label_maps_of_files
+from slices.masks import read_mask
+from slices.reading import crop_roi
 from volumes.reading import open_volume
 from volumes.records import classes_beside, is_prediction
 from volumes.volume import label_maps_of_volume, refuse_unlike, say_remarks
@@ -134,3 +137,29 @@ def pair_of(
             "be of one size"
         )
     return LabelPair(name, classes.place_in_truth(prediction), prediction.painted, truth)
+
+
+def read_truth(
+    file: Path, classes: Classes | None, roi: tuple[int, int, int, int] | None = None
+) -> Truth:
+    """Return what a single file says of a slice.
+
+    Parameters
+    ----------
+    file : Path
+        A binary mask, or a label map.
+    classes : Classes or None
+        Of the label map; None of a mask.
+    roi : (row, end row, column, end column), or None
+        What is looked at [px].
+
+    Raises
+    ------
+    InputError
+        When it cannot be read, or ends before the ROI does.
+    """
+    if classes is None:
+        return Truth(crop_roi(read_mask(file), roi, str(file)))
+    one = label_maps_of_files([file], classes)[0]
+    painted = None if one.painted.all() else crop_roi(one.painted, roi, str(file))
+    return Truth(crop_roi(one.classes, roi, str(file)), painted)

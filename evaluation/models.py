@@ -24,7 +24,7 @@ from evaluation.class_metrics import (
 from evaluation.forest import fit_forest
 from evaluation.intervals import compare, summarise
 from evaluation.metrics import threshold_scores
-from evaluation.otsu import MOST_CLASSES, fit_multi_otsu, fit_otsu, predict_otsu
+from evaluation.otsu import MOST_CLASSES, Otsu, fit_thresholds
 from evaluation.phase_fractions import class_shares, fraction_table
 from evaluation.uncertainty import calibration_error, class_entropy, reliability
 from runtime.devices import resolve_precision
@@ -259,14 +259,12 @@ def predict_baselines(predictions: Predictions, data: Data, scoring: Scoring) ->
 def predict_with_otsu(predictions: Predictions, data: Data, scoring: Scoring) -> dict:
     """Add what smoothed Otsu makes of the test slices; return its choices, and its seconds."""
     begun = time.monotonic()
-    if scoring.class_count == 2:
-        sigma, bright = fit_otsu(data.train)
-        masks = [predict_otsu(s, sigma, bright) for s in data.test]
+    otsu = fit_thresholds(data.train, scoring.class_count)
+    masks = [otsu.predict(s) for s in data.test]
+    if isinstance(otsu, Otsu):
         maps = [mask.astype(np.float32) for mask in masks]
-        choices: dict = {"sigma": sigma, "bright": bright}
+        choices: dict = {"sigma": otsu.sigma, "bright": otsu.is_bright}
     else:
-        otsu = fit_multi_otsu(data.train, scoring.class_count)
-        masks = [otsu.predict(s) for s in data.test]
         maps = [s.inside.astype(np.float32) for s in data.test]
         choices = {"sigma": otsu.sigma, "order": list(otsu.order)}
 
@@ -393,8 +391,8 @@ def make_tables(
     true_patches = list(itertools.compress(true_patches, has_paint))
     stems_of_patches = list(itertools.compress(stems, has_paint))
     return {
-        "patches": score_table(patches, true_patches, stems_of_patches, scoring),
-        "full": score_table(predictions.full, truths, stems, scoring),
+        "patches": score_table(patches, true_patches, stems_of_patches, scoring.classes),
+        "full": score_table(predictions.full, truths, stems, scoring.classes),
     }
 
 
@@ -402,13 +400,12 @@ def score_table(
     predictions: dict[str, list[np.ndarray]],
     truths: list[Truth],
     stems: list[str],
-    scoring: Scoring,
+    classes: Classes | None,
 ) -> pd.DataFrame:
-    """Return a row per method and slice: scores of foreground, or means over classes."""
-    if scoring.classes is not None and scoring.class_count > 2:
-        names = scoring.classes.names
-        return mean_table(class_table(predictions, truths, stems, names), names)
-    return foreground_table(predictions, truths, stems)
+    """Return a row per method and slice: scores of foreground, or means over more than two classes."""
+    if classes is None or classes.is_binary:
+        return foreground_table(predictions, truths, stems)
+    return mean_table(class_table(predictions, truths, stems, classes.names), classes.names)
 
 
 def write_class_tables(

@@ -15,33 +15,49 @@ SIGMAS = (1.0, 2.0, 4.0, 8.0)  # px
 MOST_CLASSES = 5
 
 
-def fit_otsu(slices: list[Slice]) -> tuple[float, bool]:
-    """Return smoothing σ [px] and foreground side (True: bright) of the best smoothed Otsu on labelled slices.
+@dataclass(frozen=True)
+class Otsu:
+    """Otsu's threshold after smoothing.
 
-    The threshold that a user would try first, at its best: both choices are made on the training
-    slices.
+    Attributes
+    ----------
+    sigma : float
+        Of the Gaussian smoothing [px].
+    is_bright : bool
+        Whether foreground is the bright side.
+    """
+
+    sigma: float
+    is_bright: bool
+
+    def predict(self, s: Slice) -> np.ndarray:
+        """Return the foreground of a slice: (H, W) bool, False where there is no sample."""
+        smooth = gaussian(s.image, self.sigma, preserve_range=True)
+        if s.outside is None:
+            return (smooth > threshold_otsu(smooth)) == self.is_bright
+        threshold = threshold_otsu(smooth[~s.outside])
+        return ((smooth > threshold) == self.is_bright) & ~s.outside
+
+
+def fit_otsu(slices: list[Slice]) -> Otsu:
+    """Return the best smoothed Otsu on labelled slices.
+
+    The threshold that a user would try first, at its best: smoothing and foreground side are chosen
+    on the training slices.
     """
     scores = {}
     for sigma in SIGMAS:
-        for bright in (True, False):
+        for is_bright in (True, False):
+            otsu = Otsu(sigma, is_bright)
             dice = []
             for s in slices:
-                mask = predict_otsu(s, sigma, bright)
+                mask = otsu.predict(s)
                 if s.painted is not None:
                     mask &= s.painted
                 dice.append(overlap_metrics(mask, s.mask)["dice"])
-            scores[sigma, bright] = np.mean(dice)
+            scores[otsu] = np.mean(dice)
 
     return max(scores, key=scores.get)
-
-
-def predict_otsu(s: Slice, sigma: float, bright: bool) -> np.ndarray:
-    """Return the bright or dark side of Otsu's threshold after Gaussian smoothing by `sigma` pixels: (H, W) bool."""
-    smooth = gaussian(s.image, sigma, preserve_range=True)
-    if s.outside is None:
-        return (smooth > threshold_otsu(smooth)) == bright
-    threshold = threshold_otsu(smooth[~s.outside])
-    return ((smooth > threshold) == bright) & ~s.outside
 
 
 # --- of several classes -----------------------------------------------------------------------------
@@ -97,3 +113,8 @@ def fit_multi_otsu(slices: list[Slice], class_count: int) -> MultiOtsu:
     if best is None:
         raise ValueError("no slice to learn from")
     return best
+
+
+def fit_thresholds(slices: list[Slice], class_count: int) -> Otsu | MultiOtsu:
+    """Return the best thresholds on labelled slices: one for two classes, several for more."""
+    return fit_otsu(slices) if class_count == 2 else fit_multi_otsu(slices, class_count)

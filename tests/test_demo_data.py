@@ -11,7 +11,7 @@ import tifffile
 from scipy import ndimage
 
 import demo_data
-from evaluation.otsu import fit_otsu, predict_otsu
+from evaluation.otsu import fit_otsu
 from slices.data_folder import load_data
 from slices.folder_check import check_data
 from slices.masks import read_mask
@@ -122,8 +122,8 @@ def test_neighbouring_slices_are_near_copies_and_distant_ones_are_not(rendered):
 
 
 def test_otsu_fails_even_at_its_best(rendered):
-    sigma, bright = fit_otsu(rendered)
-    dice = [overlap_metrics(predict_otsu(s, sigma, bright), s.mask)["dice"] for s in rendered]
+    otsu = fit_otsu(rendered)
+    dice = [overlap_metrics(otsu.predict(s), s.mask)["dice"] for s in rendered]
     assert max(dice) < 0.5
 
 

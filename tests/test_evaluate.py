@@ -60,11 +60,11 @@ def test_otsu_is_chosen_on_the_slices_it_is_given():
         Slice(Path(f"{i}.tif"), percentile_window(image), truth)
         for i, (image, truth) in enumerate(made)
     ]
-    sigma, bright = otsu.fit_otsu(labelled)
-    assert bright
+    fitted = otsu.fit_otsu(labelled)
+    assert fitted.is_bright
     inverted = [Slice(s.path, 255 - s.image, s.mask) for s in labelled]
-    assert otsu.fit_otsu(inverted) == (sigma, False)
-    dice = overlap_metrics(otsu.predict_otsu(labelled[0], sigma, True), labelled[0].mask)["dice"]
+    assert otsu.fit_otsu(inverted) == otsu.Otsu(fitted.sigma, is_bright=False)
+    dice = overlap_metrics(fitted.predict(labelled[0]), labelled[0].mask)["dice"]
     assert dice > 0.8
 
 
