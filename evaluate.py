@@ -91,6 +91,13 @@ class Scores:
     error_counts: np.ndarray | None
     of_classes: "ClassScores | None" = None
 
+    def mean_dice(self) -> float:
+        """Return the mean Dice over slices, of label maps over their classes but the background first."""
+        table = self.table
+        if self.of_classes is not None:
+            table = mean_table(table.assign(method=""), self.of_classes.names)
+        return float(table["dice"].mean())
+
 
 @dataclass(frozen=True)
 class ClassScores:

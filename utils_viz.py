@@ -22,9 +22,9 @@ from viz.class_figures import (
     draw_class_slice,
     draw_confusion,
     draw_fractions,
-    legend_of,
     stored_class_figures,
 )
+from viz.label_colours import legend_of
 from viz.panels import ORANGE, PURPLE, RED, STYLE, colour_of, new_figure, write_inside
 from viz.run_files import (
     StoredArrays,

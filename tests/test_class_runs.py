@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,11 @@ from model_unet import UNet
 from report import write_report
 from runtime.checkpoints import load_checkpoint
 from runtime.files import read_json
+from slices.classes import Classes
 from slices.data_folder import load_data
 from slices.fingerprint import take_fingerprints
 from slices.options import MASKS, Reading
+from slices.reading import Slice
 from utils import SlidingWindow
 from viz import class_figures, run_page, slice_figures
 
@@ -333,3 +336,29 @@ def test_a_picture_of_errors_knows_painted_pixels_alone():
         "s", np.zeros((6, 8), np.uint8), truth, {"m": np.ones((6, 8), np.uint8)}
     )
     assert (one.wrong("m") == truth.counted).all()
+
+
+def test_errors_of_a_slice_are_shown_for_masks_of_either_kind():
+    labels = np.zeros((6, 8), np.uint8)
+    labels[:, 4:] = 2
+    painted = np.zeros((6, 8), bool)
+    painted[:3] = True
+    image = np.full((6, 8), 100, np.uint8)
+    s = Slice(Path("s.tif"), image, labels, painted=painted)
+    decision = labels.copy()
+    decision[:, 3] = 1
+    classes = Classes(("matrix", "grain", "pore"), (1, 2, 3))
+    picture, title = class_figures.picture_of_errors(s, decision, classes)
+    is_red = picture[..., 0] > picture[..., 1] + 0.1
+    np.testing.assert_array_equal(is_red, painted & (decision != labels))
+    assert title == "wrong: red; mean Dice 1.000"
+    drawn = class_figures.draw_decisions(s, {"m": decision}, classes)
+    assert [panel.get_title() for panel in drawn.axes[:2]] == ["s", "truth"]
+
+    binary = Slice(Path("s.tif"), image, (labels > 0).astype(np.uint8), painted=painted)
+    picture, title = class_figures.picture_of_errors(binary, decision > 0, None)
+    is_red = picture[..., 0] > picture[..., 1] + 0.1
+    np.testing.assert_array_equal(is_red, painted & (decision > 0) & (labels == 0))
+    assert title.startswith("FP red, FN cyan")
+    drawn = class_figures.draw_decisions(binary, {"m": decision > 0}, None)
+    assert drawn.axes[2].get_title() == "m\nDice 0.889"

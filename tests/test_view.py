@@ -14,8 +14,9 @@ import tifffile
 
 from conftest import disc_slice
 from runtime.messages import InputError
+from slices.classes import Classes
 from viz import napari_layers
-from viz.browser import SliceBrowser, sample
+from viz.browser import SliceBrowser, most_uncertain, sample
 from volumes.reading import open_volume
 
 ABOUT = {
@@ -53,7 +54,44 @@ def test_labels_are_shown_where_they_are_stated(files, tmp_path):
     with pytest.raises(InputError, match="--mask-foreground labels"):
         SliceBrowser(image, particles)
     browser = SliceBrowser(image, particles, mask_foreground="labels")
-    np.testing.assert_array_equal(browser.read_slice(3).mask, labels[3] > 0)
+    np.testing.assert_array_equal(is_tinted(browser, 3), labels[3] > 0)
+
+
+def is_tinted(browser: SliceBrowser, i: int) -> np.ndarray:
+    """Which pixels of a slice have a colour."""
+    return np.ptp(browser.read_slice(i).masked, axis=2) > 0
+
+
+def test_each_class_has_its_colour_and_what_is_not_labelled_none(files, tmp_path):
+    classes = Classes(("matrix", "grain", "pore"), (1, 2, 3))
+    labels = np.ones(tifffile.imread(files[1]).shape, np.uint8)
+    labels[:, :10], labels[:, 10:20], labels[:, :, :5] = 2, 3, 0
+    tifffile.imwrite(tmp_path / "labels.tif", labels, **ABOUT)
+    doubt = tifffile.imread(files[2])
+    tifffile.imwrite(tmp_path / "entropy.tif", doubt / doubt.max(), **ABOUT)
+    volumes = [open_volume(files[0]), open_volume(tmp_path / "labels.tif")]
+    browser = SliceBrowser(*volumes, open_volume(tmp_path / "entropy.tif"), classes=classes)
+    one = browser.read_slice(3)
+    added = one.masked - 0.4 * one.image[..., None] / 255  # what colours add to the grey
+    for rows, colour in ((np.s_[:10], 1), (np.s_[10:20], 2), (np.s_[20:], 0)):
+        expected = 0.6 * np.array(classes.shown_colours[colour]) / 255
+        expected = np.broadcast_to(expected, added[rows, 5:].shape)
+        np.testing.assert_allclose(added[rows, 5:], expected, atol=1e-12)
+    assert not is_tinted(browser, 3)[:, :5].any()
+    # An entropy reaches from 0 to 1, a deviation to ½.
+    assert most_uncertain(classes) == 1
+    assert most_uncertain(Classes(("matrix", "grain"), (1, 2))) == 0.5
+    assert picture(browser).shape == (40, 150, 3)
+    assert "image/jpeg" in browser._repr_mimebundle_()
+
+
+def test_a_large_slice_is_shown_as_means_of_blocks(tmp_path):
+    large = np.zeros((1, 60, 2500), np.uint8)
+    large[:, 20:40] = 200
+    tifffile.imwrite(tmp_path / "large.tif", large)
+    tifffile.imwrite(tmp_path / "mask.tif", (large > 0) * np.uint8(255))
+    browser = SliceBrowser(*[open_volume(tmp_path / name) for name in ("large.tif", "mask.tif")])
+    assert picture(browser).shape == (20, 2 * 833, 3)
 
 
 def test_the_slider_turns_the_pages(files):
@@ -64,7 +102,7 @@ def test_the_slider_turns_the_pages(files):
     browser.slider.value = 4
     assert abs(picture(browser) - first).mean() > 3
     one = browser.read_slice(4)
-    grey, mask, doubt = one.image, one.mask, one.uncertainty
+    grey, mask, doubt = one.image, is_tinted(browser, 4), one.uncertainty
     np.testing.assert_array_equal(mask, tifffile.imread(files[1])[4] > 0)
     np.testing.assert_array_equal(doubt, tifffile.imread(files[2])[4])
     shown = picture(browser)

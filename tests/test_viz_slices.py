@@ -1,13 +1,17 @@
 """Pictures of slices: panels, scale bars of the right length, errors in words."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from conftest import disc_slice
+from slices.reading import Slice
 from slices.windows import percentile_window
 from viz import panels, size_figures, slice_figures
+from viz.class_figures import picture_of_errors
 from viz.slice_figures import PredictedSlice
 
 
@@ -137,7 +141,7 @@ def test_slices_of_a_volume_with_what_there_is_of_them():
         ((grey, None, None), 1),
     ):
         one = slice_figures.SliceOfVolume(*parts)
-        panels = slice_figures.draw_volume({4: one, 9: one}, 0.5).axes
+        panels = slice_figures.draw_volume({4: one, 9: one}, 0.5, "entropy").axes
         bars = 1 if parts[2] is not None else 0
         assert len(panels) == 2 * rows + bars
         assert [p.get_title() for p in panels if p.get_title()] == ["slice 4", "slice 9"]
@@ -146,15 +150,14 @@ def test_slices_of_a_volume_with_what_there_is_of_them():
 
 
 def test_uncertainty_with_the_error_rates_of_its_tenths():
-    truth = np.zeros((20, 30), bool)
-    truth[:10] = True
-    prediction, doubt = truth.copy(), np.zeros((20, 30))
-    prediction[0, :15], doubt[0] = False, 0.4
+    truth = np.zeros((20, 30), np.uint8)
+    truth[:10] = 1
+    decision, doubt = truth.astype(bool), np.zeros((20, 30))
+    decision[0, :15], doubt[0] = False, 0.4
+    s = Slice(Path("s.tif"), np.full((20, 30), 9, np.uint8), truth)
     table = pd.DataFrame({"error_rate": [0.0] * 9 + [0.3]}, index=range(1, 11))
     left, middle, right, *_ = slice_figures.draw_uncertainty(
-        PredictedSlice("s", np.full((20, 30), 9, np.uint8), truth, prediction * 1.0, 0.5, "m"),
-        doubt,
-        {"spread": table},
+        s.image, picture_of_errors(s, decision, None), doubt, {"spread": table}
     ).axes
     assert left.get_title().startswith("FP red, FN cyan; Dice 0.974")
     np.testing.assert_array_equal(middle.images[0].get_array(), doubt)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from evaluation.class_metrics import Truth, mean_class_overlap
+from slices.classes import Classes
+from slices.reading import Slice
+from viz.label_colours import Legend, colour_classes, legend_of, legend_of_classes
 from viz.panels import (
     FALSE_POSITIVE,
     ORANGE,
@@ -20,72 +22,10 @@ from viz.panels import (
     show,
     tint,
 )
-from viz.slice_figures import draw_grey_values
+from viz.slice_figures import dice_text, draw_grey_values, draw_methods, error_map
 
 WORST = 3  # slices with the lowest scores that are shown
 MOST_IN_ROW = 4  # panels
-STRENGTH = 0.6  # of the colours of classes over a slice
-
-
-@dataclass(frozen=True, eq=False)
-class Legend:
-    """Names and colours of the classes, the background first.
-
-    Attributes
-    ----------
-    names : list of str
-    colours : (K, 3) ndarray
-        Red, green and blue, 0 to 1.
-    """
-
-    names: list[str]
-    colours: np.ndarray
-
-    def add_to(self, figure: Figure, is_partial: bool = False) -> None:
-        """Add the legend below all panels of a figure; what is not painted has no colour."""
-        handles = [
-            Patch(color=tuple(colour), label=name)
-            for name, colour in zip(self.names, self.colours, strict=True)
-        ]
-        if is_partial:
-            handles.append(Patch(facecolor="none", edgecolor="0.6", label="not painted"))
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=len(handles),
-            fontsize=8,
-            frameon=False,
-        )
-
-
-def legend_of(stored: Mapping[str, np.ndarray]) -> Legend:
-    """Return the legend of what a run has stored."""
-    names = [str(name) for name in stored["classes"]]
-    return Legend(names, stored["colours"] / 255)
-
-
-def colour_classes(
-    image: np.ndarray, labels: np.ndarray, painted: np.ndarray | None, legend: Legend
-) -> np.ndarray:
-    """Return a slice tinted with the colours of its classes: (h, w, 3) float in [0, 1], reduced where it is large.
-
-    Parameters
-    ----------
-    image : (H, W) uint8 ndarray
-    labels : (H, W) uint8 ndarray
-        The class of each pixel.
-    painted : (H, W) bool ndarray, or None
-        Other pixels stay grey.
-    legend : Legend
-    """
-    block = block_of(image.shape)
-    shown = np.repeat(reduced(image, block)[..., None] / 255.0, 3, axis=2)
-    for index, colour in enumerate(legend.colours):
-        where = labels == index
-        if painted is not None:
-            where &= painted
-        shown = tint(shown, reduced(where, block) >= 0.5, tuple(colour), STRENGTH)
-    return shown
 
 
 # --- what is painted --------------------------------------------------------------------------------
@@ -197,11 +137,15 @@ def draw_row(
     found = colour_classes(one.image, one.predictions[method], None, legend)
     show(panels[2], found, "prediction", size)
 
-    block = block_of(size)
-    dark = (reduced(one.image, block) * 0.7).astype(np.uint8)
-    wrong = reduced(one.wrong(method), block) >= 0.5
     title = f"wrong (red); mean Dice {one.dice(method, len(legend.names)):.3f}"
-    show(panels[3], tint(dark, wrong, FALSE_POSITIVE, 0.85), title, size)
+    show(panels[3], wrong_pixels(one.image, one.wrong(method)), title, size)
+
+
+def wrong_pixels(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Return the darkened slice with wrong pixels red: (h, w, 3) RGB, reduced if large."""
+    block = block_of(image.shape)
+    dark = (reduced(image, block) * 0.7).astype(np.uint8)
+    return tint(dark, reduced(wrong, block) >= 0.5, FALSE_POSITIVE, 0.85)
 
 
 def draw_class_worst(
@@ -245,6 +189,62 @@ def stored_class_figures(
     if len(worst):
         slices = [read_slice(i) for i in worst]
         yield "worst", draw_class_worst(slices, last, legend, pixel_size)
+
+
+# --- masks of either kind ---------------------------------------------------------------------------
+
+
+def labelled_slice(s: Slice, decisions: dict[str, np.ndarray]) -> LabelledSlice:
+    """Return a labelled slice with what methods make of it."""
+    truth = Truth(s.mask, None if s.counted.all() else s.counted)
+    return LabelledSlice(s.stem, s.image, truth, decisions)
+
+
+def draw_decisions(
+    s: Slice,
+    decisions: dict[str, np.ndarray],
+    classes: Classes | None,
+    pixel_size: float = 0.0,
+) -> Figure:
+    """Draw a labelled slice, what is painted, and what methods make of it: their errors, or the classes they find.
+
+    Parameters
+    ----------
+    s : Slice
+    decisions : dict of method to (H, W) ndarray
+        Foreground, bool, or the class of each pixel, uint8.
+    classes : Classes or None
+        None of binary masks.
+    pixel_size : float
+        [µm]
+    """
+    if classes is not None and not classes.is_binary:
+        one = labelled_slice(s, decisions)
+        return draw_class_methods(one, legend_of_classes(classes), pixel_size)
+    known = {method: mask & s.counted for method, mask in decisions.items()}
+    return draw_methods(s.image, s.mask.astype(bool) & s.counted, known, s.stem, pixel_size)
+
+
+def picture_of_errors(
+    s: Slice, decision: np.ndarray, classes: Classes | None
+) -> tuple[np.ndarray, str]:
+    """Return a picture of what is wrong in a slice, (h, w, 3) RGB, and its title, with the Dice.
+
+    Parameters
+    ----------
+    s : Slice
+    decision : (H, W) ndarray
+        Foreground, bool, or the class of each pixel, uint8.
+    classes : Classes or None
+        None of binary masks.
+    """
+    if classes is not None and not classes.is_binary:
+        one = labelled_slice(s, {"": decision})
+        title = f"wrong: red; mean Dice {one.dice('', len(classes)):.3f}"
+        return wrong_pixels(s.image, one.wrong("")), title
+
+    truth, known = s.mask.astype(bool) & s.counted, decision & s.counted
+    return error_map(s.image, truth, known), f"FP red, FN cyan; {dice_text(known, truth)}"
 
 
 # --- tables -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from runtime.messages import InputError
 from slices.classes import Classes
 from slices.reading import as_floats
 from slices.windows import Grey, grey_limits, mark_outside
-from viz.browser import MOST_UNCERTAIN, PERCENTILES, sample
+from viz.browser import PERCENTILES, most_uncertain, sample
 from volumes.volume import Volume, label_maps_of_volume, masks_of_volume
 from volumes.voxel_size import relative_sides, sides_in_um
 
@@ -74,11 +74,6 @@ def add_layers(
         masks = masks_of_volume(mask, mask_foreground)
         read_by_rule = replace(mask, read=masks.__getitem__)
         viewer.add_labels(as_dask(read_by_rule), name="mask", scale=scale, opacity=0.4)
-
-
-def most_uncertain(classes: Classes | None) -> float:
-    """Return the largest uncertainty: of a deviation ½, of an entropy 1."""
-    return MOST_UNCERTAIN if classes is None or classes.is_binary else 1.0
 
 
 def colours_of(classes: Classes) -> dict[int | None, tuple[float, float, float, float]]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from utils import overlap_metrics
+from viz.label_colours import Legend
 from viz.panels import (
     BLUE,
     FALSE_NEGATIVE,
@@ -157,6 +158,7 @@ def draw_consistency(
     pseudo_label: np.ndarray,
     strong: np.ndarray,
     probability: np.ndarray,
+    name: str,
     pixel_size: float = 0.0,
 ) -> Figure:
     """Draw what the consistency loss compares: two views of a crop, and what teacher and student say of them.
@@ -166,7 +168,9 @@ def draw_consistency(
     weak, strong : (P, P) ndarrays in [0, 1]
         The views that teacher and student see.
     pseudo_label, probability : (P, P) ndarrays in [0, 1]
-        Foreground probability of teacher and student.
+        Probability of a class, of teacher and student.
+    name : str
+        Of that class.
     pixel_size : float
         Side of a pixel of the views [µm].
     """
@@ -174,9 +178,9 @@ def draw_consistency(
     grey = {"vmin": 0, "vmax": 1}
     show(axes[0, 0], weak, "weak view", **grey)
     add_scale_bar(axes[0, 0], weak, pixel_size)
-    of_teacher = show(axes[0, 1], pseudo_label, "teacher: probability", cmap="viridis", **grey)
+    of_teacher = show(axes[0, 1], pseudo_label, f"teacher: p of {name}", cmap="viridis", **grey)
     show(axes[0, 2], strong, "strong view", **grey)
-    of_student = show(axes[0, 3], probability, "student: probability", cmap="viridis", **grey)
+    of_student = show(axes[0, 3], probability, f"student: p of {name}", cmap="viridis", **grey)
     difference = probability - pseudo_label
     limit = max(0.05, float(np.abs(difference).max()))
     title = "student − teacher"
@@ -435,42 +439,56 @@ class SliceOfVolume:
     Attributes
     ----------
     image : (H, W) uint8 ndarray
-    mask : (H, W) bool ndarray, or None
+    masked : (h, w, 3) float ndarray in [0, 1], or None
+        The slice tinted with its mask, as `viz.label_colours.tint_labels` has it.
     uncertainty : (H, W) float ndarray, or None
     """
 
     image: np.ndarray
-    mask: np.ndarray | None = None
+    masked: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
 
 
-def draw_volume(slices: dict[int, SliceOfVolume], most: float, pixel_size: float = 0.0) -> Figure:
-    """Draw a column per slice of a volume: image, mask (orange), uncertainty, as far as there are these.
+def draw_volume(
+    slices: dict[int, SliceOfVolume],
+    most: float,
+    measure: str,
+    pixel_size: float = 0.0,
+    legend: Legend | None = None,
+) -> Figure:
+    """Draw a column per slice of a volume: image, mask, uncertainty, as far as there are these.
 
     Parameters
     ----------
     slices : dict of number to SliceOfVolume
     most : float
         End of the range of the uncertainty, from 0.
+    measure : str
+        What the uncertainty is.
     pixel_size : float
         [µm]
+    legend : Legend or None
+        Of several classes.
     """
     first = next(iter(slices.values()))
     rows = ["image"]
-    if first.mask is not None:
+    if first.masked is not None:
         rows.append("mask")
     if first.uncertainty is not None:
         rows.append("uncertainty")
 
     height, width = first.image.shape
     panel_height = WIDTH / len(slices) * height / width
-    figure, axes = new_figure(len(rows), len(slices), 0.35 + len(rows) * panel_height)
+    height_of_legend = 0.0 if legend is None else 0.3
+    figure, axes = new_figure(
+        len(rows), len(slices), 0.35 + height_of_legend + len(rows) * panel_height
+    )
     for column, (i, one) in zip(axes.T, slices.items(), strict=True):
         for panel, row in zip(column, rows, strict=True):
             if row == "image":
                 show(panel, one.image)
             elif row == "mask":
-                show(panel, tint(one.image, one.mask, PAINTED))
+                show(panel, one.masked, size=one.image.shape)
             else:
                 shown = show(panel, one.uncertainty, cmap="viridis", vmin=0, vmax=most)
         column[0].set_title(f"slice {i}", fontsize=9)
@@ -479,14 +497,17 @@ def draw_volume(slices: dict[int, SliceOfVolume], most: float, pixel_size: float
         bar = figure.colorbar(
             shown, ax=axes[-1], location="bottom", shrink=0.5, pad=0.02, aspect=40
         )
-        bar.set_label("uncertainty: standard deviation of the decision", fontsize=8)
+        bar.set_label(f"uncertainty: {measure}", fontsize=8)
 
+    if legend is not None and "mask" in rows:
+        legend.add_to(figure)
     add_scale_bar(axes[0, 0], first.image, pixel_size)
     return figure
 
 
 def draw_uncertainty(
-    one: PredictedSlice,
+    image: np.ndarray,
+    errors: tuple[np.ndarray, str],
     uncertainty: np.ndarray,
     rates: dict[str, pd.DataFrame],
     pixel_size: float = 0.0,
@@ -495,19 +516,20 @@ def draw_uncertainty(
 
     Parameters
     ----------
-    one : PredictedSlice
+    image : (H, W) uint8 ndarray
+    errors : (h, w, 3) ndarray, and str
+        A picture of what is wrong, see `viz.class_figures.picture_of_errors`, and its title.
     uncertainty : (H, W) float ndarray
     rates : dict of name to table
         As `evaluation.uncertainty.error_rates`, of each kind of uncertainty.
     pixel_size : float
         [µm]
     """
-    prediction = one.where_known(as_probability(one.probability) >= one.threshold)
     figure, axes = new_figure(1, 3, 3.7, width_ratios=(1, 1, 1.1))
-    errors, doubts, plot = axes[0]
-    title = f"FP red, FN cyan; {dice_text(prediction, one.truth)}"
-    show(errors, error_map(one.image, one.truth, prediction), title)
-    add_scale_bar(errors, one.image, pixel_size)
+    wrong, doubts, plot = axes[0]
+    picture, title = errors
+    show(wrong, picture, title, image.shape)
+    add_scale_bar(wrong, image, pixel_size)
     shown = show(doubts, uncertainty, "uncertainty", cmap="viridis", vmin=0)
     add_colour_bar(figure, doubts, shown)
 
