@@ -44,9 +44,9 @@ RINGS = 2000  # px: radii that rings may have, farther than any corner
 # Further phases: the values of all of them in label maps, and how they differ from the matrix.
 PHASES = {"1": "matrix", "2": "particle", "3": "pore", "4": "inclusion"}
 PORE_CONTRAST = -4.5e-5
-INCLUSION_CONTRAST = 7e-5
+INCLUSION_CONTRAST = 1.3e-4
 PORES = Sizes(median=9, least=4, most=28, spread=0.45, elongation=0.3, filled=0.035)
-INCLUSIONS = Sizes(median=6, least=4, most=14, spread=0.3, elongation=0.15, filled=0.008)
+INCLUSIONS = Sizes(median=8, least=4, most=18, spread=0.35, elongation=0.15, filled=0.012)
 
 
 # --- particles ------------------------------------------------------------------------------------
