@@ -240,3 +240,46 @@ def draw_ways(panel, table: pd.DataFrame, ways: list[str]) -> None:
         )
     panel.set_ylim(-0.5, len(table) - 0.5)
     panel.grid(axis="x", color="0.9", zorder=-1)
+
+
+# --- scores by painted share ----------------------------------------------------------------------
+
+
+def draw_painting(summary: pd.DataFrame) -> Figure:
+    """Draw the mean Dice against the share of painted pixels: over classes, with its range over seeds, and of each.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        Of `benchmarks/painting.py`: `share`, `method`, `mean`, `lowest`, `highest`, and a column for
+        each class.
+    """
+    columns = list(summary.columns)
+    # The background, which is the first class, is not part of the mean.
+    classes = columns[columns.index("method") + 2 : columns.index("mean")]
+    figure, axes = new_figure(1, 1 + len(classes), 3.6, sharey=True)
+    for panel, column in zip(axes[0], ["mean", *classes], strict=True):
+        for i, (method, rows) in enumerate(summary.groupby("method", sort=False)):
+            rows = rows.sort_values("share")
+            style = {"color": COLOURS[i % len(COLOURS)], "label": method}
+            if column == "mean":
+                bars = error_bars(rows["mean"], rows["lowest"], rows["highest"])
+                panel.errorbar(
+                    rows["share"], rows["mean"], bars, fmt="o-", ms=4, lw=1.4, capsize=2, **style
+                )
+            else:
+                panel.plot(rows["share"], rows[column], "o-", ms=4, lw=1.4, **style)
+        panel.set_xscale("log")
+        shares = sorted(summary["share"].unique())
+        panel.set_xticks(shares, [f"{100 * share:g}" for share in shares])
+        panel.minorticks_off()
+        panel.set_title("mean over classes" if column == "mean" else column, fontsize=9)
+        panel.grid(color="0.92")
+
+    axes[0, 0].set_ylabel("full-image Dice on test slices")
+    figure.supxlabel("painted pixels of the training slices [%]", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False
+    )
+    return figure

@@ -1,0 +1,229 @@
+"""How much of a few slices has to be painted? Shares of painted pixels × seeds, on the demo of four classes.
+
+    python benchmarks/painting.py [--data DIR] [--shares 0.01,0.03,0.1,1] [--seeds 0,1,2] [--part 1/2] [--summary]
+
+Each run has four labelled slices for training and four that choose the checkpoint, of which that share is painted with
+strokes, and 50 unlabelled ones (`demo_data.py --classes --scribbles SHARE`; seed of the strokes, the volume and the
+training alike). It trains the recipe `best` as the small version that a CPU gets, with three times its steps: the
+supervised model, its step-matched control, student and teacher; and fits the random forest to the same paint. All are
+scored on test slices that are painted everywhere.
+
+Rows, one per slice, method and class, and one for the mean over all classes but the matrix, go to
+`runs/study_painting/rows.csv`. What has its rows there is not run again: a stopped study goes on where it was. `--part
+1/2` runs every second run, with rows in `rows_1of2.csv`, so that two cores can share it; `--summary` gathers all rows
+in `rows.csv`, and writes `summary.csv` and the figure.
+"""
+
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.materials import COMMIT_DIGITS, FIGURE_DPI, numbers, role_of  # noqa: E402 - after the path
+from benchmarks.study import every_nth  # noqa: E402
+from config import CPU_PROFILE, Config, make_config  # noqa: E402
+from demo_data import write_class_demo  # noqa: E402
+from runtime.command_line import Parser, run_command_line  # noqa: E402
+from runtime.devices import choose_device  # noqa: E402
+from runtime.files import read_json, write_csv, write_json  # noqa: E402
+from runtime.messages import InputError  # noqa: E402
+from runtime.run_folder import environment, release  # noqa: E402
+from train import (  # noqa: E402
+    continue_supervised,
+    evaluate_run,
+    train_semi_supervised,
+    train_supervised,
+)
+from training.phases import method_names  # noqa: E402
+from training.preparation import prepare  # noqa: E402
+from viz.run_files import read_table  # noqa: E402
+from viz.study_figures import draw_painting  # noqa: E402
+
+FOLDER = Path("runs/study_painting")
+SHARES = (0.01, 0.03, 0.1, 1.0)
+SEEDS = (0, 1, 2)
+SCANS = 50
+LABELLED = 22  # of which the split leaves four apart for validation and test each
+SETTINGS = {**CPU_PROFILE, "method": "best", "labels": 4, "steps_per_epoch": 24}
+
+PLACE = ["share", "seed"]
+MEAN = "mean"  # in the column `class`: over all classes but the background
+SCORES = ["dice", "precision", "recall"]
+COLUMNS = [*PLACE, "method", "stem", "class", *SCORES]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of the study: which share of the pixels is painted, and the seed."""
+
+    share: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its run."""
+        return f"painting_{self.share:g}_s{self.seed}"
+
+    def folder(self, data: Path) -> Path:
+        """Return the folder of its slices."""
+        return data / f"{self.share:g}_s{self.seed}"
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def run_one(place: Place, data: Path) -> pd.DataFrame:
+    """Make a run, and its slices where they are missing; return its rows."""
+    folder = place.folder(data)
+    if not folder.exists():
+        write_class_demo(folder, place.seed, SCANS, LABELLED, place.share)
+    check_slices(folder, place)
+
+    config = make_config(**SETTINGS, data=str(folder), run=place.name, seed=place.seed)
+    try:
+        slices = prepare(config, resume=True)
+        train_supervised(config, slices)
+        continue_supervised(config, slices)
+        train_semi_supervised(config, slices)
+        evaluate_run(config, slices)
+    finally:
+        release(config.run_folder)
+    return rows_of(place, config)
+
+
+def check_slices(folder: Path, place: Place) -> None:
+    """Raise `InputError` where slices were made otherwise than this study has them."""
+    made = read_json(folder / "demo.json")
+    wanted = {"seed": place.seed, "scans": SCANS, "labelled": LABELLED, "painted": place.share}
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise InputError(f"{folder}: was made with another {name} than {value}; move it away")
+
+
+def rows_of(place: Place, config: Config) -> pd.DataFrame:
+    """Return a row per slice, method and class of a finished run, and those of the means over classes."""
+    run = config.run_folder
+    of_classes = read_table(run / "test_classes.csv", "method", "stem", "class", *SCORES)
+    means = read_table(run / "test_full.csv", "method", "stem", *SCORES).assign(**{"class": MEAN})
+    rows = pd.concat([of_classes, means], ignore_index=True)
+
+    names = method_names(config.method)
+    rows["method"] = rows["method"].map(lambda method: role_of(method, names))
+    commit = read_json(run / "environment.json")["git_commit"] or ""
+    return rows.assign(**vars(place), commit=commit[:COMMIT_DIGITS])[[*COLUMNS, "commit"]]
+
+
+# --- all runs -------------------------------------------------------------------------------------
+
+
+def read_rows(files: list[Path]) -> pd.DataFrame:
+    """Return the rows of some files, each once; an empty table where there are none."""
+    kinds = {"stem": str, "commit": str}
+    tables = [read_table(path, *COLUMNS, dtype=kinds) for path in files if path.exists()]
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    # Rows of a part stand in its own file, and once they were gathered, in `rows.csv`, too.
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.drop_duplicates([*PLACE, "method", "stem", "class"], ignore_index=True)
+
+
+def is_known(place: Place, rows: pd.DataFrame) -> bool:
+    """Return whether there are rows of a run."""
+    return bool(((rows["share"] == place.share) & (rows["seed"] == place.seed)).any())
+
+
+def write_record(folder: Path) -> None:
+    """Write what is run, and on which machine; `InputError` where the folder has runs of other settings."""
+    path = folder / "study.json"
+    study = {"settings": SETTINGS, "scans": SCANS, "labelled": LABELLED}
+    if path.exists():
+        before = read_json(path)
+        if any(before.get(name) != value for name, value in study.items()):
+            raise InputError(f"{folder}: holds runs with other settings; move it away")
+    machine = environment(choose_device())
+    for name in ("command", "git_commit", "git_dirty"):
+        machine.pop(name)
+    write_json(path, {**study, "environment": machine})
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean Dice by share and method: of each class, and the mean over them with its range over seeds.
+
+    `of full paint` is that mean, divided by that of the same method with everything painted.
+    """
+    keys = ["share", "method"]
+    by_seed = rows.groupby([*keys, "class", "seed"], sort=False)["dice"].mean()
+    by_class = by_seed.groupby([*keys, "class"], sort=False).mean().unstack("class")
+    of_mean = by_seed.xs(MEAN, level="class").groupby(keys, sort=False)
+    table = by_class.assign(lowest=of_mean.min(), highest=of_mean.max(), seeds=of_mean.size())
+    full = table[MEAN].xs(1.0, level="share") if 1.0 in rows["share"].to_numpy() else pd.Series()
+    methods = table.index.get_level_values("method")
+    table["of full paint"] = table[MEAN].to_numpy() / full.reindex(methods).to_numpy(float)
+    return table.reset_index()
+
+
+def write_summary(folder: Path) -> None:
+    """Gather the rows of all parts, whose files stay: they may still grow. Write the table and the figure."""
+    rows = read_rows(sorted(folder.glob("rows*.csv")))
+    if rows.empty:
+        raise InputError(f"{folder}: no finished run yet")
+    rows = rows.sort_values(PLACE, kind="stable", ignore_index=True)
+    write_csv(folder / "rows.csv", rows, float_format="%.5g")
+    summary = summarise(rows)
+    write_csv(folder / "summary.csv", summary, float_format="%.4f")
+    (folder / "figures").mkdir(exist_ok=True)
+    draw_painting(summary).savefig(folder / "figures" / "painting.png", dpi=FIGURE_DPI)
+    print(summary.round(3).to_string(index=False))
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def shares_of(text: str) -> list[float]:
+    """Return the shares between commas."""
+    try:
+        shares = [float(part) for part in text.split(",")] if text else list(SHARES)
+    except ValueError:
+        shares = [0.0]
+    if not all(0 < share <= 1 for share in shares):
+        raise InputError(f"--shares {text}: must be numbers above 0, and at most 1, between commas")
+    return shares
+
+
+def main() -> None:
+    """Run what is not finished, or sum up."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data/painting"), help="%(default)s")
+    parser.add_argument("--shares", default="", help="only these, as 0.03,1")
+    parser.add_argument("--seeds", default="", help="only these, as 0,1")
+    parser.add_argument("--part", default="1/1", help="K/N: run the K-th of N parts (%(default)s)")
+    parser.add_argument("--summary", action="store_true", help="run nothing, only sum up")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        write_summary(FOLDER)
+        return
+
+    seeds = numbers(arguments.seeds) or SEEDS
+    places = [
+        Place(share, seed) for seed, share in itertools.product(seeds, shares_of(arguments.shares))
+    ]
+    mine = every_nth(places, arguments.part)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_record(FOLDER)
+    known = read_rows(sorted(FOLDER.glob("rows*.csv")))
+    own = FOLDER / f"rows_{arguments.part.replace('/', 'of')}.csv"
+    for place in mine:
+        if is_known(place, known):
+            continue
+        print(place.name, flush=True)
+        rows = run_one(place, arguments.data)
+        write_csv(own, pd.concat([read_rows([own]), rows], ignore_index=True), float_format="%.5g")
+
+
+if __name__ == "__main__":
+    run_command_line(main)
