@@ -90,14 +90,15 @@ def trained_network(training: Training) -> UNet:
     return network
 
 
-def new_network(config: Config, class_count: int = 2) -> UNet:
-    """Return a network with random weights, as the settings and the number of classes have it."""
+def new_network(config: Config, class_count: int = 2, has_offset: bool = False) -> UNet:
+    """Return a network with random weights, as the settings and the classes have it; see `UNet` for `has_offset`."""
     return UNet(
         config.base_channels,
         config.downsample,
         config.unshuffle,
         config.pixel_classifier,
         outputs=1 if class_count == 2 else class_count,
+        has_offset=has_offset,
     )
 
 
@@ -107,6 +108,7 @@ def build_models(
     start: str | None,
     is_semi_supervised: bool,
     class_count: int = 2,
+    has_offset: bool = False,
 ) -> tuple[UNet, UNet | None]:
     """Return the network to train and its moving average, None where a recipe has none.
 
@@ -119,13 +121,15 @@ def build_models(
         is frozen.
     class_count : int
         Classes of the masks, with the background.
+    has_offset : bool
+        Whether slices are painted in part, see `UNet`.
 
     Raises
     ------
     InputError
         When the checkpoint is of another architecture.
     """
-    student = new_network(config, class_count).to(device)
+    student = new_network(config, class_count, has_offset).to(device)
     if start is not None:
         path = config.checkpoint(start)
         weights, _ = load_checkpoint(path)
@@ -175,7 +179,7 @@ def step_losses(
         From which CutMix boxes and dropped channels are drawn.
     """
     if teacher is None:
-        logits = student(labelled["strong"], reduced=True)
+        logits = among_painted(student, student(labelled["strong"], reduced=True))
         supervised = segmentation_loss(
             logits, labelled["mask"], config.bce_weight, labelled.get("inside")
         )
@@ -200,7 +204,10 @@ def step_losses(
     parts = logits.split([len(part) for part in images])
 
     supervised = segmentation_loss(
-        parts[0], labelled["mask"], config.bce_weight, labelled.get("inside")
+        among_painted(student, parts[0]),
+        labelled["mask"],
+        config.bce_weight,
+        labelled.get("inside"),
     )
     consistency = consistency_with(config, parts[1], views.targets, views.inside)
     if config.feature_dropout:
@@ -210,6 +217,12 @@ def step_losses(
         consistency = 0.5 * consistency + 0.5 * of_features
 
     return supervised, consistency
+
+
+def among_painted(student: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits that a network has for pixels that somebody painted: without its `class_offset`."""
+    offset = getattr(getattr(student, "module", student), "class_offset", None)
+    return logits if offset is None else logits - offset[None, :, None, None]
 
 
 @dataclass(frozen=True)

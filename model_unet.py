@@ -121,6 +121,9 @@ class UNet(nn.Module):
     pixel_classifier : bool
     outputs : int
         Logits of a pixel: 1 of foreground, or one for each class of several.
+    has_offset : bool
+        Whether a constant is added to each logit, which no training changes: it says how much rarer
+        classes are than in the paint that was learned from (`training.class_fractions`).
 
     Raises
     ------
@@ -137,6 +140,7 @@ class UNet(nn.Module):
         unshuffle: int = 1,
         pixel_classifier: bool = False,
         outputs: int = 1,
+        has_offset: bool = False,
     ):
         super().__init__()
         c = base_channels
@@ -160,6 +164,9 @@ class UNet(nn.Module):
         self.pixel_classifier = None
         if pixel_classifier:
             self.pixel_classifier = PixelClassifier(outputs).requires_grad_(False)
+        # Weights without it are those of networks that learned from all pixels.
+        self.class_offset: torch.Tensor | None
+        self.register_buffer("class_offset", torch.zeros(outputs) if has_offset else None)
 
     def train(self, mode: bool = True) -> "UNet":
         """Set the mode of training, in which frozen blocks stay in that of evaluation."""
@@ -184,7 +191,8 @@ class UNet(nn.Module):
                 raise KeyError(f"width {width}, downsample {factor}, unshuffle {unshuffle}")
             outputs = max(1, len(weights["head.weight"]) // unshuffle**2)
             has_classifier = any(name.startswith("pixel_classifier.") for name in weights)
-            model = cls(width, factor, unshuffle, has_classifier, outputs)
+            has_offset = "class_offset" in weights
+            model = cls(width, factor, unshuffle, has_classifier, outputs, has_offset)
             model.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
@@ -221,6 +229,8 @@ class UNet(nn.Module):
         logits = self.decode(features)
         if self.pixel_classifier is not None:
             logits = logits + self.pixel_classifier(x)
+        if self.class_offset is not None:
+            logits = logits + self.class_offset[None, :, None, None]
         if self.factor > 1 and not reduced:
             logits = F.interpolate(
                 logits, scale_factor=self.factor, mode="bilinear", align_corners=False

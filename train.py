@@ -49,6 +49,7 @@ from runtime.run_folder import forget_state, read_phases
 from runtime.team import join_team, leave_team
 from slices.data_folder import Data, sum_up, training_window
 from training.batches import batches_of
+from training.class_fractions import describe_fractions, find_fractions
 from training.failures import nonfinite_error, out_of_memory_error, record_nonfinite_steps
 from training.phases import (
     CONTROL,
@@ -234,7 +235,12 @@ def open_training(job: Job) -> Training:
     """Return student, average, optimizer and schedule at the beginning of a phase."""
     config, phase = job.config, job.phase
     student, average = build_models(
-        config, job.device, phase.start, phase.is_semi_supervised, job.data.class_count
+        config,
+        job.device,
+        phase.start,
+        phase.is_semi_supervised,
+        job.data.class_count,
+        job.data.is_painted_in_part,
     )
     if begins_with_classifier(job):
         weights, _ = load_checkpoint(config.checkpoint("pixel_classifier"))
@@ -330,15 +336,56 @@ def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
 
 def finish_phase(job: Job, progress: Progress, network: torch.nn.Module) -> None:
     """Write what is known about a phase that has come to its end, and say what it did."""
+    fractions = correct_fractions(job, progress)
     details = {
         "epochs": job.phase.epochs,
         "steps": progress.step,
         "label": job.phase.label,
         "processes": job.team.size,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
+        **fractions,
     }
     progress.finish(job.device, details)
     tqdm.write(describe_finished_phase(job, progress), file=progress_stream())
+    for name, found in fractions.get("fractions", {}).items():
+        if found["is_corrected"]:
+            text = describe_fractions(found["painted"], found["estimated"])
+            tqdm.write(f"  {name}: {text}", file=progress_stream())
+
+
+def correct_fractions(job: Job, progress: Progress) -> dict[str, dict]:
+    """Let the kept models know how much each class fills, where slices are painted in part; return that.
+
+    What they had before is left out, so that a phase whose end was interrupted may end once more.
+    """
+    data = job.data
+    if not data.is_painted_in_part:
+        return {}
+
+    # From here on nothing is trained: who was killed goes on from this state.
+    progress.save()
+    window = dataclasses.replace(job.config.sliding_window, tta=False)
+    named = data.classes.names if data.classes is not None else ()
+    found: dict[str, dict] = {}
+    for name, best in list(progress.best.items()):
+        weights, _ = load_checkpoint(job.config.checkpoint(name))
+        model = UNet.from_weights(weights).to(job.device)
+        fractions = find_fractions(
+            model, data.train, data.val, data.class_count, job.device, window
+        )
+        if fractions is None or model.class_offset is None:
+            continue
+        model.class_offset.copy_(fractions.offset(model.outputs))
+        found[name] = {
+            "painted": dict(zip(named, fractions.painted.round(5).tolist(), strict=True)),
+            "estimated": dict(zip(named, fractions.estimated.round(5).tolist(), strict=True)),
+            "is_corrected": fractions.is_biased,
+        }
+        score = best["val_dice"]
+        if score is not None:
+            score = validate_models(job, {name: model}, data.val)[name]["dice"]
+        progress.replace_best(name, model, score)
+    return {"fractions": found}
 
 
 def describe_finished_phase(job: Job, progress: Progress) -> str:

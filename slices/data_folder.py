@@ -76,6 +76,11 @@ class Data:
         return 2 if self.classes is None else len(self.classes)
 
     @property
+    def is_painted_in_part(self) -> bool:
+        """Whether some of the training slices are."""
+        return any(s.painted is not None for s in self.train)
+
+    @property
     def labelled(self) -> list[Slice]:
         """All slices with a mask."""
         return [*self.train, *self.val, *self.test]

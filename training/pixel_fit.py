@@ -138,7 +138,8 @@ def fitted_network(
 
     All else in it is as random weights have it, and adds nothing.
     """
-    network = new_network(config, class_count).to(device)
+    has_offset = any(s.painted is not None for s in slices)
+    network = new_network(config, class_count, has_offset).to(device)
     fit_pixel_classifier(classifier_of(network), slices, config, device, class_count)
     for weights in network.head.parameters():
         torch.nn.init.zeros_(weights)

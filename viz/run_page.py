@@ -20,7 +20,9 @@ from evaluation.uncertainty import SMALLEST
 from particles.shapes import particle_table
 from particles.sizes import summarise_sizes
 from runtime.messages import InputError
+from runtime.run_folder import read_phases
 from slices.fingerprint import Fingerprint, fingerprint_rows
+from training.class_fractions import describe_fractions
 from training.phases import CONTROL, method_names
 from training.recipe import RECIPE_FILE
 from viz.run_files import (
@@ -224,7 +226,7 @@ def describe_results(run: Path) -> list[str]:
     line += (
         ". Test slices choose nothing: a score above that of the recommended model may be chance."
     )
-    lines += [line, *describe_baselines(run, scores)]
+    lines += [line, *describe_baselines(run, scores), *describe_paint(run)]
 
     pairs = full["paired"]
     lines += [describe(pair) for pair in pairs if pair["method"] not in BEFORE_CONTROL]
@@ -237,6 +239,19 @@ def describe_results(run: Path) -> list[str]:
         )
 
     return lines
+
+
+def describe_paint(run: Path) -> list[str]:
+    """Say where classes have another share of the paint than of the slices, as the recommended model has it."""
+    if not kept_weights(run):
+        return []
+    chosen = recommend_model(run).name
+    for phase in read_phases(run).values():
+        found = phase.get("fractions", {}).get(chosen)
+        if found is not None and found["is_corrected"]:
+            text = describe_fractions(found["painted"], found["estimated"])
+            return [f"Strokes are no fair sample of the slices. {text[0].upper()}{text[1:]}."]
+    return []
 
 
 def describe_recommendation(run: Path, scores: dict[str, float]) -> list[str]:
