@@ -3,10 +3,12 @@
 import json
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
+import tifffile
 
-from conftest import ROOT
+from conftest import ROOT, class_slice, write_label_maps
 from demo_data import write_demo, write_volume
 
 NOTEBOOK = ROOT / "main_freezelayers.ipynb"
@@ -22,11 +24,8 @@ MINIATURE = {
 }
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notebook")
-    write_demo(folder / "data" / "mini", scans=2, labelled=6)
-    write_volume(folder / "data" / "v.tif", slices=20, side=96)
+def execute(folder, **parameters):
+    """Execute the notebook in a folder with data/mini and data/v.tif; return the outputs of its cells."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         notebook = papermill.execute_notebook(
@@ -40,16 +39,20 @@ def executed(tmp_path_factory):
                 "MINUTES": 0.01,
                 "SETTINGS": MINIATURE,
                 "VOLUME": "data/v.tif",
+                **parameters,
             },
         )
-    return folder, notebook
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    return outputs
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_notebook_runs_from_top_to_bottom(executed):
-    folder, notebook = executed
-    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error"]
+def test_notebook_runs_from_top_to_bottom(tmp_path):
+    folder = tmp_path
+    write_demo(folder / "data" / "mini", scans=2, labelled=6)
+    write_volume(folder / "data" / "v.tif", slices=20, side=96)
+    outputs = execute(folder)
     pictures = [o for o in outputs if "image/jpeg" in o.get("data", {})]
     assert len(pictures) >= 16
     assert all(len(p["data"]["image/jpeg"]) > 5000 for p in pictures)
@@ -85,6 +88,34 @@ def test_notebook_runs_from_top_to_bottom(executed):
         o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
     ]
     assert "image/jpeg" in widgets[0]["data"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_notebook_runs_on_label_maps_that_are_painted_in_part(tmp_path):
+    folder = write_label_maps(tmp_path / "data" / "mini", share=0.3)
+    truth = tmp_path / "data" / "mini_truth"
+    truth.mkdir()
+    for i in range(3):
+        tifffile.imwrite(truth / f"scan_{i}.tif", class_slice(100 + i)[1])
+    drawn = [class_slice(200 + i) for i in range(20)]
+    tifffile.imwrite(folder.parent / "v.tif", np.array([image for image, _ in drawn]))
+    labels = np.array([labels for _, labels in drawn])
+    tifffile.imwrite(folder.parent / "v_truth.tif", labels)
+
+    settings = {**MINIATURE, "patch_size": 64, "roi": None}
+    outputs = execute(tmp_path, PHASE="pore", SETTINGS=settings)
+    text = json.dumps(outputs)
+    for expected in (
+        "no problem found",
+        "1 matrix, 2 grain",
+        "mean Dice of the slices",
+    ):
+        assert expected in text
+    figures = {p.name for p in (tmp_path / "runs" / "mini_auto").rglob("*.*")}
+    assert {"classes.png", "confusion.png", "fractions.png", "sizes_unlabelled.png"} <= figures
+    predicted = tifffile.imread(tmp_path / "runs" / "mini_auto" / "volume" / "v.tif")
+    assert predicted.shape == labels.shape
+    assert set(np.unique(predicted)) <= {1, 2, 3}
 
 
 def test_committed_notebook_keeps_the_house_rules():
