@@ -78,7 +78,7 @@ def painted_fractions(slices: list[Slice], class_count: int) -> np.ndarray:
     """Return how much of the paint each class has: (K,)."""
     counts = np.zeros(class_count)
     for s in slices:
-        counts += np.bincount(s.mask[s.counted], minlength=class_count)
+        counts += np.bincount(np.asarray(s.mask)[s.counted], minlength=class_count)
     return counts / max(1, counts.sum())
 
 
