@@ -73,6 +73,9 @@ from training.preparation import SCANS_ON_CPU, find_recipe, prepare, verify
 from training.recipe import CHOSEN, MINUTES, WEAK, Recipe
 from utils import forget_what_fitted, seed_everything
 
+# What classes are called where masks are binary: with `--rim`, these are painted in part, too.
+BINARY_NAMES = ("background", "foreground")
+
 
 def train_pixel_classifier(config: Config, data: Data) -> None:
     """Fit the pixel classifier of the network, in seconds, where it has one.
@@ -365,7 +368,7 @@ def correct_fractions(job: Job, progress: Progress) -> dict[str, dict]:
     # From here on nothing is trained: who was killed goes on from this state.
     progress.save()
     window = dataclasses.replace(job.config.sliding_window, tta=False)
-    named = data.classes.names if data.classes is not None else ()
+    named = BINARY_NAMES if data.classes is None else data.classes.names
     found: dict[str, dict] = {}
     for name, best in list(progress.best.items()):
         weights, _ = load_checkpoint(job.config.checkpoint(name))

@@ -134,6 +134,14 @@ def test_a_run_on_partial_paint_says_what_it_corrected(workplace, tmp_path):
         assert details["val_dice"] == phase["best"][name]["val_dice"]
 
 
+def test_binary_masks_without_their_rim_are_painted_in_part(workplace, data_folder):
+    config = Config(**{**TINY, "data": str(data_folder), "run": "r", "forest": False, "rim": 2})
+    run(config)
+    found = read_json(config.run_folder / "phases.json")["supervised"]["fractions"]
+    for fractions in found.values():
+        assert list(fractions["painted"]) == ["background", "foreground"]
+
+
 def test_the_page_says_what_was_corrected_in_the_recommended_model(workplace, tmp_path):
     folder = write_label_maps(tmp_path / "d", share=0.3)
     config = Config(**{**TINY, "roi": None, "data": str(folder), "run": "r", "forest": False})
