@@ -111,6 +111,8 @@ def test_notebook_runs_on_label_maps_that_are_painted_in_part(tmp_path):
         "mean Dice of the slices",
     ):
         assert expected in text
+    # Scores and sizes on the scans, whose truth is there.
+    assert "truth of these scans is not known" not in text
     figures = {p.name for p in (tmp_path / "runs" / "mini_auto").rglob("*.*")}
     assert {"classes.png", "confusion.png", "fractions.png", "sizes_unlabelled.png"} <= figures
     predicted = tifffile.imread(tmp_path / "runs" / "mini_auto" / "volume" / "v.tif")
