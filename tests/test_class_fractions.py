@@ -45,26 +45,42 @@ def noisy_slice(seed: int) -> tuple[Slice, np.ndarray]:
     return s, among_paint / among_paint.sum(axis=0)
 
 
+def estimated_on(made: list[tuple[Slice, np.ndarray]]) -> np.ndarray | None:
+    """What is estimated from some slices and the probabilities of their pixels."""
+    everywhere = np.concatenate([p.reshape(3, -1) for _, p in made], axis=1)
+    painted = np.concatenate([p[:, s.counted] for s, p in made], axis=1)
+    labels = np.concatenate([s.mask[s.counted] for s, _ in made])
+    return estimate_fractions(everywhere, painted, labels)
+
+
 def test_fractions_are_estimated_from_what_is_painted_otherwise():
-    slices, probabilities = zip(*(noisy_slice(seed) for seed in range(3)), strict=True)
-    np.testing.assert_allclose(painted_fractions(list(slices), 3), PAINTED, atol=0.02)
-    found = estimate_fractions(list(probabilities), list(slices))
+    made = [noisy_slice(seed) for seed in range(3)]
+    np.testing.assert_allclose(painted_fractions([s for s, _ in made], 3), PAINTED, atol=0.02)
+    found = estimated_on(made)
     np.testing.assert_allclose(found, TRUE, atol=0.02)
 
 
 def test_paint_of_the_first_class_may_be_anything():
-    slices, probabilities = zip(*(noisy_slice(seed) for seed in range(3)), strict=True)
+    made = [noisy_slice(seed) for seed in range(3)]
     # Nobody painted any of it where it is dark.
-    for s, p in zip(slices, probabilities, strict=True):
+    for s, p in made:
         s.painted[(s.mask == 0) & (p[0] > 0.9)] = False
-    found = estimate_fractions(list(probabilities), list(slices))
+    found = estimated_on(made)
     np.testing.assert_allclose(found, TRUE, atol=0.02)
+
+
+def test_a_network_that_knows_nothing_changes_nothing():
+    s, probabilities = noisy_slice(0)
+    guessed = np.random.default_rng(1).dirichlet([1, 1, 1], probabilities[0].size).T
+    found = estimated_on([(s, guessed.reshape(probabilities.shape))])
+    np.testing.assert_allclose(found, painted_fractions([s], 3), atol=0.1)
+    assert not Fractions(painted_fractions([s], 3), found).is_biased
 
 
 def test_of_little_paint_nothing_is_estimated():
     s, probabilities = noisy_slice(0)
     s.painted[s.mask == 2] = False
-    assert estimate_fractions([probabilities], [s]) is None
+    assert estimated_on([(s, probabilities)]) is None
 
 
 @pytest.mark.parametrize("outputs", [3, 1])
@@ -96,6 +112,15 @@ def test_slices_that_are_painted_everywhere_say_what_they_hold():
     window = SlidingWindow(64, 0.25)
     found = find_fractions(network, [partial], [partial, whole], 3, torch.device("cpu"), window)
     np.testing.assert_allclose(found.estimated, TRUE, atol=0.01)
+
+
+def test_of_a_class_without_paint_nothing_is_corrected():
+    partial, _ = noisy_slice(0)
+    whole = Slice(Path("w.tif"), partial.image, np.eye(SIDE, dtype=np.uint8) + 1)
+    partial.painted[partial.mask == 2] = False
+    network = new_network(Config(base_channels=2), 3, has_offset=True)
+    cpu, window = torch.device("cpu"), SlidingWindow(64, 0.25)
+    assert find_fractions(network, [partial], [whole], 3, cpu, window) is None
 
 
 def test_the_loss_of_painted_pixels_does_not_know_the_offset():

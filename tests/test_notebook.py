@@ -1,6 +1,7 @@
 """The notebook, executed in a miniature configuration, and the committed copy."""
 
 import json
+import re
 
 import nbformat
 import numpy as np
@@ -10,6 +11,8 @@ import tifffile
 
 from conftest import ROOT, class_slice, write_label_maps
 from demo_data import write_demo, write_volume
+from runtime.files import read_json
+from slices.options import MASKS
 
 NOTEBOOK = ROOT / "main_freezelayers.ipynb"
 MINIATURE = {
@@ -92,7 +95,12 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_notebook_runs_on_label_maps_that_are_painted_in_part(tmp_path):
-    folder = write_label_maps(tmp_path / "data" / "mini", share=0.3)
+    folder = write_label_maps(tmp_path / "data" / "mini", share=0.5)
+    # Little of the matrix is painted, so that probabilities are corrected.
+    for path in (folder / MASKS).iterdir():
+        values = tifffile.imread(path)
+        is_dropped = (values == 1) & (np.random.default_rng(0).random(values.shape) < 0.9)
+        tifffile.imwrite(path, np.where(is_dropped, np.uint8(0), values))
     truth = tmp_path / "data" / "mini_truth"
     truth.mkdir()
     for i in range(3):
@@ -111,6 +119,11 @@ def test_notebook_runs_on_label_maps_that_are_painted_in_part(tmp_path):
         "mean Dice of the slices",
     ):
         assert expected in text
+    # The step by hand is the one of training, but for the order of sums.
+    difference = re.search(r"differ by (\S+) \(student\)", text).group(1)
+    assert float(difference) < 1e-6
+    phases = read_json(tmp_path / "runs" / "mini" / "phases.json")
+    assert phases["supervised"]["fractions"]["supervised"]["is_corrected"]
     # Scores and sizes on the scans, whose truth is there.
     assert "truth of these scans is not known" not in text
     figures = {p.name for p in (tmp_path / "runs" / "mini_auto").rglob("*.*")}

@@ -1,8 +1,7 @@
 """How much of a slice each class fills, where only a part of it is painted, and the network that knows it.
 
 Who paints strokes paints of a rare class more than its share. A network learns that share with the rest, and takes
-far too much for the rare class: of pores that fill 3 % of a slice and have 12 % of the paint, three times too much.
-What it says of painted pixels is right; what it says of all pixels is not.
+too much for the rare class. What it says of painted pixels is right; what it says of all pixels is not.
 
 How much of all slices a class fills can be estimated without further paint (`estimate_fractions`). The logits are
 then moved by log(fraction / painted fraction), which makes of probabilities among painted pixels those among all
@@ -27,6 +26,7 @@ MOST_RATIO = 1.5
 LEAST_SHARE = 0.2
 THRESHOLDS = 60
 LEAST_PIXELS = 200  # painted pixels of each class, to estimate from
+MOST_PIXELS = 500_000  # of a slice, and of its paint, that are looked at: evenly spaced ones
 LARGEST_FACTOR = 30.0  # by which odds are changed
 
 
@@ -82,7 +82,9 @@ def painted_fractions(slices: list[Slice], class_count: int) -> np.ndarray:
     return counts / max(1, counts.sum())
 
 
-def estimate_fractions(probabilities: list[np.ndarray], slices: list[Slice]) -> np.ndarray | None:
+def estimate_fractions(
+    everywhere: np.ndarray, painted: np.ndarray, labels: np.ndarray
+) -> np.ndarray | None:
     """Return how much of some slices each class fills, (K,); None where that cannot be told.
 
     For a threshold t on the probability of a class, the share of all pixels above it is at least
@@ -91,31 +93,59 @@ def estimate_fractions(probabilities: list[np.ndarray], slices: list[Slice]) -> 
     et al., 2021, arXiv:2111.00980). Only the paint of the class itself has to be typical of it; the
     first class, of which nobody paints a fair sample, fills what is left.
 
+    A network that tells classes badly gives ratios that are too large, never ones that are too
+    small. So a ratio above the share of the paint says nothing, and that share is taken.
+
     Parameters
     ----------
-    probabilities : list of (K, H, W) ndarrays
-        Of a network that has learned from the paint as it is.
-    slices : list of Slice
-        What is painted in them, none of which the network should have learned from.
+    everywhere : (K, N) ndarray
+        Probabilities of all pixels, of a network that has learned from the paint as it is, and not
+        from these slices.
+    painted : (K, M) ndarray
+        Those of the painted pixels.
+    labels : (M,) ndarray
+        The class with which each of these is painted.
     """
-    class_count = len(probabilities[0])
-    fractions = np.zeros(class_count)
+    class_count = len(everywhere)
+    fractions = np.bincount(labels, minlength=class_count) / max(1, len(labels))
     for index in range(1, class_count):
-        of_all = [p[index][s.inside] for p, s in zip(probabilities, slices, strict=True)]
-        own = [
-            p[index][s.counted & (s.mask == index)]
-            for p, s in zip(probabilities, slices, strict=True)
-        ]
-        everywhere, painted = np.sort(np.concatenate(of_all)), np.sort(np.concatenate(own))
-        if len(painted) < LEAST_PIXELS:
+        of_all = np.sort(everywhere[index])
+        own = np.sort(painted[index, labels == index])
+        if len(own) < LEAST_PIXELS:
             return None
-        thresholds = np.quantile(painted, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
-        above = 1 - np.searchsorted(everywhere, thresholds) / len(everywhere)
-        own_above = 1 - np.searchsorted(painted, thresholds) / len(painted)
-        fractions[index] = (above / own_above).min()
+        thresholds = np.quantile(own, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
+        share_of_all = 1 - np.searchsorted(of_all, thresholds) / len(of_all)
+        share_of_own = 1 - np.searchsorted(own, thresholds) / len(own)
+        ratio = (share_of_all / share_of_own).min()
+        fractions[index] = min(ratio, fractions[index])
 
-    fractions[0] = 1 - fractions.sum()
+    fractions[0] = 1 - fractions[1:].sum()
     return fractions if fractions.min() > 0 else None
+
+
+def evenly(values: np.ndarray) -> np.ndarray:
+    """Return at most `MOST_PIXELS` of the last axis, evenly spaced."""
+    return values[..., :: -(-values.shape[-1] // MOST_PIXELS) or 1]
+
+
+def estimate_on(
+    model: UNet, slices: list[Slice], device: torch.device, window: SlidingWindow
+) -> np.ndarray | None:
+    """Return the `estimate_fractions` of a network on some slices; one of them is held in memory at a time."""
+    everywhere, painted, labels = [], [], []
+    predicted = predict_images(model, [s.image for s in slices], device, window)
+    for probability, s in zip(predicted, slices, strict=True):
+        of_classes = probability
+        if probability.ndim == 2:
+            of_classes = np.stack([1 - probability, probability])
+        everywhere.append(evenly(of_classes[:, s.inside]))
+        painted.append(evenly(of_classes[:, s.counted]))
+        labels.append(evenly(np.asarray(s.mask)[s.counted]))
+    return estimate_fractions(
+        np.concatenate(everywhere, axis=1),
+        np.concatenate(painted, axis=1),
+        np.concatenate(labels),
+    )
 
 
 def find_fractions(
@@ -141,19 +171,19 @@ def find_fractions(
     window : SlidingWindow
     """
     painted = painted_fractions(train, class_count)
+    if painted.min() == 0:
+        # Of a class without paint nothing was learned.
+        return None
+
     whole = [s for s in val if s.painted is None]
     if whole:
-        estimated = painted_fractions(whole, class_count)
-        return Fractions(painted, estimated) if estimated.min() > 0 else None
+        counted = painted_fractions(whole, class_count)
+        if counted.min() > 0:
+            return Fractions(painted, counted)
 
     raw = without_offset(model)
     for slices in (val, train):
-        if not slices:
-            continue
-        images = [s.image for s in slices]
-        predicted = list(predict_images(raw, images, device, window))
-        probabilities = [p if p.ndim == 3 else np.stack([1 - p, p]) for p in predicted]
-        found = estimate_fractions(probabilities, slices)
+        found = estimate_on(raw, slices, device, window) if slices else None
         if found is not None:
             return Fractions(painted, found)
     return None

@@ -47,7 +47,8 @@ class SliceBrowser(ipywidgets.VBox):
     """A slider over the slices of a volume: image, mask and uncertainty side by side.
 
     Foreground is orange, and the uncertainty reaches from 0 to ½; more than two classes have their
-    own colours, and reach to 1. Where no kernel runs, as in a notebook on a web page, a few slices are shown instead.
+    own colours, and reach to 1. Where no kernel runs, as in a notebook on a web page, a few slices
+    are shown instead.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from config import FOREST, OTSU
-from viz.panels import BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new_figure
+from viz.panels import BLUE, BROWN, GREEN, GREY, ORANGE, PURPLE, RED, SKY, colour_of, new_figure
 
 COLOURS = (BLUE, ORANGE, RED, GREEN, PURPLE, SKY, "k", GREY, BROWN)
 BASELINES = (OTSU, FOREST)  # which lie too far below to share an axis
@@ -259,9 +259,9 @@ def draw_painting(summary: pd.DataFrame) -> Figure:
     classes = columns[columns.index("method") + 2 : columns.index("mean")]
     figure, axes = new_figure(1, 1 + len(classes), 3.6, sharey=True)
     for panel, column in zip(axes[0], ["mean", *classes], strict=True):
-        for i, (method, rows) in enumerate(summary.groupby("method", sort=False)):
-            rows = rows.sort_values("share")
-            style = {"color": COLOURS[i % len(COLOURS)], "label": method}
+        for method, of_method in summary.groupby("method", sort=False):
+            rows = of_method.sort_values("share")
+            style = {"color": colour_of(method), "label": method}
             if column == "mean":
                 bars = error_bars(rows["mean"], rows["lowest"], rows["highest"])
                 panel.errorbar(
