@@ -51,7 +51,7 @@ from phantoms.nano_ct import (
     render,
     render_phases,
 )
-from phantoms.scribbles import scribble
+from phantoms.scribbles import SPREAD, STYLES, scribble
 from runtime.command_line import Parser, run_command_line
 from runtime.files import locked, write_atomically, write_csv, write_json
 from runtime.messages import PROGRESS_SECONDS, InputError, quiet_bar
@@ -96,12 +96,13 @@ def write_slice(index: int, folder: Path, seed: int) -> None:
     tifffile.imwrite(folder / MASKS / f"slice_mask_{index:02d}.tif", painted, **details)
 
 
-def write_class_slice(index: int, share: float, folder: Path, seed: int) -> None:
+def write_class_slice(index: int, share: float, folder: Path, seed: int, strokes: str) -> None:
     """Write one labelled slice with several phases, and its label map, of which a share is painted."""
     top, bottom, left, right = ROI
     image, labels = render_phases(seed, 0, index * SPACING)
     image, labels = image[top:bottom, left:right], labels[top:bottom, left:right]
-    painted = scribble(labels, share, np.random.default_rng([seed, *b"scribbles", index]))
+    rng = np.random.default_rng([seed, *b"scribbles", index])
+    painted = scribble(labels, share, rng, strokes)
     tifffile.imwrite(
         folder / IMAGES / f"slice_{index:02d}.tif",
         image,
@@ -186,11 +187,13 @@ def write_class_demo(
     scans: int = SCANS,
     labelled: int = LABELLED,
     share: float = 1.0,
+    strokes: str = SPREAD,
 ) -> None:
     """Write the demo data set with four classes: label maps, of which a share of the pixels is painted.
 
     That share is of training and validation slices; test slices are painted everywhere, so that
-    scores are about whole slices. How strokes lie is said in `phantoms.scribbles`.
+    scores are about whole slices. How strokes lie, and how `strokes` spreads them, is said in
+    `phantoms.scribbles`.
 
     Raises
     ------
@@ -205,7 +208,7 @@ def write_class_demo(
     with new_folders(output, truth_folder_of(output)) as (folder, truth_folder):
         make_folders(folder)
         write_json(folder / CLASSES_FILE, PHASES)
-        draw_slice = partial(write_class_slice, folder=folder, seed=seed)
+        draw_slice = partial(write_class_slice, folder=folder, seed=seed, strokes=strokes)
         draw_scan = partial(
             write_scan,
             folder=folder,
@@ -229,6 +232,7 @@ def write_class_demo(
             "time_points": len(DRIFT),
             "classes": PHASES,
             "painted": share,
+            "strokes": strokes,
         }
         write_json(folder / "demo.json", details)
 
@@ -476,6 +480,12 @@ def make_parser() -> Parser:
         "strokes, 0 to 1 (1: all)",
     )
     parser.add_argument(
+        "--strokes",
+        choices=list(STYLES),
+        help="--scribbles: short ones on one thing after the other, or as much paint in longer ones, on "
+        f"fewer things ({SPREAD})",
+    )
+    parser.add_argument(
         "--slices",
         type=int,
         help=f"of the volume ({VOLUME_SLICES}), or of the material ({DataSet.slices})",
@@ -524,6 +534,8 @@ def refuse_options_without_meaning(arguments: argparse.Namespace) -> None:
         raise InputError("--scribbles: are painted in label maps; give --classes, too")
     if share is not None and not 0 < share <= 1:
         raise InputError(f"--scribbles {share:g}: must be above 0, and 1 at most")
+    if arguments.strokes is not None and (share is None or share == 1):
+        raise InputError("--strokes: has a meaning only with --scribbles below 1")
     if arguments.scans is not None and not is_demo:
         raise InputError("--scans: are of the demo; has no meaning with --volume or --material")
     for name in ("slices", "size"):
@@ -537,7 +549,8 @@ def command_demo(arguments: argparse.Namespace) -> None:
     if arguments.classes:
         share = 1.0 if arguments.scribbles is None else arguments.scribbles
         folder = arguments.output or Path("data/phases")
-        write_class_demo(folder, arguments.seed, scans, share=share)
+        strokes = arguments.strokes or SPREAD
+        write_class_demo(folder, arguments.seed, scans, share=share, strokes=strokes)
         painted = (
             "" if share == 1 else f", {share:.1%} of those for training and validation painted"
         )

@@ -2,6 +2,8 @@
 
     python benchmarks/painting.py [--data DIR] [--shares 0.01,0.03,0.1,1] [--seeds 0,1,2] [--part 1/2] [--summary]
 
+At 3 % there are runs with the same amount of paint in longer strokes on fewer things, too (`--strokes gathered`).
+
 Each run has four labelled slices for training and four that choose the checkpoint, of which that share is painted with
 strokes, and 50 unlabelled ones (`demo_data.py --classes --scribbles SHARE`; seed of the strokes, the volume and the
 training alike). It trains the recipe `best` as the small version that a CPU gets, with three times its steps: the
@@ -16,6 +18,7 @@ in `rows.csv`, and writes `summary.csv` and the figure.
 
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from benchmarks.materials import COMMIT_DIGITS, FIGURE_DPI, numbers, role_of  # 
 from benchmarks.study import every_nth  # noqa: E402
 from config import CPU_PROFILE, Config, make_config  # noqa: E402
 from demo_data import write_class_demo  # noqa: E402
+from phantoms.scribbles import GATHERED, SPREAD  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.devices import choose_device  # noqa: E402
 from runtime.files import read_json, write_csv, write_json  # noqa: E402
@@ -46,12 +50,13 @@ from viz.study_figures import draw_painting  # noqa: E402
 
 FOLDER = Path("runs/study_painting")
 SHARES = (0.01, 0.03, 0.1, 1.0)
+GATHERED_SHARES = (0.03,)  # which are painted with gathered strokes, too
 SEEDS = (0, 1, 2)
 SCANS = 50
 LABELLED = 22  # of which the split leaves four apart for validation and test each
 SETTINGS = {**CPU_PROFILE, "method": "best", "labels": 4, "steps_per_epoch": 24}
 
-PLACE = ["share", "seed"]
+PLACE = ["share", "strokes", "seed"]
 MEAN = "mean"  # in the column `class`: over all classes but the background
 SCORES = ["dice", "precision", "recall"]
 COLUMNS = [*PLACE, "method", "stem", "class", *SCORES]
@@ -59,19 +64,22 @@ COLUMNS = [*PLACE, "method", "stem", "class", *SCORES]
 
 @dataclass(frozen=True)
 class Place:
-    """One run of the study: which share of the pixels is painted, and the seed."""
+    """One run of the study: which share of the pixels is painted, with which strokes, and the seed."""
 
     share: float
     seed: int
+    strokes: str = SPREAD
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder of its slices."""
+        kind = "" if self.strokes == SPREAD else f"_{self.strokes}"
+        return f"{self.share:g}{kind}_s{self.seed}"
 
     @property
     def name(self) -> str:
         """The name of its run."""
-        return f"painting_{self.share:g}_s{self.seed}"
-
-    def folder(self, data: Path) -> Path:
-        """Return the folder of its slices."""
-        return data / f"{self.share:g}_s{self.seed}"
+        return f"painting_{self.folder_name}"
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -79,9 +87,9 @@ class Place:
 
 def run_one(place: Place, data: Path) -> pd.DataFrame:
     """Make a run, and its slices where they are missing; return its rows."""
-    folder = place.folder(data)
+    folder = data / place.folder_name
     if not folder.exists():
-        write_class_demo(folder, place.seed, SCANS, LABELLED, place.share)
+        write_class_demo(folder, place.seed, SCANS, LABELLED, place.share, place.strokes)
     check_slices(folder, place)
 
     config = make_config(**SETTINGS, data=str(folder), run=place.name, seed=place.seed)
@@ -99,7 +107,13 @@ def run_one(place: Place, data: Path) -> pd.DataFrame:
 def check_slices(folder: Path, place: Place) -> None:
     """Raise `InputError` where slices were made otherwise than this study has them."""
     made = read_json(folder / "demo.json")
-    wanted = {"seed": place.seed, "scans": SCANS, "labelled": LABELLED, "painted": place.share}
+    wanted = {
+        "seed": place.seed,
+        "scans": SCANS,
+        "labelled": LABELLED,
+        "painted": place.share,
+        "strokes": place.strokes,
+    }
     for name, value in wanted.items():
         if made.get(name) != value:
             raise InputError(f"{folder}: was made with another {name} than {value}; move it away")
@@ -134,7 +148,10 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
 
 def is_known(place: Place, rows: pd.DataFrame) -> bool:
     """Return whether there are rows of a run."""
-    return bool(((rows["share"] == place.share) & (rows["seed"] == place.seed)).any())
+    is_of_place = rows["share"] == place.share
+    for name in ("strokes", "seed"):
+        is_of_place &= rows[name] == getattr(place, name)
+    return bool(is_of_place.any())
 
 
 def write_record(folder: Path) -> None:
@@ -152,16 +169,18 @@ def write_record(folder: Path) -> None:
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean Dice by share and method: of each class, and the mean over them with its range over seeds.
+    """Return the mean Dice by share, strokes and method: of each class, and over them, with its range over seeds.
 
     `of full paint` is that mean, divided by that of the same method with everything painted.
     """
-    keys = ["share", "method"]
+    keys = ["share", "strokes", "method"]
     by_seed = rows.groupby([*keys, "class", "seed"], sort=False)["dice"].mean()
     by_class = by_seed.groupby([*keys, "class"], sort=False).mean().unstack("class")
     of_mean = by_seed.xs(MEAN, level="class").groupby(keys, sort=False)
     table = by_class.assign(lowest=of_mean.min(), highest=of_mean.max(), seeds=of_mean.size())
-    full = table[MEAN].xs(1.0, level="share") if 1.0 in rows["share"].to_numpy() else pd.Series()
+    full = pd.Series(dtype=float)
+    if 1.0 in rows["share"].to_numpy():
+        full = table[MEAN].xs(1.0, level="share").droplevel("strokes")
     methods = table.index.get_level_values("method")
     table["of full paint"] = table[MEAN].to_numpy() / full.reindex(methods).to_numpy(float)
     return table.reset_index()
@@ -195,6 +214,15 @@ def shares_of(text: str) -> list[float]:
     return shares
 
 
+def places_of(shares: Sequence[float], seeds: Sequence[int]) -> list[Place]:
+    """Return the runs of some shares and seeds, those with gathered strokes last."""
+    places = [Place(share, seed) for seed, share in itertools.product(seeds, shares)]
+    for seed, share in itertools.product(seeds, shares):
+        if share in GATHERED_SHARES:
+            places.append(Place(share, seed, GATHERED))
+    return places
+
+
 def main() -> None:
     """Run what is not finished, or sum up."""
     parser = Parser(description=__doc__.splitlines()[0])
@@ -209,9 +237,7 @@ def main() -> None:
         return
 
     seeds = numbers(arguments.seeds) or SEEDS
-    places = [
-        Place(share, seed) for seed, share in itertools.product(seeds, shares_of(arguments.shares))
-    ]
+    places = places_of(shares_of(arguments.shares), seeds)
     mine = every_nth(places, arguments.part)
     FOLDER.mkdir(parents=True, exist_ok=True)
     write_record(FOLDER)

@@ -11,6 +11,7 @@ from benchmarks import painting, strips
 from benchmarks.painting import MEAN, Place, is_known, rows_of, summarise
 from config import FOREST, Config
 from conftest import TINY, run, write_label_maps
+from phantoms.scribbles import GATHERED, SPREAD
 from runtime.files import write_json
 from runtime.messages import InputError
 from slices.data_folder import load_data
@@ -32,6 +33,7 @@ def rows() -> pd.DataFrame:
                 ):
                     for stem in ("a", "b"):
                         place = {"share": share, "seed": seed, "method": method, "stem": stem}
+                        place["strokes"] = SPREAD
                         made.append({**place, "class": name, "dice": factor * of_class})
     return pd.DataFrame(made)
 
@@ -63,6 +65,27 @@ def test_the_figure_has_a_panel_for_the_mean_and_for_each_class_but_the_backgrou
 def test_what_has_rows_is_not_run_again_whatever_its_part():
     assert is_known(Place(0.03, 1), rows())
     assert not is_known(Place(0.1, 1), rows())
+    assert not is_known(Place(0.03, 1, GATHERED), rows())
+
+
+def test_some_shares_are_painted_with_both_kinds_of_strokes():
+    places = painting.places_of(painting.SHARES, (0, 1))
+    assert len(places) == 2 * len(painting.SHARES) + 2
+    assert places[-2:] == [Place(0.03, 0, GATHERED), Place(0.03, 1, GATHERED)]
+    names = {place.folder_name for place in places}
+    assert len(names) == len(places)
+
+
+def test_other_strokes_stand_beside_the_same_share_and_the_same_full_paint():
+    gathered = rows()
+    gathered = gathered[gathered["share"] == 0.03].assign(strokes=GATHERED)
+    gathered["dice"] *= 0.5
+    summary = summarise(pd.concat([rows(), gathered]))
+    found = summary.set_index(["share", "strokes", "method"])["of full paint"]
+    assert found[(0.03, SPREAD, "teacher")] == pytest.approx(0.9)
+    assert found[(0.03, GATHERED, "teacher")] == pytest.approx(0.45)
+    panel = draw_painting(summary).axes[1]
+    assert len(panel.lines) == 4
 
 
 def test_shares_that_cannot_be_are_refused():
@@ -76,10 +99,13 @@ def test_shares_that_cannot_be_are_refused():
 def test_slices_of_another_study_are_refused(tmp_path):
     place = Place(0.03, 2)
     made = {"seed": 2, "scans": painting.SCANS, "labelled": painting.LABELLED, "painted": 0.03}
+    made["strokes"] = SPREAD
     write_json(tmp_path / "demo.json", made)
     painting.check_slices(tmp_path, place)
     with pytest.raises(InputError, match=r"another painted than 0\.1"):
         painting.check_slices(tmp_path, Place(0.1, 2))
+    with pytest.raises(InputError, match="another strokes than gathered"):
+        painting.check_slices(tmp_path, Place(0.03, 2, GATHERED))
 
 
 def test_a_run_has_a_row_for_each_class_and_for_their_mean(workplace, tmp_path):

@@ -11,7 +11,7 @@ import demo_data
 from conftest import data_options
 from phantoms.ellipsoids import Sizes, ellipsoid_depth, make_ellipsoids
 from phantoms.nano_ct import PHASES, render, render_phases
-from phantoms.scribbles import OutlineOf, scribble, share_out
+from phantoms.scribbles import GATHERED, SPREAD, OutlineOf, random_pixel, scribble, share_out
 from slices.data_folder import load_data
 from slices.folder_check import check_data
 from slices.options import IMAGES, MASKS, UNLABELLED, Reading
@@ -73,11 +73,33 @@ def test_a_stroke_along_an_outline_keeps_its_distance():
     disc = (rows - 100) ** 2 + (columns - 100) ** 2 < 60**2
     outline = OutlineOf(disc)
     for seed in range(5):
-        path = outline.follow(np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        start = random_pixel(outline.starts, disc.shape, rng)
+        path = outline.follow(start, 20, rng)
         radius = np.hypot(*(path - 100).T)
         assert len(path) > 10
         assert np.ptp(radius) < 4
         assert 50 < radius.min()
+
+
+def test_each_thing_gets_a_stroke_before_one_gets_another():
+    # 49 squares: as the largest, of three pixels, and one that is as large as all others together.
+    labels = np.ones((400, 400), int)
+    for i in range(7):
+        for k in range(7):
+            side = 3 if (i + k) % 3 == 0 else 16
+            labels[8 + 32 * i : 8 + 32 * i + side, 8 + 32 * k : 8 + 32 * k + side] = 2
+    labels[240:380, 240:380] = 2
+    things, count = ndimage.label(labels == 2)
+    assert count == 50
+
+    def things_with_paint(style):
+        painted = scribble(labels, 0.06, np.random.default_rng(0), style)
+        assert painted.mean() == pytest.approx(0.06, rel=0.03)
+        return np.unique(things[painted & (labels == 2)]).size
+
+    assert things_with_paint(SPREAD) == count
+    assert things_with_paint(GATHERED) < count / 2
 
 
 def test_what_one_cannot_take_the_others_get():
@@ -171,6 +193,7 @@ def test_scribbles_are_parts_of_the_whole_label_maps(demo, tmp_path):
         (("--scribbles", "0.1"), "--scribbles: are painted in label maps; give --classes"),
         (("--classes", "--scribbles", "0"), "--scribbles 0: must be above 0"),
         (("--classes", "--scribbles", "1.5"), "--scribbles 1.5: must be above 0"),
+        (("--classes", "--strokes", "gathered"), "--strokes: has a meaning only with --scribbles"),
         (("--classes", "--material", "rods"), "--classes: is of the demo"),
     ],
 )

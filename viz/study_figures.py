@@ -251,24 +251,28 @@ def draw_painting(summary: pd.DataFrame) -> Figure:
     Parameters
     ----------
     summary : DataFrame
-        Of `benchmarks/painting.py`: `share`, `method`, `mean`, `lowest`, `highest`, and a column for
-        each class.
+        Of `benchmarks/painting.py`: `share`, `strokes`, `method`, `mean`, `lowest`, `highest`, and a
+        column for each class. Strokes of another kind than those of the first row have hollow marks,
+        and no lines.
     """
     columns = list(summary.columns)
     # The background, which is the first class, is not part of the mean.
     classes = columns[columns.index("method") + 2 : columns.index("mean")]
+    usual = summary["strokes"].iloc[0]
     figure, axes = new_figure(1, 1 + len(classes), 3.6, sharey=True)
     for panel, column in zip(axes[0], ["mean", *classes], strict=True):
-        for method, of_method in summary.groupby("method", sort=False):
+        for (strokes, method), of_method in summary.groupby(["strokes", "method"], sort=False):
             rows = of_method.sort_values("share")
-            style = {"color": colour_of(method), "label": method}
+            style = {"color": colour_of(method), "label": method, "ls": "-"}
+            if strokes != usual:
+                style |= {"label": f"{method}, {strokes} strokes", "ls": "", "mfc": "white"}
             if column == "mean":
                 bars = error_bars(rows["mean"], rows["lowest"], rows["highest"])
                 panel.errorbar(
-                    rows["share"], rows["mean"], bars, fmt="o-", ms=4, lw=1.4, capsize=2, **style
+                    rows["share"], rows["mean"], bars, marker="o", ms=4, lw=1.4, capsize=2, **style
                 )
             else:
-                panel.plot(rows["share"], rows[column], "o-", ms=4, lw=1.4, **style)
+                panel.plot(rows["share"], rows[column], marker="o", ms=4, lw=1.4, **style)
         panel.set_xscale("log")
         shares = sorted(summary["share"].unique())
         panel.set_xticks(shares, [f"{100 * share:g}" for share in shares])
