@@ -283,10 +283,14 @@ def notes_on_missing_classes(root: Path, files: list[Path]) -> list[str]:
     line = suggest_classes(pictures)
     if line is None:
         return []
+    of_one, not_labelled, otherwise = "value", "0", "add 1 to all values"
+    if "#" in line:
+        of_one, not_labelled, otherwise = "colour", "black", 'name "#000000" as well'
     return [
-        f"{root / CLASSES_FILE}: missing; masks look like label maps, where 0 or black is not labelled "
-        f"and every other value or colour a class: if they are, write this file with {line} and names "
-        "of your own, the background first"
+        f"{root / CLASSES_FILE}: missing; masks look like label maps, where {not_labelled} is not labelled "
+        f"and every other {of_one} a class: if they are, write this file "
+        f"with {line} and names of your own, the background first; if {not_labelled} is a class, too, "
+        f"{otherwise}"
     ]
 
 
