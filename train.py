@@ -49,7 +49,7 @@ from runtime.run_folder import forget_state, read_phases
 from runtime.team import join_team, leave_team
 from slices.data_folder import Data, sum_up, training_window
 from training.batches import batches_of
-from training.class_fractions import describe_fractions, find_fractions
+from training.class_fractions import describe_fractions, find_fractions, score_paint
 from training.failures import nonfinite_error, out_of_memory_error, record_nonfinite_steps
 from training.phases import (
     CONTROL,
@@ -370,7 +370,7 @@ def correct_fractions(job: Job, progress: Progress) -> dict[str, dict]:
     window = dataclasses.replace(job.config.sliding_window, tta=False)
     named = BINARY_NAMES if data.classes is None else data.classes.names
     found: dict[str, dict] = {}
-    for name, best in list(progress.best.items()):
+    for name in list(progress.best):
         weights, _ = load_checkpoint(job.config.checkpoint(name))
         model = UNet.from_weights(weights).to(job.device)
         fractions = find_fractions(
@@ -384,10 +384,7 @@ def correct_fractions(job: Job, progress: Progress) -> dict[str, dict]:
             "estimated": dict(zip(named, fractions.estimated.round(5).tolist(), strict=True)),
             "is_corrected": fractions.is_biased,
         }
-        score = best["val_dice"]
-        if score is not None:
-            score = validate_models(job, {name: model}, data.val)[name]["dice"]
-        progress.replace_best(name, model, score)
+        progress.replace_best(name, model)
     return {"fractions": found}
 
 
@@ -493,14 +490,23 @@ def nonfinite_steps(progress: Progress) -> list[int]:
 def validate_models(
     job: Job, models: dict[str, UNet], slices: list
 ) -> dict[str, dict[str, float | None]]:
-    """Return the validation scores of each model; None for each metric where there is no slice."""
-    config = job.config
+    """Return the validation scores of each model; None for each metric where there is no slice.
+
+    Networks that learn from partial paint are scored as they will be once they are corrected for it,
+    see `training.class_fractions.score_paint`.
+    """
+    config, data = job.config, job.data
     window = dataclasses.replace(config.sliding_window, tta=False)
     whole_images = config.selection == "full"
     scores = {}
     for name, model in models.items():
-        scores[name] = validate(
-            model, slices, job.device, window, config.threshold, whole_images, job.data.class_count
+        of_paint = None
+        if data.is_painted_in_part and slices:
+            of_paint = score_paint(
+                model, data.train, slices, data.class_count, job.device, window, config.threshold
+            )
+        scores[name] = of_paint or validate(
+            model, slices, job.device, window, config.threshold, whole_images, data.class_count
         )
     return scores
 

@@ -189,9 +189,8 @@ class Progress:
                 weights = model.state_dict()
                 self._unwritten[name] = {key: tensor.clone() for key, tensor in weights.items()}
 
-    def replace_best(self, name: str, model: torch.nn.Module, score: float | None) -> None:
-        """Keep other weights in the place of the best ones of a model, with their validation Dice."""
-        self.best[name] = {**self.best[name], "val_dice": score}
+    def replace_best(self, name: str, model: torch.nn.Module) -> None:
+        """Keep other weights in the place of the best ones of a model, whose score is the same."""
         weights = model.state_dict()
         self._unwritten[name] = {key: tensor.clone() for key, tensor in weights.items()}
 

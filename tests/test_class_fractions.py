@@ -14,11 +14,14 @@ from model_unet import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.files import read_json, write_json
 from slices.reading import Slice
+from training import class_fractions
 from training.class_fractions import (
     Fractions,
     estimate_fractions,
     find_fractions,
     painted_fractions,
+    score_paint,
+    weighted_overlap,
     without_offset,
 )
 from utils import SlidingWindow
@@ -121,6 +124,45 @@ def test_of_a_class_without_paint_nothing_is_corrected():
     network = new_network(Config(base_channels=2), 3, has_offset=True)
     cpu, window = torch.device("cpu"), SlidingWindow(64, 0.25)
     assert find_fractions(network, [partial], [whole], 3, cpu, window) is None
+
+
+def dice_of(decided: np.ndarray, classes: np.ndarray) -> float:
+    """Mean Dice over the classes but the background."""
+    scores = []
+    for index in (1, 2):
+        mask, truth = decided == index, classes == index
+        scores.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+    return float(np.mean(scores))
+
+
+def test_the_score_of_paint_is_that_of_all_pixels(monkeypatch):
+    made = [noisy_slice(seed) for seed in range(3)]
+    slices = [s for s, _ in made]
+    monkeypatch.setattr(class_fractions, "predict_images", lambda *_: iter([p for _, p in made]))
+    network = new_network(Config(base_channels=2), 3, has_offset=True)
+    cpu, window = torch.device("cpu"), SlidingWindow(64, 0.25)
+    found = score_paint(network, slices, slices, 3, cpu, window, 0.5)
+
+    of_all, over_paint = [], []
+    for seed, (s, p) in enumerate(made):
+        classes = np.random.default_rng(seed).choice(3, (SIDE, SIDE), p=TRUE)
+        of_all.append(dice_of((p * (TRUE / PAINTED)[:, None, None]).argmax(0), classes))
+        over_paint.append(dice_of(p.argmax(0)[s.counted], s.mask[s.counted]))
+    assert found["dice"] == pytest.approx(np.mean(of_all), abs=0.01)
+    assert np.mean(over_paint) > np.mean(of_all) + 0.05
+
+
+def test_fair_paint_is_scored_as_it_is():
+    labels, decided = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
+    found = weighted_overlap(decided, labels, np.ones(3))
+    assert found["dice"] == pytest.approx((0.8 + 0) / 2)
+    assert found["iou"] == pytest.approx((2 / 3 + 0) / 2)
+    # Of the background three times as many pixels: so there is more that is wrongly taken for the first class.
+    found = weighted_overlap(decided, labels, np.array([3.0, 1.0, 1.0]))
+    assert found["dice"] == pytest.approx(4 / 7 / 2)
+    # A class that no pixel has counts not.
+    found = weighted_overlap(decided[:4], labels[:4], np.ones(3))
+    assert found["dice"] == pytest.approx(0.8)
 
 
 def test_the_loss_of_painted_pixels_does_not_know_the_offset():

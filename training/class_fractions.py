@@ -1,4 +1,4 @@
-"""How much of a slice each class fills, where only a part of it is painted, and the network that knows it.
+"""How much of a slice each class fills, where only a part of it is painted; what follows for networks and scores.
 
 Who paints strokes paints of a rare class more than its share. A network learns that share with the rest, and takes
 too much for the rare class. What it says of painted pixels is right; what it says of all pixels is not.
@@ -8,6 +8,9 @@ then moved by log(fraction / painted fraction), which makes of probabilities amo
 (Saerens, Latinne & Decaestecker, 2002, doi:10.1162/089976602753284446, eq. 2.4). The network keeps these numbers
 (`UNet.class_offset`), and losses of painted pixels are those of logits without them, so that training goes on from
 there (logit adjustment: Menon et al., 2021, arXiv:2007.07314).
+
+Validation scores are those of all pixels, too: of a class that has three times its share of the paint, each painted
+pixel counts a third (`score_paint`).
 """
 
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ import torch
 
 from model_unet import UNet
 from slices.reading import Slice
-from utils import SlidingWindow, predict_images
+from utils import SlidingWindow, decide, predict_images
 
 # Paint whose fractions are within this factor of the estimated ones is taken as it is: an estimate
 # is no better than that.
@@ -28,6 +31,7 @@ THRESHOLDS = 60
 LEAST_PIXELS = 200  # painted pixels of each class, to estimate from
 MOST_PIXELS = 500_000  # of a slice, and of its paint, that are looked at: evenly spaced ones
 LARGEST_FACTOR = 30.0  # by which odds are changed
+LEAST_FRACTION = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +55,16 @@ class Fractions:
         ratios = self.estimated / self.painted
         return bool(np.maximum(ratios, 1 / ratios).max() > MOST_RATIO)
 
+    @property
+    def factors(self) -> np.ndarray:
+        """By what probabilities among painted pixels are multiplied, but for their sum: (K,)."""
+        if not self.is_biased:
+            return np.ones(len(self.painted))
+        return np.clip(self.estimated / self.painted, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
+
     def offset(self, outputs: int) -> torch.Tensor:
         """Return by what the logits are moved, (outputs,): those of all classes, or the one of the second of two."""
-        if not self.is_biased:
-            return torch.zeros(outputs)
-        factors = np.clip(self.estimated / self.painted, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
-        moved = np.log(factors)
+        moved = np.log(self.factors)
         if outputs == 1:
             moved = moved[1:] - moved[:1]
         return torch.from_numpy(moved).float()
@@ -128,10 +136,29 @@ def evenly(values: np.ndarray) -> np.ndarray:
     return values[..., :: -(-values.shape[-1] // MOST_PIXELS) or 1]
 
 
-def estimate_on(
+@dataclass(frozen=True, eq=False)
+class PixelSample:
+    """What a network says of pixels of some slices, evenly spaced ones.
+
+    Attributes
+    ----------
+    everywhere : (K, N) ndarray
+        Probabilities of pixels of the sample, painted or not.
+    painted : (K, M) ndarray
+        Those of painted pixels.
+    labels : (M,) ndarray
+        The class with which each of these is painted.
+    """
+
+    everywhere: np.ndarray
+    painted: np.ndarray
+    labels: np.ndarray
+
+
+def sample_pixels(
     model: UNet, slices: list[Slice], device: torch.device, window: SlidingWindow
-) -> np.ndarray | None:
-    """Return the `estimate_fractions` of a network on some slices; one of them is held in memory at a time."""
+) -> PixelSample:
+    """Return what a network says of pixels of some slices; one slice is held in memory at a time."""
     everywhere, painted, labels = [], [], []
     predicted = predict_images(model, [s.image for s in slices], device, window)
     for probability, s in zip(predicted, slices, strict=True):
@@ -141,7 +168,7 @@ def estimate_on(
         everywhere.append(evenly(of_classes[:, s.inside]))
         painted.append(evenly(of_classes[:, s.counted]))
         labels.append(evenly(np.asarray(s.mask)[s.counted]))
-    return estimate_fractions(
+    return PixelSample(
         np.concatenate(everywhere, axis=1),
         np.concatenate(painted, axis=1),
         np.concatenate(labels),
@@ -170,23 +197,111 @@ def find_fractions(
     device : torch.device
     window : SlidingWindow
     """
+    counted = counted_fractions(val, class_count)
+    sample = None
+    if counted is None:
+        sample = sample_pixels(without_offset(model), val or train, device, window)
+    return fractions_of(train, counted, sample, class_count)
+
+
+def counted_fractions(val: list[Slice], class_count: int) -> np.ndarray | None:
+    """Return how much each class fills of slices that are painted everywhere, (K,); None where these lack one."""
+    whole = [s for s in val if s.painted is None]
+    counted = painted_fractions(whole, class_count)
+    return counted if counted.min() > 0 else None
+
+
+def fractions_of(
+    train: list[Slice],
+    counted: np.ndarray | None,
+    sample: PixelSample | None,
+    class_count: int,
+) -> Fractions | None:
+    """Return the fractions that were counted, else those that are estimated from a sample of pixels."""
     painted = painted_fractions(train, class_count)
     if painted.min() == 0:
         # Of a class without paint nothing was learned.
         return None
 
-    whole = [s for s in val if s.painted is None]
-    if whole:
-        counted = painted_fractions(whole, class_count)
-        if counted.min() > 0:
-            return Fractions(painted, counted)
+    fractions = counted
+    if fractions is None and sample is not None:
+        fractions = estimate_fractions(sample.everywhere, sample.painted, sample.labels)
+    return None if fractions is None else Fractions(painted, fractions)
 
-    raw = without_offset(model)
-    for slices in (val, train):
-        found = estimate_on(raw, slices, device, window) if slices else None
-        if found is not None:
-            return Fractions(painted, found)
-    return None
+
+def score_paint(
+    model: UNet,
+    train: list[Slice],
+    val: list[Slice],
+    class_count: int,
+    device: torch.device,
+    window: SlidingWindow,
+    threshold: float,
+) -> dict[str, float | None] | None:
+    """Return Dice and IoU over painted pixels of validation slices, as of a corrected network and of all pixels.
+
+    Each painted pixel counts by how much more of all pixels its class fills than of the paint. Else
+    a network would seem best that takes rare classes for too much: of the background, where that
+    is wrong, there is too little paint. None where fractions cannot be told.
+
+    Scores of each class are of the pixels of all slices together, and means are over the classes
+    but the background that are painted.
+
+    Parameters
+    ----------
+    model : UNet
+        Its `class_offset` is left out.
+    train, val : lists of Slice
+    class_count : int
+    device : torch.device
+    window : SlidingWindow
+    threshold : float
+        Of two classes: the probability from which a pixel is foreground.
+    """
+    sample = sample_pixels(without_offset(model), val, device, window)
+    fractions = fractions_of(train, counted_fractions(val, class_count), sample, class_count)
+    if fractions is None:
+        return None
+
+    probabilities = sample.painted
+    weights = np.ones(class_count)
+    if fractions.is_biased:
+        probabilities = probabilities * fractions.factors[:, None]
+        probabilities /= probabilities.sum(axis=0)
+        shares = np.bincount(sample.labels, minlength=class_count) / len(sample.labels)
+        weights = fractions.estimated / np.maximum(shares, LEAST_FRACTION)
+    # The pixels of all slices are one row of a picture.
+    row = probabilities[:, None] if class_count > 2 else probabilities[1:2]
+    decided = decide(row, threshold)[0]
+    return weighted_overlap(decided.astype(int), sample.labels.astype(int), weights)
+
+
+def weighted_overlap(
+    decided: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> dict[str, float | None]:
+    """Return Dice and IoU of some pixels, where those of a class count by its weight: means over classes.
+
+    The background is no part of the mean, nor is a class that no pixel has.
+
+    Parameters
+    ----------
+    decided, labels : (M,) int ndarrays
+        The class that each pixel is taken for, and the one that it has.
+    weights : (K,) ndarray
+    """
+    class_count = len(weights)
+    counts = np.bincount(labels * class_count + decided, minlength=class_count**2)
+    confusion = weights[:, None] * counts.reshape(class_count, class_count)
+    right = np.diag(confusion)
+    both = confusion.sum(axis=0) + confusion.sum(axis=1)
+    present = [index for index in range(1, class_count) if (labels == index).any()]
+    present = present or list(range(1, class_count))
+    # A class that is neither there nor found is right.
+    dice = np.divide(2 * right, both, out=np.ones(class_count), where=both > 0)
+    return {
+        "dice": float(dice[present].mean()),
+        "iou": float((dice / (2 - dice))[present].mean()),
+    }
 
 
 def without_offset(model: UNet) -> UNet:
