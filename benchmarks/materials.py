@@ -19,6 +19,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,8 @@ from viz.run_files import read_table  # noqa: E402
 from viz.study_figures import draw_materials  # noqa: E402
 
 PLACE = ["material", "labels", "seed", "variant"]
-COLUMNS = [*PLACE, "method", "stem", "dice"]
+KEY = [*PLACE, "method", "stem"]
+COLUMNS = [*KEY, "dice"]
 # What a study has to say, and in which form.
 KEYS = {"name": str, "labels": list, "seeds": list, "materials": dict, "variants": dict}
 BASELINES = (OTSU, FOREST)
@@ -207,16 +209,27 @@ def check_data_seed(folder: Path, seed: int) -> None:
         )
 
 
-def read_rows(files: list[Path]) -> pd.DataFrame:
-    """Return the rows of some files, each once; an empty table where there are none."""
+def read_rows(
+    files: list[Path], columns: Sequence[str] = COLUMNS, key: Sequence[str] = KEY
+) -> pd.DataFrame:
+    """Return the rows of some files, each once; an empty table where there are none.
+
+    Parameters
+    ----------
+    files : list of Path
+    columns : sequence of str
+        Which they have to have.
+    key : sequence of str
+        Those that say which row it is.
+    """
     # Names that look like numbers stay what they are.
     kinds = {"stem": str, "commit": str}
-    tables = [read_table(path, *COLUMNS, dtype=kinds) for path in files if path.exists()]
+    tables = [read_table(path, *columns, dtype=kinds) for path in files if path.exists()]
     if not tables:
-        return pd.DataFrame(columns=COLUMNS)
+        return pd.DataFrame(columns=list(columns))
     rows = pd.concat(tables, ignore_index=True)
     # Rows of a part stand in its own file, and once they were gathered, in `rows.csv`, too.
-    return rows.drop_duplicates([*PLACE, "method", "stem"], ignore_index=True)
+    return rows.drop_duplicates(list(key), ignore_index=True)
 
 
 def is_known(place: Place, rows: pd.DataFrame) -> bool:
@@ -227,11 +240,18 @@ def is_known(place: Place, rows: pd.DataFrame) -> bool:
 
 def write_record(folder: Path, study: dict, minutes: float) -> None:
     """Write what is run, for how long, and on which machine."""
+    write_json(
+        folder / "study.json", {**study, "minutes": minutes, "environment": environment_of_study()}
+    )
+
+
+def environment_of_study() -> dict:
+    """Return on which machine a study is run, and with which versions."""
     machine = environment(choose_device())
     # What is run stands beside it; the command line says no more. Rows say which code began their run.
     for name in ("command", "git_commit", "git_dirty"):
         machine.pop(name)
-    write_json(folder / "study.json", {**study, "minutes": minutes, "environment": machine})
+    return machine
 
 
 def check_same_settings(folder: Path, study: dict, minutes: float | None = None) -> None:

@@ -27,16 +27,22 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.materials import COMMIT_DIGITS, FIGURE_DPI, numbers, role_of  # noqa: E402 - after the path
+from benchmarks.materials import (  # noqa: E402 - after the path
+    COMMIT_DIGITS,
+    FIGURE_DPI,
+    environment_of_study,
+    numbers,
+    read_rows,
+    role_of,
+)
 from benchmarks.study import every_nth  # noqa: E402
 from config import CPU_PROFILE, Config, make_config  # noqa: E402
 from demo_data import write_class_demo  # noqa: E402
 from phantoms.scribbles import GATHERED, SPREAD  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
-from runtime.devices import choose_device  # noqa: E402
 from runtime.files import read_json, write_csv, write_json  # noqa: E402
 from runtime.messages import InputError  # noqa: E402
-from runtime.run_folder import environment, release  # noqa: E402
+from runtime.run_folder import release  # noqa: E402
 from train import (  # noqa: E402
     continue_supervised,
     evaluate_run,
@@ -59,7 +65,8 @@ SETTINGS = {**CPU_PROFILE, "method": "best", "labels": 4, "steps_per_epoch": 24}
 PLACE = ["share", "strokes", "seed"]
 MEAN = "mean"  # in the column `class`: over all classes but the background
 SCORES = ["dice", "precision", "recall"]
-COLUMNS = [*PLACE, "method", "stem", "class", *SCORES]
+KEY = [*PLACE, "method", "stem", "class"]
+COLUMNS = [*KEY, *SCORES]
 
 
 @dataclass(frozen=True)
@@ -135,23 +142,10 @@ def rows_of(place: Place, config: Config) -> pd.DataFrame:
 # --- all runs -------------------------------------------------------------------------------------
 
 
-def read_rows(files: list[Path]) -> pd.DataFrame:
-    """Return the rows of some files, each once; an empty table where there are none."""
-    kinds = {"stem": str, "commit": str}
-    tables = [read_table(path, *COLUMNS, dtype=kinds) for path in files if path.exists()]
-    if not tables:
-        return pd.DataFrame(columns=COLUMNS)
-    # Rows of a part stand in its own file, and once they were gathered, in `rows.csv`, too.
-    rows = pd.concat(tables, ignore_index=True)
-    return rows.drop_duplicates([*PLACE, "method", "stem", "class"], ignore_index=True)
-
-
 def is_known(place: Place, rows: pd.DataFrame) -> bool:
     """Return whether there are rows of a run."""
-    is_of_place = rows["share"] == place.share
-    for name in ("strokes", "seed"):
-        is_of_place &= rows[name] == getattr(place, name)
-    return bool(is_of_place.any())
+    values = [place.share, place.strokes, place.seed]
+    return bool((rows[PLACE] == values).all(axis=1).any())
 
 
 def write_record(folder: Path) -> None:
@@ -162,10 +156,7 @@ def write_record(folder: Path) -> None:
         before = read_json(path)
         if any(before.get(name) != value for name, value in study.items()):
             raise InputError(f"{folder}: holds runs with other settings; move it away")
-    machine = environment(choose_device())
-    for name in ("command", "git_commit", "git_dirty"):
-        machine.pop(name)
-    write_json(path, {**study, "environment": machine})
+    write_json(path, {**study, "environment": environment_of_study()})
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +179,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def write_summary(folder: Path) -> None:
     """Gather the rows of all parts, whose files stay: they may still grow. Write the table and the figure."""
-    rows = read_rows(sorted(folder.glob("rows*.csv")))
+    rows = read_rows(sorted(folder.glob("rows*.csv")), COLUMNS, KEY)
     if rows.empty:
         raise InputError(f"{folder}: no finished run yet")
     rows = rows.sort_values(PLACE, kind="stable", ignore_index=True)
@@ -241,14 +232,15 @@ def main() -> None:
     mine = every_nth(places, arguments.part)
     FOLDER.mkdir(parents=True, exist_ok=True)
     write_record(FOLDER)
-    known = read_rows(sorted(FOLDER.glob("rows*.csv")))
+    known = read_rows(sorted(FOLDER.glob("rows*.csv")), COLUMNS, KEY)
     own = FOLDER / f"rows_{arguments.part.replace('/', 'of')}.csv"
     for place in mine:
         if is_known(place, known):
             continue
         print(place.name, flush=True)
         rows = run_one(place, arguments.data)
-        write_csv(own, pd.concat([read_rows([own]), rows], ignore_index=True), float_format="%.5g")
+        before = read_rows([own], COLUMNS, KEY)
+        write_csv(own, pd.concat([before, rows], ignore_index=True), float_format="%.5g")
 
 
 if __name__ == "__main__":
