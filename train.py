@@ -49,7 +49,15 @@ from runtime.run_folder import forget_state, read_phases
 from runtime.team import join_team, leave_team
 from slices.data_folder import Data, sum_up, training_window
 from training.batches import batches_of
-from training.class_fractions import describe_fractions, find_fractions, score_paint
+from training.class_fractions import (
+    describe_fractions,
+    fractions_of_run,
+    measure_fractions,
+    painted_fractions,
+    sample_pixels,
+    score_alike,
+    score_samples,
+)
 from training.failures import nonfinite_error, out_of_memory_error, record_nonfinite_steps
 from training.phases import (
     CONTROL,
@@ -71,10 +79,7 @@ from training.pixel_fit import (
 )
 from training.preparation import SCANS_ON_CPU, find_recipe, prepare, verify
 from training.recipe import CHOSEN, MINUTES, WEAK, Recipe
-from utils import forget_what_fitted, seed_everything
-
-# What classes are called where masks are binary: with `--rim`, these are painted in part, too.
-BINARY_NAMES = ("background", "foreground")
+from utils import SlidingWindow, forget_what_fitted, seed_everything
 
 
 def train_pixel_classifier(config: Config, data: Data) -> None:
@@ -251,6 +256,11 @@ def open_training(job: Job) -> Training:
         for model in (student, average):
             if model is not None:
                 take_classifier(model, fitted)
+    fractions = fractions_of_run(config.run_folder)
+    if fractions is not None:
+        for model in (student, average):
+            if model is not None and model.class_offset is not None:
+                model.class_offset.copy_(fractions.offset(model.outputs))
     optimizer = make_optimizer(config, student)
     return Training(
         config=config,
@@ -339,53 +349,52 @@ def save_or_finish(job: Job, training: Training, progress: Progress) -> None:
 
 def finish_phase(job: Job, progress: Progress, network: torch.nn.Module) -> None:
     """Write what is known about a phase that has come to its end, and say what it did."""
-    fractions = correct_fractions(job, progress)
-    details = {
+    details: dict[str, Any] = {
         "epochs": job.phase.epochs,
         "steps": progress.step,
         "label": job.phase.label,
         "processes": job.team.size,
         "parameters": sum(tensor.numel() for tensor in network.parameters()),
-        **fractions,
     }
+    if measures_fractions(job):
+        details["fractions"] = correct_fractions(job, progress)
     progress.finish(job.device, details)
-    tqdm.write(describe_finished_phase(job, progress), file=progress_stream())
-    for name, found in fractions.get("fractions", {}).items():
-        if found["is_corrected"]:
-            text = describe_fractions(found["painted"], found["estimated"])
-            tqdm.write(f"  {name}: {text}", file=progress_stream())
+    lines = [describe_finished_phase(job, progress)]
+    if "fractions" in details:
+        lines.append(describe_fractions(details["fractions"]))
+    for line in lines:
+        if line:
+            tqdm.write(line, file=progress_stream())
 
 
-def correct_fractions(job: Job, progress: Progress) -> dict[str, dict]:
-    """Let the kept models know how much each class fills, where slices are painted in part; return that.
+def measures_fractions(job: Job) -> bool:
+    """Return whether a phase finds out how much each class fills: where paint is partial, and nobody knows yet."""
+    return job.data.is_painted_in_part and fractions_of_run(job.config.run_folder) is None
+
+
+def correct_fractions(job: Job, progress: Progress) -> dict:
+    """Let the kept weights know how much each class fills, and score them so; return the record of that.
 
     What they had before is left out, so that a phase whose end was interrupted may end once more.
     """
-    data = job.data
-    if not data.is_painted_in_part:
-        return {}
-
+    data, config = job.data, job.config
     # From here on nothing is trained: who was killed goes on from this state.
     progress.save()
-    window = dataclasses.replace(job.config.sliding_window, tta=False)
-    named = BINARY_NAMES if data.classes is None else data.classes.names
-    found: dict[str, dict] = {}
-    for name in list(progress.best):
-        weights, _ = load_checkpoint(job.config.checkpoint(name))
-        model = UNet.from_weights(weights).to(job.device)
-        fractions = find_fractions(
-            model, data.train, data.val, data.class_count, job.device, window
-        )
-        if fractions is None or model.class_offset is None:
-            continue
+    (name,) = progress.best
+    model = UNet.from_weights(progress.best_weights(name)).to(job.device)
+    window = validation_window(config)
+    samples = sample_pixels(model, data.val or data.train, job.device, window)
+    fractions = measure_fractions(samples, painted_fractions(data.train, data.class_count))
+    if model.class_offset is not None:
         model.class_offset.copy_(fractions.offset(model.outputs))
-        found[name] = {
-            "painted": dict(zip(named, fractions.painted.round(5).tolist(), strict=True)),
-            "estimated": dict(zip(named, fractions.estimated.round(5).tolist(), strict=True)),
-            "is_corrected": fractions.is_biased,
-        }
-        progress.replace_best(name, model)
-    return {"fractions": found}
+
+    score = None
+    # Only scores that take the same fractions can be compared, and those of all later models are
+    # measured with a better network than the pixel classifier.
+    if data.can_choose and name != "pixel_classifier":
+        score = score_samples(samples, fractions, config.threshold)["dice"]
+    progress.replace_best(name, model, score)
+    return fractions.record(data.class_names)
 
 
 def describe_finished_phase(job: Job, progress: Progress) -> str:
@@ -428,8 +437,8 @@ def end_epoch(job: Job, training: Training, progress: Progress, epoch: int) -> N
         record_nonfinite_steps(job, nonfinite_steps(progress))
     progress.losses.clear()
 
-    if is_due and job.data.can_choose and begins_with_classifier(job):
-        models, scores = choose_confidences(job, models)
+    if is_due and job.data.can_choose:
+        models, scores = choose_candidates(job, progress, models)
     else:
         scores = score_models(job, models, is_due)
     if is_due:
@@ -492,23 +501,30 @@ def validate_models(
 ) -> dict[str, dict[str, float | None]]:
     """Return the validation scores of each model; None for each metric where there is no slice.
 
-    Networks that learn from partial paint are scored as they will be once they are corrected for it,
-    see `training.class_fractions.score_paint`.
+    Networks that learn from partial paint are scored as they are once they are corrected for it, see
+    `training.class_fractions`.
     """
     config, data = job.config, job.data
-    window = dataclasses.replace(config.sliding_window, tta=False)
+    window = validation_window(config)
+    if data.is_painted_in_part and slices:
+        painted = painted_fractions(data.train, data.class_count)
+        samples = {
+            name: sample_pixels(model, slices, job.device, window) for name, model in models.items()
+        }
+        return score_alike(samples, painted, config.threshold, fractions_of_run(config.run_folder))
+
     whole_images = config.selection == "full"
     scores = {}
     for name, model in models.items():
-        of_paint = None
-        if data.is_painted_in_part and slices:
-            of_paint = score_paint(
-                model, data.train, slices, data.class_count, job.device, window, config.threshold
-            )
-        scores[name] = of_paint or validate(
+        scores[name] = validate(
             model, slices, job.device, window, config.threshold, whole_images, data.class_count
         )
     return scores
+
+
+def validation_window(config: Config) -> SlidingWindow:
+    """Return through which windows validation looks: without the mean over flips and turns, which takes too long."""
+    return dataclasses.replace(config.sliding_window, tta=False)
 
 
 def score_models(
@@ -519,22 +535,42 @@ def score_models(
     return job.team.tell(validate_models(job, models, val))
 
 
-def choose_confidences(
-    job: Job, models: dict[str, UNet]
+def choose_candidates(
+    job: Job, progress: Progress, models: dict[str, UNet]
 ) -> tuple[dict[str, UNet], dict[str, dict[str, Any]]]:
-    """Return copies of models, each with the one of `CONFIDENCES` that validates best, and their scores.
+    """Return models as they validate best, and their scores.
 
     While a network is trained from random weights, its pixel classifier speaks softly; how much it
-    should count in the end depends on the material.
+    should count in the end depends on the material, so that one of `CONFIDENCES` is chosen.
+
+    As long as a phase measures how much each class fills, the best weights so far are scored once
+    more: a score that takes the fractions of one network cannot be compared with that of another.
     """
-    chosen: dict[str, UNet] = {}
-    best: dict[str, dict] = {}
-    for confidence in CONFIDENCES:
-        candidates = {name: with_confidence(model, confidence) for name, model in models.items()}
-        for name, scores in score_models(job, candidates).items():
-            if name not in best or scores["dice"] > best[name]["dice"]:
-                chosen[name], best[name] = candidates[name], scores
-    return chosen, best
+    candidates: dict[str, dict[str, UNet]] = {}
+    for name, model in models.items():
+        candidates[name] = {name: model}
+        if begins_with_classifier(job):
+            candidates[name] = {
+                f"{name}, {confidence}": with_confidence(model, confidence)
+                for confidence in CONFIDENCES
+            }
+
+    scored = {key: model for of_name in candidates.values() for key, model in of_name.items()}
+    so_far = {}
+    if measures_fractions(job):
+        so_far = {name: f"{name} so far" for name in progress.best}
+        if job.team.leads:
+            for name, key in so_far.items():
+                scored[key] = UNet.from_weights(progress.best_weights(name)).to(job.device)
+    scores = score_models(job, scored)
+    for name, key in so_far.items():
+        progress.rescore_best(name, scores[key]["dice"])
+
+    chosen, of_chosen = {}, {}
+    for name, of_name in candidates.items():
+        best = max(of_name, key=lambda key: scores[key]["dice"])
+        chosen[name], of_chosen[name] = of_name[best], scores[best]
+    return chosen, of_chosen
 
 
 def all_finite(models: dict[str, UNet]) -> bool:

@@ -189,10 +189,22 @@ class Progress:
                 weights = model.state_dict()
                 self._unwritten[name] = {key: tensor.clone() for key, tensor in weights.items()}
 
-    def replace_best(self, name: str, model: torch.nn.Module) -> None:
-        """Keep other weights in the place of the best ones of a model, whose score is the same."""
+    def best_weights(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the kept weights of a model."""
+        if name in self._unwritten:
+            return self._unwritten[name]
+        weights, _ = load_checkpoint(self.run.checkpoint(name))
+        return weights
+
+    def replace_best(self, name: str, model: torch.nn.Module, score: float | None) -> None:
+        """Keep other weights in the place of the best ones of a model, with their validation Dice."""
+        self.rescore_best(name, score)
         weights = model.state_dict()
         self._unwritten[name] = {key: tensor.clone() for key, tensor in weights.items()}
+
+    def rescore_best(self, name: str, score: float | None) -> None:
+        """Give the kept weights of a model another validation Dice."""
+        self.best[name] = {**self.best[name], "val_dice": score}
 
     # --- states -----------------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ from slices.reading import (
 from slices.splits import PARTS, make_split
 from slices.windows import Grey, apply_window, find_window, grey_limits, read_grey
 
+# What classes are called where masks are binary.
+BINARY_NAMES = ("background", "foreground")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -60,7 +63,8 @@ class Data:
     painted only in part, as if they were not painted at all. Where a folder has no other slices, the
     training images serve as such.
 
-    `classes` are those of label maps; None where masks are binary.
+    `classes` are those of label maps; None where masks are binary. `is_painted_in_part` says whether
+    some of the training slices are, by hand: not only because of their rims (`Reading.rim`).
     """
 
     train: list[Slice]
@@ -69,6 +73,7 @@ class Data:
     unlabelled: list[Slice]
     notes: tuple[str, ...] = ()
     classes: Classes | None = None
+    is_painted_in_part: bool = False
 
     @property
     def class_count(self) -> int:
@@ -76,9 +81,9 @@ class Data:
         return 2 if self.classes is None else len(self.classes)
 
     @property
-    def is_painted_in_part(self) -> bool:
-        """Whether some of the training slices are."""
-        return any(s.painted is not None for s in self.train)
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return BINARY_NAMES if self.classes is None else self.classes.names
 
     @property
     def labelled(self) -> list[Slice]:
@@ -162,7 +167,15 @@ def load_data(root: Path, options: DataOptions = DataOptions()) -> Data:
     notes += notes_on_borders([*labelled.values(), *read])
     notes += notes_on_blank(blank, len(scans))
     notes += notes_on_empty_validation(parts["val"])
-    return Data(train, parts["val"], parts["test"], unlabelled, tuple(notes), classes)
+    return Data(
+        train,
+        parts["val"],
+        parts["test"],
+        unlabelled,
+        tuple(notes),
+        classes,
+        is_painted_in_part=any(s.painted is not None for s in with_label),
+    )
 
 
 def load_binary(pairing: Pairing, reading: Reading) -> tuple[dict[str, Slice], list[str]]:

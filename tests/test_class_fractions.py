@@ -1,26 +1,34 @@
 """Paint of strokes shows rare classes too often: how much they fill is estimated, and the network knows it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from config import Config
 from conftest import TINY, run, write_label_maps
-from evaluation.recommendation import recommend_model
 from mean_teacher import among_painted, new_network
 from model_unet import UNet
+from report import write_report
 from runtime.checkpoints import load_checkpoint
 from runtime.files import read_json, write_json
+from runtime.messages import InputError
+from runtime.progress import Progress
+from slices.options import MASKS
 from slices.reading import Slice
-from training import class_fractions
 from training.class_fractions import (
     Fractions,
-    estimate_fractions,
-    find_fractions,
+    PixelSample,
+    describe_fractions,
+    fractions_of_run,
+    measure_fractions,
     painted_fractions,
-    score_paint,
+    sample_pixels,
+    score_alike,
+    score_samples,
     weighted_overlap,
     without_offset,
 )
@@ -30,60 +38,151 @@ from viz.run_page import describe_results
 TRUE = np.array([0.85, 0.1, 0.05])
 PAINTED = np.array([0.4, 0.3, 0.3])
 SIDE = 400
+NAMES = ("matrix", "grain", "pore")
 
 
-def noisy_slice(seed: int) -> tuple[Slice, np.ndarray]:
-    """A slice of three classes, of which each is painted so much; and the probabilities among painted pixels."""
-    rng = np.random.default_rng(seed)
-    classes = rng.choice(3, (SIDE, SIDE), p=TRUE).astype(np.uint8)
-    grey = rng.normal(classes * 3.0, 1.0)
-    chance = 0.05 * PAINTED / TRUE
-    painted = rng.random(classes.shape) < chance[classes]
-    s = Slice(
-        Path(f"{seed}.tif"), np.zeros((SIDE, SIDE), np.uint8), classes * painted, painted=painted
-    )
+@dataclass
+class Made:
+    """A slice of three classes, of which each is painted so much, as a network sees it that knows them `apart` well."""
 
-    likelihood = np.exp(-0.5 * (grey - 3.0 * np.arange(3)[:, None, None]) ** 2)
-    among_paint = likelihood * PAINTED[:, None, None]
-    return s, among_paint / among_paint.sum(axis=0)
+    seed: int
+    apart: float = 3.0
+    is_whole: bool = False
+
+    def __post_init__(self):
+        rng = np.random.default_rng(self.seed)
+        self.classes = rng.choice(3, (SIDE, SIDE), p=TRUE).astype(np.uint8)
+        grey = rng.normal(self.classes * self.apart, 1.0)
+        chance = 0.05 * PAINTED / TRUE
+        self.is_painted = rng.random(self.classes.shape) < chance[self.classes]
+        self.is_painted |= self.is_whole
+        likelihood = np.exp(-0.5 * (grey - self.apart * np.arange(3)[:, None, None]) ** 2)
+        among_paint = likelihood * PAINTED[:, None, None]
+        self.probabilities = among_paint / among_paint.sum(axis=0)
+
+    @property
+    def slice(self) -> Slice:
+        """What is read of it."""
+        path, image = Path(f"{self.seed}.tif"), np.zeros((SIDE, SIDE), np.uint8)
+        if self.is_whole:
+            return Slice(path, image, self.classes)
+        return Slice(path, image, self.classes * self.is_painted, painted=self.is_painted)
+
+    @property
+    def sample(self) -> PixelSample:
+        """What a network says of all of its pixels."""
+        return PixelSample(
+            self.probabilities.reshape(3, -1),
+            self.probabilities[:, self.is_painted],
+            self.classes[self.is_painted].astype(int),
+            SIDE**2,
+            self.is_whole,
+        )
+
+    def true_dice(self, factors: np.ndarray) -> float:
+        """Mean Dice of all pixels over the classes but the background, of the corrected network."""
+        decided = (self.probabilities * factors[:, None, None]).argmax(0)
+        scores = []
+        for index in (1, 2):
+            mask, truth = decided == index, self.classes == index
+            scores.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+        return float(np.mean(scores))
 
 
-def estimated_on(made: list[tuple[Slice, np.ndarray]]) -> np.ndarray | None:
-    """What is estimated from some slices and the probabilities of their pixels."""
-    everywhere = np.concatenate([p.reshape(3, -1) for _, p in made], axis=1)
-    painted = np.concatenate([p[:, s.counted] for s, p in made], axis=1)
-    labels = np.concatenate([s.mask[s.counted] for s, _ in made])
-    return estimate_fractions(everywhere, painted, labels)
+def samples_of(made: list[Made]) -> list[PixelSample]:
+    """What a network says of some slices."""
+    return [one.sample for one in made]
+
+
+# --- how much each class fills --------------------------------------------------------------------
 
 
 def test_fractions_are_estimated_from_what_is_painted_otherwise():
-    made = [noisy_slice(seed) for seed in range(3)]
-    np.testing.assert_allclose(painted_fractions([s for s, _ in made], 3), PAINTED, atol=0.02)
-    found = estimated_on(made)
-    np.testing.assert_allclose(found, TRUE, atol=0.02)
+    made = [Made(seed) for seed in range(3)]
+    painted = painted_fractions([one.slice for one in made], 3)
+    np.testing.assert_allclose(painted, PAINTED, atol=0.02)
+    found = measure_fractions(samples_of(made), painted)
+    np.testing.assert_allclose(found.estimated, TRUE, atol=0.02)
+    assert found.unknown == ()
+    assert found.is_biased
 
 
 def test_paint_of_the_first_class_may_be_anything():
-    made = [noisy_slice(seed) for seed in range(3)]
+    made = [Made(seed) for seed in range(3)]
     # Nobody painted any of it where it is dark.
-    for s, p in made:
-        s.painted[(s.mask == 0) & (p[0] > 0.9)] = False
-    found = estimated_on(made)
-    np.testing.assert_allclose(found, TRUE, atol=0.02)
+    for one in made:
+        one.is_painted[(one.classes == 0) & (one.probabilities[0] > 0.9)] = False
+    found = measure_fractions(samples_of(made), PAINTED)
+    np.testing.assert_allclose(found.estimated, TRUE, atol=0.02)
 
 
 def test_a_network_that_knows_nothing_changes_nothing():
-    s, probabilities = noisy_slice(0)
-    guessed = np.random.default_rng(1).dirichlet([1, 1, 1], probabilities[0].size).T
-    found = estimated_on([(s, guessed.reshape(probabilities.shape))])
-    np.testing.assert_allclose(found, painted_fractions([s], 3), atol=0.1)
-    assert not Fractions(painted_fractions([s], 3), found).is_biased
+    one = Made(0)
+    guessed = np.random.default_rng(1).dirichlet([1, 1, 1], SIDE**2).T
+    one.probabilities = guessed.reshape(one.probabilities.shape)
+    found = measure_fractions([one.sample], PAINTED)
+    np.testing.assert_allclose(found.estimated, PAINTED, atol=0.1)
+    assert not found.is_biased
+    assert found.factors.tolist() == [1, 1, 1]
 
 
-def test_of_little_paint_nothing_is_estimated():
-    s, probabilities = noisy_slice(0)
-    s.painted[s.mask == 2] = False
-    assert estimated_on([(s, probabilities)]) is None
+def test_of_a_class_with_little_paint_nothing_is_told_but_of_the_others():
+    one = Made(0)
+    one.is_painted[one.classes == 2] = False
+    found = measure_fractions([one.sample], PAINTED)
+    assert found.unknown == (2,)
+    assert found.estimated[2] == PAINTED[2]
+    assert found.estimated[1] == pytest.approx(TRUE[1], abs=0.02)
+    text = describe_fractions(found.record(NAMES))
+    assert "grain 30.0 and 10" in text
+    assert "how much of all pixels pore fills cannot be told" in text
+
+
+def test_of_a_class_without_paint_nothing_is_learned():
+    found = measure_fractions([Made(0).sample], np.array([0.6, 0.4, 0.0]))
+    assert found.unknown == (2,)
+    assert np.isfinite(found.factors).all()
+    assert found.factors[2] == 1
+    assert found.factors[1] == pytest.approx(0.25, rel=0.1)
+
+
+def test_slices_that_are_painted_everywhere_say_what_they_hold():
+    whole = Made(0, is_whole=True)
+    # Whatever a network says of it.
+    whole.probabilities = np.full_like(whole.probabilities, 1 / 3)
+    found = measure_fractions([whole.sample], PAINTED)
+    np.testing.assert_allclose(found.estimated, TRUE, atol=0.005)
+
+
+def test_both_kinds_of_slices_count_by_their_pixels():
+    whole, strokes = Made(0, is_whole=True), Made(1)
+    # The whole one has none of the last class: that does not say that it is nowhere.
+    whole.classes[whole.classes == 2] = 0
+    found = measure_fractions([whole.sample, strokes.sample], PAINTED)
+    assert found.estimated[2] == pytest.approx(TRUE[2] / 2, abs=0.01)
+    assert found.estimated[1] == pytest.approx(TRUE[1], abs=0.015)
+    assert measure_fractions([whole.sample], PAINTED).unknown == (2,)
+
+
+def test_what_is_asked_of_a_network_is_what_it_says_without_its_offset():
+    strokes = Made(0).slice
+    strokes = Slice(
+        strokes.path,
+        np.random.default_rng(0).integers(0, 255, (SIDE, SIDE), np.uint8),
+        strokes.mask,
+        painted=strokes.painted,
+    )
+    network = new_network(Config(base_channels=2), 3, has_offset=True)
+    cpu, window = torch.device("cpu"), SlidingWindow(64, 0.25)
+    (before,) = sample_pixels(network, [strokes], cpu, window)
+    network.class_offset.copy_(torch.tensor([0.0, 3.0, -3.0]))
+    (after,) = sample_pixels(network, [strokes], cpu, window)
+    np.testing.assert_array_equal(before.everywhere, after.everywhere)
+    assert before.pixels == SIDE**2
+    assert not before.is_whole
+    np.testing.assert_array_equal(before.labels, strokes.mask[strokes.painted])
+    whole = np.asarray(before.everywhere).reshape(3, SIDE, SIDE)
+    np.testing.assert_array_equal(before.painted, whole[:, strokes.painted])
 
 
 @pytest.mark.parametrize("outputs", [3, 1])
@@ -104,52 +203,48 @@ def test_paint_that_is_about_fair_changes_nothing():
     fractions = Fractions(np.array([0.6, 0.4]), np.array([0.7, 0.3]))
     assert not fractions.is_biased
     assert fractions.offset(1).tolist() == [0]
+    assert describe_fractions(fractions.record(("a", "b"))) == ""
 
 
-def test_slices_that_are_painted_everywhere_say_what_they_hold():
-    partial, _ = noisy_slice(0)
-    whole = Slice(
-        Path("w.tif"), partial.image, np.random.default_rng(1).choice(3, (SIDE, SIDE), p=TRUE)
-    )
-    network = new_network(Config(base_channels=2), 3, has_offset=True)
-    window = SlidingWindow(64, 0.25)
-    found = find_fractions(network, [partial], [partial, whole], 3, torch.device("cpu"), window)
-    np.testing.assert_allclose(found.estimated, TRUE, atol=0.01)
+def test_a_record_holds_all_of_them(tmp_path):
+    fractions = Fractions(PAINTED, TRUE, (2,))
+    phases = {"supervised": {"best": {}, "fractions": fractions.record(NAMES)}}
+    assert fractions_of_run(tmp_path) is None
+    write_json(tmp_path / "phases.json", phases)
+    again = fractions_of_run(tmp_path)
+    np.testing.assert_allclose(again.factors, fractions.factors, rtol=1e-4)
+    assert again.unknown == (2,)
+    phases["supervised"]["fractions"] = {"painted": 3}
+    write_json(tmp_path / "phases.json", phases)
+    with pytest.raises(InputError, match="its fractions are not what a run writes"):
+        fractions_of_run(tmp_path)
 
 
-def test_of_a_class_without_paint_nothing_is_corrected():
-    partial, _ = noisy_slice(0)
-    whole = Slice(Path("w.tif"), partial.image, np.eye(SIDE, dtype=np.uint8) + 1)
-    partial.painted[partial.mask == 2] = False
-    network = new_network(Config(base_channels=2), 3, has_offset=True)
-    cpu, window = torch.device("cpu"), SlidingWindow(64, 0.25)
-    assert find_fractions(network, [partial], [whole], 3, cpu, window) is None
+# --- scores ---------------------------------------------------------------------------------------
 
 
-def dice_of(decided: np.ndarray, classes: np.ndarray) -> float:
-    """Mean Dice over the classes but the background."""
-    scores = []
-    for index in (1, 2):
-        mask, truth = decided == index, classes == index
-        scores.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
-    return float(np.mean(scores))
+def test_the_score_of_paint_is_that_of_all_pixels():
+    made = [Made(seed) for seed in range(3)]
+    fractions = Fractions(PAINTED, TRUE)
+    found = score_samples(samples_of(made), fractions, 0.5)
+    of_all = np.mean([one.true_dice(fractions.factors) for one in made])
+    assert found["dice"] == pytest.approx(of_all, abs=0.01)
+    # As the paint has it, the network that nobody corrected would seem far better than it is.
+    over_paint = score_samples(samples_of(made), Fractions(PAINTED, PAINTED), 0.5)
+    of_all = np.mean([one.true_dice(np.ones(3)) for one in made])
+    assert over_paint["dice"] > of_all + 0.05
 
 
-def test_the_score_of_paint_is_that_of_all_pixels(monkeypatch):
-    made = [noisy_slice(seed) for seed in range(3)]
-    slices = [s for s, _ in made]
-    monkeypatch.setattr(class_fractions, "predict_images", lambda *_: iter([p for _, p in made]))
-    network = new_network(Config(base_channels=2), 3, has_offset=True)
-    cpu, window = torch.device("cpu"), SlidingWindow(64, 0.25)
-    found = score_paint(network, slices, slices, 3, cpu, window, 0.5)
-
-    of_all, over_paint = [], []
-    for seed, (s, p) in enumerate(made):
-        classes = np.random.default_rng(seed).choice(3, (SIDE, SIDE), p=TRUE)
-        of_all.append(dice_of((p * (TRUE / PAINTED)[:, None, None]).argmax(0), classes))
-        over_paint.append(dice_of(p.argmax(0)[s.counted], s.mask[s.counted]))
-    assert found["dice"] == pytest.approx(np.mean(of_all), abs=0.01)
-    assert np.mean(over_paint) > np.mean(of_all) + 0.05
+def test_a_worse_network_never_has_the_better_score():
+    networks = {}
+    for apart in (0.8, 1.2, 1.6, 2.0, 2.5):
+        networks[str(apart)] = samples_of([Made(seed, apart) for seed in range(2)])
+    found = score_alike(networks, PAINTED, 0.5)
+    scores = [score["dice"] for score in found.values()]
+    assert scores == sorted(scores)
+    # By its own fractions, which are too large, the worst one would look much better.
+    alone = score_alike({"0.8": networks["0.8"]}, PAINTED, 0.5)["0.8"]["dice"]
+    assert alone > 1.3 * scores[0]
 
 
 def test_fair_paint_is_scored_as_it_is():
@@ -163,6 +258,9 @@ def test_fair_paint_is_scored_as_it_is():
     # A class that no pixel has counts not.
     found = weighted_overlap(decided[:4], labels[:4], np.ones(3))
     assert found["dice"] == pytest.approx(0.8)
+
+
+# --- networks and runs ----------------------------------------------------------------------------
 
 
 def test_the_loss_of_painted_pixels_does_not_know_the_offset():
@@ -187,54 +285,67 @@ def test_networks_that_learned_from_all_pixels_have_no_offset():
     assert among_painted(network, logits) is logits
 
 
-def test_a_run_on_partial_paint_says_what_it_corrected(workplace, tmp_path):
-    folder = write_label_maps(tmp_path / "d", share=0.3)
+def folder_of_strokes(root: Path) -> Path:
+    """Label maps of which the matrix is hardly painted, but the grains are."""
+    folder = write_label_maps(root, share=1.0)
+    for path in sorted((folder / MASKS).iterdir()):
+        labels = tifffile.imread(path)
+        labels[(labels == 1) & (np.random.default_rng(0).random(labels.shape) > 0.1)] = 0
+        tifffile.imwrite(path, labels)
+    return folder
+
+
+def test_a_run_says_what_it_corrected_and_all_its_networks_know(workplace, tmp_path):
+    folder = folder_of_strokes(tmp_path / "d")
     config = Config(**{**TINY, "roi": None, "data": str(folder), "run": "r", "forest": False})
     run(config)
     phases = read_json(config.run_folder / "phases.json")
-    names = {name for phase in phases.values() for name in phase.get("fractions", {})}
-    assert names <= {"supervised", "continued", "ssl_student", "ssl_teacher"}
+    assert [name for name, phase in phases.items() if "fractions" in phase] == ["supervised"]
+    record = phases["supervised"]["fractions"]
+    assert record["is_corrected"]
+    assert record["estimated"]["matrix"] > record["painted"]["matrix"] + 0.1
     for name in ("supervised", "continued", "ssl_student", "ssl_teacher"):
         weights, details = load_checkpoint(config.checkpoint(name))
-        assert "class_offset" in weights
+        expected = Fractions.from_record(record).offset(3)
+        torch.testing.assert_close(weights["class_offset"], expected, rtol=1e-3, atol=1e-3)
         phase = next(phase for phase in phases.values() if name in phase["best"])
         assert details["val_dice"] == phase["best"][name]["val_dice"]
+    text = "\n".join(describe_results(config.run_folder))
+    assert "Strokes are no fair sample" in text
+    assert f"matrix {100 * record['painted']['matrix']:.1f} and" in text
 
 
-def test_binary_masks_without_their_rim_are_painted_in_part(workplace, data_folder):
+def test_a_run_that_was_stopped_ends_with_the_same_correction(workplace, tmp_path, monkeypatch):
+    folder = folder_of_strokes(tmp_path / "d")
+    settings = {**TINY, "roi": None, "data": str(folder), "forest": False, "warm_start": False}
+    run(Config(**settings, run="whole"))
+
+    # Killed where the phase has ended, and its corrected weights are not written.
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    parts = Config(**settings, run="parts")
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(parts)
+    run(parts, resume=True)
+    for name in ("supervised", "continued", "ssl_student", "ssl_teacher"):
+        weights, details = load_checkpoint(parts.checkpoint(name))
+        expected, of_whole = load_checkpoint(Config(**settings, run="whole").checkpoint(name))
+        assert weights["class_offset"].abs().max() > 0
+        for key, tensor in expected.items():
+            assert torch.equal(weights[key], tensor), key
+        assert details["val_dice"] == of_whole["val_dice"]
+
+
+def test_the_rim_of_masks_that_are_painted_everywhere_is_no_partial_paint(workplace, data_folder):
     config = Config(**{**TINY, "data": str(data_folder), "run": "r", "forest": False, "rim": 2})
     run(config)
-    found = read_json(config.run_folder / "phases.json")["supervised"]["fractions"]
-    for fractions in found.values():
-        assert list(fractions["painted"]) == ["background", "foreground"]
-
-
-def test_the_page_says_what_was_corrected_in_the_recommended_model(workplace, tmp_path):
-    folder = write_label_maps(tmp_path / "d", share=0.3)
-    config = Config(**{**TINY, "roi": None, "data": str(folder), "run": "r", "forest": False})
-    run(config)
-    path = config.run_folder / "phases.json"
-    phases = read_json(path)
-    chosen = recommend_model(config.run_folder).name
-    shares = {"matrix": 0.4, "grain": 0.6}
-    for phase in phases.values():
-        phase.pop("fractions", None)
-        if chosen in phase["best"]:
-            phase["fractions"] = {
-                chosen: {
-                    "painted": shares,
-                    "estimated": {"matrix": 0.9, "grain": 0.1},
-                    "is_corrected": True,
-                }
-            }
-    write_json(path, phases)
-    text = "\n".join(describe_results(config.run_folder))
-    assert "matrix 40.0 and 90.0 %, grain 60.0 and 10.0 %" in text
-    phases[next(name for name, phase in phases.items() if "fractions" in phase)]["fractions"][
-        chosen
-    ]["is_corrected"] = False
-    write_json(path, phases)
-    assert "no fair sample" not in "\n".join(describe_results(config.run_folder))
+    assert "fractions" not in read_json(config.run_folder / "phases.json")["supervised"]
+    weights, _ = load_checkpoint(config.checkpoint("supervised"))
+    assert "class_offset" not in weights
+    assert write_report(config.run_folder).exists()
 
 
 def test_a_run_on_slices_that_are_painted_everywhere_has_nothing_of_it(workplace, tmp_path):

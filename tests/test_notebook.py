@@ -123,7 +123,7 @@ def test_notebook_runs_on_label_maps_that_are_painted_in_part(tmp_path):
     difference = re.search(r"differ by (\S+) \(student\)", text).group(1)
     assert float(difference) < 1e-6
     phases = read_json(tmp_path / "runs" / "mini" / "phases.json")
-    assert phases["supervised"]["fractions"]["supervised"]["is_corrected"]
+    assert phases["supervised"]["fractions"]["is_corrected"]
     # Scores and sizes on the scans, whose truth is there.
     assert "truth of these scans is not known" not in text
     figures = {p.name for p in (tmp_path / "runs" / "mini_auto").rglob("*.*")}

@@ -3,22 +3,28 @@
 Who paints strokes paints of a rare class more than its share. A network learns that share with the rest, and takes
 too much for the rare class. What it says of painted pixels is right; what it says of all pixels is not.
 
-How much of all slices a class fills can be estimated without further paint (`estimate_fractions`). The logits are
+How much of all slices a class fills can be estimated without further paint (`measure_fractions`). The logits are
 then moved by log(fraction / painted fraction), which makes of probabilities among painted pixels those among all
 (Saerens, Latinne & Decaestecker, 2002, doi:10.1162/089976602753284446, eq. 2.4). The network keeps these numbers
 (`UNet.class_offset`), and losses of painted pixels are those of logits without them, so that training goes on from
 there (logit adjustment: Menon et al., 2021, arXiv:2007.07314).
 
 Validation scores are those of all pixels, too: of a class that has three times its share of the paint, each painted
-pixel counts a third (`score_paint`).
+pixel counts a third (`score_samples`). Models are only compared by scores that take the same fractions.
+
+Fractions are estimated while the first network is trained, and hold for the whole run from its end on.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from model_unet import UNet
+from runtime.messages import InputError
+from runtime.run_folder import read_phases
 from slices.reading import Slice
 from utils import SlidingWindow, decide, predict_images
 
@@ -28,8 +34,8 @@ MOST_RATIO = 1.5
 # Of the painted pixels of a class those count that score highest, at least this share of them.
 LEAST_SHARE = 0.2
 THRESHOLDS = 60
-LEAST_PIXELS = 200  # painted pixels of each class, to estimate from
-MOST_PIXELS = 500_000  # of a slice, and of its paint, that are looked at: evenly spaced ones
+LEAST_PIXELS = 200  # painted pixels of a class, to estimate from
+MOST_PIXELS = 200_000  # of a slice, and of its paint, that are looked at: evenly spaced ones
 LARGEST_FACTOR = 30.0  # by which odds are changed
 LEAST_FRACTION = 1e-6
 
@@ -43,24 +49,31 @@ class Fractions:
     painted : (K,) ndarray
         Of the painted pixels of the training slices.
     estimated : (K,) ndarray
-        Of all pixels.
+        Of all pixels. What cannot be told is as `painted` has it.
+    unknown : tuple of int
+        The classes of which it cannot be told.
     """
 
     painted: np.ndarray
     estimated: np.ndarray
+    unknown: tuple[int, ...] = ()
 
     @property
     def is_biased(self) -> bool:
         """Whether paint shows a class far more, or far less, often than it is there."""
-        ratios = self.estimated / self.painted
+        ratios = self._ratios()
         return bool(np.maximum(ratios, 1 / ratios).max() > MOST_RATIO)
 
     @property
     def factors(self) -> np.ndarray:
         """By what probabilities among painted pixels are multiplied, but for their sum: (K,)."""
-        if not self.is_biased:
-            return np.ones(len(self.painted))
-        return np.clip(self.estimated / self.painted, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        return self._ratios() if self.is_biased else np.ones(len(self.painted))
+
+    def _ratios(self) -> np.ndarray:
+        """Return estimated by painted fractions, within limits; 1 of a class without paint."""
+        ratios = np.ones(len(self.painted))
+        np.divide(self.estimated, self.painted, out=ratios, where=self.painted > 0)
+        return np.clip(ratios, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
 
     def offset(self, outputs: int) -> torch.Tensor:
         """Return by what the logits are moved, (outputs,): those of all classes, or the one of the second of two."""
@@ -69,17 +82,67 @@ class Fractions:
             moved = moved[1:] - moved[:1]
         return torch.from_numpy(moved).float()
 
+    def record(self, names: Sequence[str]) -> dict:
+        """Return what JSON can hold of them, by the names of the classes."""
+        return {
+            "painted": dict(zip(names, self.painted.round(6).tolist(), strict=True)),
+            "estimated": dict(zip(names, self.estimated.round(6).tolist(), strict=True)),
+            "unknown": [names[index] for index in self.unknown],
+            "is_corrected": self.is_biased,
+        }
 
-def describe_fractions(painted: dict[str, float], estimated: dict[str, float]) -> str:
-    """Say how much of the paint each class has, how much of the slices, and what was done about it."""
-    texts = [
-        f"{name} {100 * share:.1f} and {100 * estimated[name]:.1f} %"
-        for name, share in painted.items()
-    ]
-    return (
-        f"shares of the paint, and estimated of all pixels: {', '.join(texts)}; probabilities were "
-        "corrected for that"
-    )
+    @classmethod
+    def from_record(cls, record: Mapping) -> "Fractions":
+        """Return what `record` holds."""
+        names = list(record["painted"])
+        return cls(
+            np.array([record["painted"][name] for name in names]),
+            np.array([record["estimated"][name] for name in names]),
+            tuple(names.index(name) for name in record["unknown"]),
+        )
+
+
+def fractions_of_run(run: Path) -> Fractions | None:
+    """Return the fractions that a run measured when its supervised phase ended; None before, or if it measures none.
+
+    Raises
+    ------
+    InputError
+        Where they are not what a run writes.
+    """
+    record = read_phases(run).get("supervised", {}).get("fractions")
+    if record is None:
+        return None
+    try:
+        return Fractions.from_record(record)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"{run / 'phases.json'}: its fractions are not what a run writes; damaged? take it from "
+            "a copy of the run"
+        ) from None
+
+
+def describe_fractions(record: Mapping) -> str:
+    """Say how much of the paint each class has, how much of the slices, and what was done about it.
+
+    Nothing where paint is taken as it is, and no class is unknown.
+    """
+    texts = []
+    if record["is_corrected"]:
+        shares = [
+            f"{name} {100 * share:.1f} and {100 * record['estimated'][name]:.1f} %"
+            for name, share in record["painted"].items()
+        ]
+        texts.append(
+            f"shares of the paint, and estimated of all pixels: {', '.join(shares)}; probabilities "
+            "were corrected for that"
+        )
+    if record["unknown"]:
+        texts.append(
+            f"how much of all pixels {', '.join(record['unknown'])} fills cannot be told, and is "
+            "taken to be its share of the paint; paint more of it in validation slices"
+        )
+    return "; ".join(texts)
 
 
 def painted_fractions(slices: list[Slice], class_count: int) -> np.ndarray:
@@ -90,55 +153,12 @@ def painted_fractions(slices: list[Slice], class_count: int) -> np.ndarray:
     return counts / max(1, counts.sum())
 
 
-def estimate_fractions(
-    everywhere: np.ndarray, painted: np.ndarray, labels: np.ndarray
-) -> np.ndarray | None:
-    """Return how much of some slices each class fills, (K,); None where that cannot be told.
-
-    For a threshold t on the probability of a class, the share of all pixels above it is at least
-    the fraction of the class, times the share of its own pixels above it. The smallest ratio of
-    both shares is the estimate: there, hardly anything else is above t (best bin estimation: Garg
-    et al., 2021, arXiv:2111.00980). Only the paint of the class itself has to be typical of it; the
-    first class, of which nobody paints a fair sample, fills what is left.
-
-    A network that tells classes badly gives ratios that are too large, never ones that are too
-    small. So a ratio above the share of the paint says nothing, and that share is taken.
-
-    Parameters
-    ----------
-    everywhere : (K, N) ndarray
-        Probabilities of all pixels, of a network that has learned from the paint as it is, and not
-        from these slices.
-    painted : (K, M) ndarray
-        Those of the painted pixels.
-    labels : (M,) ndarray
-        The class with which each of these is painted.
-    """
-    class_count = len(everywhere)
-    fractions = np.bincount(labels, minlength=class_count) / max(1, len(labels))
-    for index in range(1, class_count):
-        of_all = np.sort(everywhere[index])
-        own = np.sort(painted[index, labels == index])
-        if len(own) < LEAST_PIXELS:
-            return None
-        thresholds = np.quantile(own, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
-        share_of_all = 1 - np.searchsorted(of_all, thresholds) / len(of_all)
-        share_of_own = 1 - np.searchsorted(own, thresholds) / len(own)
-        ratio = (share_of_all / share_of_own).min()
-        fractions[index] = min(ratio, fractions[index])
-
-    fractions[0] = 1 - fractions[1:].sum()
-    return fractions if fractions.min() > 0 else None
-
-
-def evenly(values: np.ndarray) -> np.ndarray:
-    """Return at most `MOST_PIXELS` of the last axis, evenly spaced."""
-    return values[..., :: -(-values.shape[-1] // MOST_PIXELS) or 1]
+# --- what a network says of the paint, and of all pixels ------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class PixelSample:
-    """What a network says of pixels of some slices, evenly spaced ones.
+    """What a network says of pixels of a slice, evenly spaced ones.
 
     Attributes
     ----------
@@ -146,134 +166,191 @@ class PixelSample:
         Probabilities of pixels of the sample, painted or not.
     painted : (K, M) ndarray
         Those of painted pixels.
-    labels : (M,) ndarray
+    labels : (M,) int ndarray
         The class with which each of these is painted.
+    pixels : int
+        How many the slice has, but for what lies outside the sample.
+    is_whole : bool
+        Whether all of them are painted.
     """
 
     everywhere: np.ndarray
     painted: np.ndarray
     labels: np.ndarray
+    pixels: int
+    is_whole: bool
 
 
 def sample_pixels(
     model: UNet, slices: list[Slice], device: torch.device, window: SlidingWindow
-) -> PixelSample:
-    """Return what a network says of pixels of some slices; one slice is held in memory at a time."""
-    everywhere, painted, labels = [], [], []
-    predicted = predict_images(model, [s.image for s in slices], device, window)
+) -> list[PixelSample]:
+    """Return what a network says of pixels of some slices, without its offset; of one whole slice at a time."""
+    samples = []
+    predicted = predict_images(without_offset(model), [s.image for s in slices], device, window)
     for probability, s in zip(predicted, slices, strict=True):
         of_classes = probability
         if probability.ndim == 2:
             of_classes = np.stack([1 - probability, probability])
-        everywhere.append(evenly(of_classes[:, s.inside]))
-        painted.append(evenly(of_classes[:, s.counted]))
-        labels.append(evenly(np.asarray(s.mask)[s.counted]))
-    return PixelSample(
-        np.concatenate(everywhere, axis=1),
-        np.concatenate(painted, axis=1),
-        np.concatenate(labels),
-    )
+        of_classes = of_classes.reshape(len(of_classes), -1)
+        everywhere, painted = evenly(s.inside), evenly(s.counted)
+        samples.append(
+            PixelSample(
+                of_classes[:, everywhere],
+                of_classes[:, painted],
+                np.asarray(s.mask).reshape(-1)[painted].astype(int),
+                int(np.count_nonzero(s.inside)),
+                s.painted is None,
+            )
+        )
+    return samples
 
 
-def find_fractions(
-    model: UNet,
-    train: list[Slice],
-    val: list[Slice],
-    class_count: int,
-    device: torch.device,
-    window: SlidingWindow,
-) -> Fractions | None:
-    """Return how much each class is painted, and how much of all pixels it fills; None where that cannot be told.
+def evenly(shown: np.ndarray) -> np.ndarray:
+    """Return flat indices of at most `MOST_PIXELS` of the pixels that are shown, evenly spaced."""
+    indices = np.flatnonzero(shown)
+    return indices[:: -(-indices.size // MOST_PIXELS) or 1]
 
-    Validation slices that are painted everywhere say it; else it is estimated on validation slices,
-    and without any on those for training, though there the network knows the paint by heart.
+
+def measure_fractions(samples: list[PixelSample], painted: np.ndarray) -> Fractions:
+    """Return how much of some slices each class fills.
+
+    Slices that are painted everywhere say it of themselves, of the others it is estimated; both
+    count by their pixels. The first class, of which nobody paints a fair sample, fills what is left.
 
     Parameters
     ----------
-    model : UNet
-        Its `class_offset` is left out.
-    train, val : lists of Slice
-    class_count : int
-    device : torch.device
-    window : SlidingWindow
+    samples : list of PixelSample
+    painted : (K,) ndarray
+        How much of the paint of the training slices each class has.
     """
-    counted = counted_fractions(val, class_count)
-    sample = None
-    if counted is None:
-        sample = sample_pixels(without_offset(model), val or train, device, window)
-    return fractions_of(train, counted, sample, class_count)
+    class_count = len(painted)
+    partial = [sample for sample in samples if not sample.is_whole]
+    whole = [sample for sample in samples if sample.is_whole]
+
+    # A row for the slices of either kind, weighted by the last column.
+    found, pixels = [], []
+    if partial:
+        found.append(estimate_fractions(partial, painted))
+        pixels.append(sum(sample.pixels for sample in partial))
+    if whole:
+        counts = np.zeros(class_count)
+        for sample in whole:
+            shares = np.bincount(sample.labels, minlength=class_count) / len(sample.labels)
+            counts += shares * sample.pixels
+        found.append(counts / counts.sum())
+        pixels.append(counts.sum())
+
+    fractions, unknown = painted.copy(), []
+    for index in range(1, class_count):
+        known = [row for row in range(len(found)) if not np.isnan(found[row][index])]
+        total = sum(pixels[row] * found[row][index] for row in known)
+        # Slices in which nobody saw a class do not say how rare it is.
+        if total > 0 and painted[index] > 0:
+            fractions[index] = total / sum(pixels[row] for row in known)
+        else:
+            unknown.append(index)
+    fractions[0] = 1 - fractions[1:].sum()
+    if fractions[0] <= 0:
+        return Fractions(painted, painted, tuple(range(class_count)))
+    return Fractions(painted, fractions, tuple(unknown))
 
 
-def counted_fractions(val: list[Slice], class_count: int) -> np.ndarray | None:
-    """Return how much each class fills of slices that are painted everywhere, (K,); None where these lack one."""
-    whole = [s for s in val if s.painted is None]
-    counted = painted_fractions(whole, class_count)
-    return counted if counted.min() > 0 else None
+def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.ndarray:
+    """Return how much of slices that are painted in part each class fills; NaN where too little of it is painted.
+
+    For a threshold t on the probability of a class, the share of all pixels above it is at least
+    the fraction of the class, times the share of its own pixels above it. The smallest ratio of
+    both shares is the estimate: there, hardly anything else is above t (best bin estimation: Garg
+    et al., 2021, arXiv:2111.00980). Only the paint of the class itself has to be typical of it.
+    Nothing is said of the first class.
+
+    A network that tells classes badly gives ratios that are too large. So a ratio above the share
+    of the paint says nothing, and that share is taken.
+
+    Parameters
+    ----------
+    samples : list of PixelSample
+        Of a network that has learned from the paint as it is, and not from these slices.
+    painted : (K,) ndarray
+        How much of the paint of the training slices each class has.
+    """
+    everywhere = np.concatenate([sample.everywhere for sample in samples], axis=1)
+    among_paint = np.concatenate([sample.painted for sample in samples], axis=1)
+    labels = np.concatenate([sample.labels for sample in samples])
+
+    fractions = np.full(len(painted), np.nan)
+    for index in range(1, len(painted)):
+        of_all = np.sort(everywhere[index])
+        own = np.sort(among_paint[index, labels == index])
+        if len(own) < LEAST_PIXELS:
+            continue
+        thresholds = np.quantile(own, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
+        share_of_all = 1 - np.searchsorted(of_all, thresholds) / len(of_all)
+        share_of_own = 1 - np.searchsorted(own, thresholds) / len(own)
+        ratio = (share_of_all / share_of_own).min()
+        fractions[index] = min(ratio, painted[index])
+    return fractions
 
 
-def fractions_of(
-    train: list[Slice],
-    counted: np.ndarray | None,
-    sample: PixelSample | None,
-    class_count: int,
-) -> Fractions | None:
-    """Return the fractions that were counted, else those that are estimated from a sample of pixels."""
-    painted = painted_fractions(train, class_count)
-    if painted.min() == 0:
-        # Of a class without paint nothing was learned.
-        return None
-
-    fractions = counted
-    if fractions is None and sample is not None:
-        fractions = estimate_fractions(sample.everywhere, sample.painted, sample.labels)
-    return None if fractions is None else Fractions(painted, fractions)
+def lowest(found: list[Fractions]) -> Fractions:
+    """Return of each class but the first the lowest estimate: none of them is too small for want of a good network."""
+    fractions = np.min([one.estimated for one in found], axis=0)
+    fractions[0] = 1 - fractions[1:].sum()
+    return Fractions(found[0].painted, fractions, found[0].unknown)
 
 
-def score_paint(
-    model: UNet,
-    train: list[Slice],
-    val: list[Slice],
-    class_count: int,
-    device: torch.device,
-    window: SlidingWindow,
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def score_alike(
+    samples: Mapping[str, list[PixelSample]],
+    painted: np.ndarray,
     threshold: float,
-) -> dict[str, float | None] | None:
-    """Return Dice and IoU over painted pixels of validation slices, as of a corrected network and of all pixels.
+    fractions: Fractions | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """Return the scores (`score_samples`) of some models on the same slices, with the same fractions for all.
+
+    Parameters
+    ----------
+    samples : dict of str to list of PixelSample
+        Of each model what it says of the slices.
+    painted : (K,) ndarray
+        How much of the paint of the training slices each class has.
+    threshold : float
+        Of two classes: the probability from which a pixel is foreground.
+    fractions : Fractions, optional
+        Those of the run; without them the lowest that are measured with these models.
+    """
+    if fractions is None:
+        fractions = lowest([measure_fractions(found, painted) for found in samples.values()])
+    return {name: score_samples(found, fractions, threshold) for name, found in samples.items()}
+
+
+def score_samples(
+    samples: list[PixelSample], fractions: Fractions, threshold: float
+) -> dict[str, float | None]:
+    """Return Dice and IoU over painted pixels, as of a corrected network and of all pixels.
 
     Each painted pixel counts by how much more of all pixels its class fills than of the paint. Else
     a network would seem best that takes rare classes for too much: of the background, where that
-    is wrong, there is too little paint. None where fractions cannot be told.
+    is wrong, there is too little paint.
 
     Scores of each class are of the pixels of all slices together, and means are over the classes
     but the background that are painted.
-
-    Parameters
-    ----------
-    model : UNet
-        Its `class_offset` is left out.
-    train, val : lists of Slice
-    class_count : int
-    device : torch.device
-    window : SlidingWindow
-    threshold : float
-        Of two classes: the probability from which a pixel is foreground.
     """
-    sample = sample_pixels(without_offset(model), val, device, window)
-    fractions = fractions_of(train, counted_fractions(val, class_count), sample, class_count)
-    if fractions is None:
-        return None
-
-    probabilities = sample.painted
+    labels = np.concatenate([sample.labels for sample in samples])
+    probabilities = np.concatenate([sample.painted for sample in samples], axis=1)
+    class_count = len(probabilities)
     weights = np.ones(class_count)
     if fractions.is_biased:
         probabilities = probabilities * fractions.factors[:, None]
         probabilities /= probabilities.sum(axis=0)
-        shares = np.bincount(sample.labels, minlength=class_count) / len(sample.labels)
+        shares = np.bincount(labels, minlength=class_count) / len(labels)
         weights = fractions.estimated / np.maximum(shares, LEAST_FRACTION)
     # The pixels of all slices are one row of a picture.
     row = probabilities[:, None] if class_count > 2 else probabilities[1:2]
     decided = decide(row, threshold)[0]
-    return weighted_overlap(decided.astype(int), sample.labels.astype(int), weights)
+    return weighted_overlap(decided.astype(int), labels, weights)
 
 
 def weighted_overlap(

@@ -254,10 +254,14 @@ def write_samples(config: Config, data: Data) -> None:
         seed = [config.seed, *b"figure", *kind.encode()]
         batch = next(make_loader(views, LoaderOptions(SAMPLE_VIEWS, seed)))
         for name, tensor in batch.items():
+            plane = tensor[:, 0]
             if name == "mask" and tensor.shape[1] > 1:
-                arrays[f"{kind}_labels"] = labels_of_shares(tensor.numpy())
-                continue
-            eight_bit = (tensor[:, 0] * 255).round().byte()
+                if data.classes is not None:
+                    arrays[f"{kind}_labels"] = labels_of_shares(tensor.numpy())
+                    continue
+                # Of binary masks without their rim the share of the foreground.
+                plane = tensor[:, 1]
+            eight_bit = (plane * 255).round().byte()
             arrays[f"{kind}_{name}"] = eight_bit.numpy()
 
     first = data.train[0]

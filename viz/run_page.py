@@ -22,7 +22,7 @@ from particles.sizes import summarise_sizes
 from runtime.messages import InputError
 from runtime.run_folder import read_phases
 from slices.fingerprint import Fingerprint, fingerprint_rows
-from training.class_fractions import describe_fractions
+from training.class_fractions import describe_fractions, fractions_of_run
 from training.phases import CONTROL, method_names
 from training.recipe import RECIPE_FILE
 from viz.run_files import (
@@ -242,16 +242,14 @@ def describe_results(run: Path) -> list[str]:
 
 
 def describe_paint(run: Path) -> list[str]:
-    """Say where classes have another share of the paint than of the slices, as the recommended model has it."""
-    if not kept_weights(run):
+    """Say where classes have another share of the paint than of the slices, and what was done about it."""
+    fractions = fractions_of_run(run)
+    if fractions is None:
         return []
-    chosen = recommend_model(run).name
-    for phase in read_phases(run).values():
-        found = phase.get("fractions", {}).get(chosen)
-        if found is not None and found["is_corrected"]:
-            text = describe_fractions(found["painted"], found["estimated"])
-            return [f"Strokes are no fair sample of the slices. {text[0].upper()}{text[1:]}."]
-    return []
+    text = describe_fractions(read_phases(run)["supervised"]["fractions"])
+    if not text:
+        return []
+    return [f"Strokes are no fair sample of the slices. {text[0].upper()}{text[1:]}."]
 
 
 def describe_recommendation(run: Path, scores: dict[str, float]) -> list[str]:
