@@ -149,10 +149,12 @@ class Views(Dataset):
         self.inside = reduce_inside(slices, options.downsample)
         if any(mask is not None and is_of_shares(mask) for mask in self.masks):
             self.inside = [None] * len(slices)
-        self.sample = [self._find_sample(i) for i in range(len(slices))]
         self.targets = self._find_targets(guides)
         # Guides are there because all crops shall contain foreground.
         self.foreground_share = options.foreground_crop if guides is None else 1.0
+        self.sample: list[np.ndarray] = []
+        if self.foreground_share < 1:
+            self.sample = [self._find_sample(i) for i in range(len(slices))]
 
     def _find_sample(self, i: int) -> np.ndarray:
         """Return the pixels of a slice around which any crop is placed, as flat indices; none means anywhere."""
@@ -185,7 +187,7 @@ class Views(Dataset):
             pixels = [of_class for of_class in pixels if of_class.size]
 
             # A crop without foreground shall at least show sample.
-            targets.append(pixels or [self.sample[i]])
+            targets.append(pixels or [self._find_sample(i)])
 
         return targets
 

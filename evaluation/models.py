@@ -359,13 +359,14 @@ def clear_outside(probability: np.ndarray, s: Slice) -> np.ndarray:
     return probability * ~s.outside
 
 
-def truth_of(s: Slice) -> Truth:
+def truth_of(s: Slice, class_count: int) -> Truth:
     """Return what is known of a slice.
 
-    Where all of it is painted, what lies outside the sample counts as background, which nothing
-    there is predicted to differ from.
+    Of binary masks what lies outside the sample counts as background, which nothing there is
+    predicted to differ from. Of several classes it is no background: that is a class of its own.
     """
-    return Truth(s.mask, None if s.painted is None else s.counted)
+    is_known_everywhere = s.painted is None and (s.outside is None or class_count == 2)
+    return Truth(s.mask, None if is_known_everywhere else s.counted)
 
 
 def center_truth(truth: Truth, side: int) -> Truth:
@@ -379,7 +380,7 @@ def make_tables(
 ) -> dict[str, pd.DataFrame]:
     """Return the scores of all methods, slice by slice, of centre patches and of whole images."""
     stems = [s.stem for s in test]
-    truths = [truth_of(s) for s in test]
+    truths = [truth_of(s, scoring.class_count) for s in test]
     true_patches = [center_truth(truth, patch_side(scoring)) for truth in truths]
 
     # Where nothing is painted in the centre, there is nothing to score.
@@ -419,7 +420,7 @@ def write_class_tables(
     if scoring.classes is None:
         return {}
     names = scoring.classes.names
-    truths = [truth_of(s) for s in test]
+    truths = [truth_of(s, scoring.class_count) for s in test]
     scores = class_table(predictions.full, truths, [s.stem for s in test], names)
     write_csv(folder / "test_classes.csv", scores)
     write_csv(folder / "confusion.csv", confusion_table(predictions.full, truths, names))

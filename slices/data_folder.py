@@ -214,10 +214,8 @@ def load_label_maps(
     for path, file in pairing.mask_of.items():
         one = load_slice(path, reading)
         refuse_equal_stem(one, labelled)
-        label_map = read_map_of(file, one, classes)
-        refuse_paint_in_padding(one, label_map.classes, file, reading)
-        labelled[one.stem] = one.with_mask(label_map.classes, label_map.painted)
-        contents[file] = label_map
+        contents[file] = read_map_of(file, one, classes, reading)
+        labelled[one.stem] = one.with_mask(contents[file].classes, contents[file].painted)
 
     values = {file: m.classes + m.painted for file, m in contents.items()}
     notes = refuse_strangers(list(labelled.values()), reading)
@@ -226,9 +224,23 @@ def load_label_maps(
     return labelled, notes
 
 
-def read_map_of(file: Path, one: Slice, classes: Classes) -> LabelMap:
-    """Return the label map of a slice; `InputError` where it is of another size, too."""
-    return label_maps_of_files([file], classes, [one.image.shape])[0]
+def read_map_of(file: Path, one: Slice, classes: Classes, reading: Reading) -> LabelMap:
+    """Return the label map of a slice.
+
+    Raises
+    ------
+    InputError
+        As `slices.label_maps.read_label_map`; and where it is of another size than the slice, or its
+        paint lies outside the sample.
+    """
+    label_map = label_maps_of_files([file], classes, [one.image.shape])[0]
+    refuse_paint_in_padding(one, label_map.classes, file, reading)
+    if not (label_map.painted & one.inside).any():
+        raise InputError(
+            f"{file}: all of its paint lies outside the sample; paint some inside, or, if that is "
+            "sample, set --outside none"
+        )
+    return label_map
 
 
 def refuse_equal_stem(one: Slice, labelled: dict[str, Slice]) -> None:

@@ -108,6 +108,9 @@ def take_fingerprint(slices: list[Slice], seed: int = 0) -> Fingerprint:
     """
     coherence, direction, by_chance = preferred_direction(slices)
     whole = [s for s in slices if s.painted is None]
+    if len(whole) < len(slices) and not any(s.mask.any() for s in whole):
+        # Slices without a class that others have say nothing of its sizes.
+        whole = []
     painted = sum(np.count_nonzero(s.counted) for s in slices)
     return Fingerprint(
         slices=len(slices),

@@ -243,8 +243,7 @@ def check_label_maps(
     contents = {}
     for file, one in readable.items():
         try:
-            label_map = read_map_of(file, one, classes)
-            refuse_paint_in_padding(one, label_map.classes, file, reading)
+            label_map = read_map_of(file, one, classes, reading)
         except InputError as error:
             problems.append(str(error))
             continue

@@ -6,7 +6,7 @@ not labelled: so an annotator may paint over the slice itself, and the soft rims
 between two colours count nowhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,7 @@ def read_label_map(
 def map_of_values(picture: Picture, classes: Classes, name: str) -> LabelMap:
     """Return the label map of a file that holds a value for each class."""
     numbers = numbers_of(picture, name)
-    places = np.searchsorted(classes.values, numbers)
-    places = np.minimum(places, len(classes) - 1)
-    painted = np.take(classes.values, places) == numbers
-
+    places, painted = places_of(numbers, classes.values)
     is_unknown = ~painted & (numbers != NOT_LABELLED)
     if is_unknown.any():
         unknown = np.unique(numbers[is_unknown])
@@ -101,8 +98,19 @@ def map_of_values(picture: Picture, classes: Classes, name: str) -> LabelMap:
             f"({classes.describe()}); name it there, or paint 0 where nothing is labelled"
         )
 
-    places = np.where(painted, places, BACKGROUND).astype(np.uint8)
     return LabelMap(places, painted, {})
+
+
+def places_of(codes: np.ndarray, wanted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of some numbers each pixel holds, (H, W) uint8, `BACKGROUND` for none; and whether it holds one."""
+    places = np.full(codes.shape, BACKGROUND, np.uint8)
+    painted = np.zeros(codes.shape, bool)
+    # One class at a time: slices may be so large that each further copy counts.
+    for place, code in enumerate(wanted):
+        holds = codes == code
+        places[holds] = place
+        painted |= holds
+    return places, painted
 
 
 def numbers_of(picture: Picture, name: str) -> np.ndarray:
@@ -114,7 +122,7 @@ def numbers_of(picture: Picture, name: str) -> np.ndarray:
         For colours, and for other than whole numbers from 0 on.
     """
     if picture.numbers is not None:
-        return picture.numbers.astype(np.int64)
+        return picture.numbers
     values = picture.values
     if values.ndim == 3 and (values == values[..., :1]).all():
         # All colours are grey: a program has saved the values three times.
@@ -141,20 +149,14 @@ def numbers_of(picture: Picture, name: str) -> np.ndarray:
             f"{name}: holds negative numbers, such as {values.min():g}; label maps hold "
             f"{CLASSES_FILE}'s values, and 0 where nothing is labelled"
         )
-    if values.dtype == np.uint64:
-        # The largest of these numbers would become negative; they are no values of classes anyhow.
-        values = np.minimum(values, np.uint64(2**53))
-    return values.astype(np.int64)
+    return values.astype(np.int64) if values.dtype.kind in "fb" else values
 
 
 def map_of_colours(picture: Picture, classes: Classes, name: str) -> LabelMap:
     """Return the label map of a file that shows each class in its colour."""
     codes = colour_codes(picture, name)
-    wanted = np.array([code_of(colour) for colour in classes.colours or ()])
-    order = np.argsort(wanted)
-    places = np.searchsorted(wanted, codes, sorter=order)
-    places = order[np.minimum(places, len(classes) - 1)]
-    painted = wanted[places] == codes
+    wanted = [code_of(colour) for colour in classes.colours or ()]
+    places, painted = places_of(codes, wanted)
 
     unnamed = frequent_colours(codes[~painted], codes.size)
     if not painted.any() and len(unnamed) > 1:
@@ -163,7 +165,6 @@ def map_of_colours(picture: Picture, classes: Classes, name: str) -> LabelMap:
             f"but {', '.join(list(unnamed)[:MOST_SHOWN])}; name those, or save the mask without "
             "smoothing or compression that changes colours"
         )
-    places = np.where(painted, places, BACKGROUND).astype(np.uint8)
     return LabelMap(places, painted, unnamed)
 
 
@@ -186,9 +187,10 @@ def colour_codes(picture: Picture, name: str) -> np.ndarray:
 
     alpha = picture.alpha
     # A layer of paint is transparent where nobody painted, and half transparent at the rim of a
-    # soft brush. Opacity that is the same everywhere says nothing.
-    if alpha is not None and alpha.min() != alpha.max():
-        codes = np.where(alpha == alpha.max(), codes, -1)
+    # soft brush. Opacity that is the same everywhere says nothing, but that there is some.
+    if alpha is not None:
+        is_paint = (alpha == alpha.max()) & (alpha > 0)
+        codes = np.where(is_paint, codes, np.int32(-1))
     return codes
 
 

@@ -227,11 +227,7 @@ def read_png(path: Path) -> Picture:
 def numbers_of_palette(stored: bytes, shape: tuple[int, int]) -> np.ndarray:
     """Return the numbers that a PNG with a palette holds, (H, W) uint8: OpenCV gives their colours alone."""
     with PngImageFile(io.BytesIO(stored)) as image:
-        mode = image.mode
         numbers = np.array(image)
-    if mode == "1":
-        # Of two colours.
-        numbers = numbers.astype(np.uint8)
     if numbers.shape != shape:
         raise ValueError(f"its numbers have shape {numbers.shape}, its colours {shape}")
     return numbers

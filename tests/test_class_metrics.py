@@ -1,5 +1,7 @@
 """Scores class by class: two classes are a binary mask, and only painted pixels count."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,9 @@ from evaluation.class_metrics import (
     painted_surface_dice,
 )
 from evaluation.metrics import METRICS, mean_overlap, slice_metrics, surface_dice
+from evaluation.models import truth_of
 from evaluation.phase_fractions import class_shares, fraction_table
+from slices.reading import Slice
 from utils import overlap_metrics
 
 NAMES = ("matrix", "grain", "pore")
@@ -174,3 +178,15 @@ def test_a_single_slice_of_a_single_model_has_no_interval():
     table = fraction_table(np.array([[[0.7, 0.3]]]), np.array([[0.6, 0.4]]), ("matrix", "pore"))
     assert table["low"].isna().all()
     assert table["predicted"].tolist() == [0.7, 0.3]
+
+
+def test_what_lies_outside_the_sample_is_no_class_but_background_of_a_binary_mask():
+    outside = np.zeros((8, 8), bool)
+    outside[:, :3] = True
+    s = Slice(Path("s.tif"), np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8), outside)
+    assert truth_of(s, class_count=2).counted is None
+    np.testing.assert_array_equal(truth_of(s, class_count=3).counted, ~outside)
+    table = confusion_table(
+        {"a": [np.zeros((8, 8), np.uint8)]}, [truth_of(s, 3)], ("matrix", "grain", "pore")
+    )
+    assert table["pixels"].sum() == 40

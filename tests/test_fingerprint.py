@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slices.classes import classes_of
 from slices.fingerprint import (
     FACTORS,
     area_under_curve,
     describe_fingerprint,
+    finest,
     gaps_between_parts,
     noise_of,
     preferred_direction,
     take_fingerprint,
+    take_fingerprints,
 )
 from slices.reading import Slice
 
@@ -223,3 +226,19 @@ def test_the_command_overwrites_nothing(data_folder, tmp_path, command, name):
 
 def test_a_single_row_of_pixels_has_no_direction():
     assert preferred_direction([painted(ROWS[:1] > 5)]) == (0.0, 0.0, 0.0)
+
+
+def test_whole_slices_without_a_class_say_nothing_of_its_sizes():
+    """A thin crack that is painted in strokes keeps every pixel, whatever whole slices of grains allow."""
+    grains = np.zeros((64, 64), np.uint8)
+    grains[8:40, 8:40] = 1
+    cracks = np.zeros((64, 64), np.uint8)
+    cracks[50, 10:50] = 2
+    image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    whole = [Slice(Path(f"w{i}.tif"), image, grains) for i in range(2)]
+    strokes = Slice(Path("s.tif"), image, cracks, painted=(cracks > 0) | (image > 200))
+    classes = classes_of({"1": "matrix", "2": "grain", "3": "crack"}, "classes.json")
+    found = take_fingerprints([*whole, strokes], classes)
+    assert found["grain"].kept["2"] > 0.9
+    assert found["crack"].kept == {}
+    assert finest(list(found.values())) is found["crack"]

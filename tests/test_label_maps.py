@@ -103,6 +103,14 @@ def test_a_layer_of_paint_is_not_labelled_where_it_is_transparent(tmp_path):
     assert_holds(tmp_path / "m.png", COLOURS, expected)
 
 
+def test_a_layer_that_is_transparent_everywhere_is_not_painted(tmp_path):
+    """Erased paint keeps its colour, and black without opacity is no class that is called black."""
+    layer = np.dstack([in_colours(label_map()), np.zeros(label_map().shape, np.uint8)])
+    Image.fromarray(layer).save(tmp_path / "m.png")
+    with pytest.raises(InputError, match="not a single pixel is labelled"):
+        read_label_map(read_picture(tmp_path / "m.png"), COLOURS, "m.png")
+
+
 def test_other_colours_and_soft_rims_are_not_labelled(tmp_path):
     """Paint over the grey slice, reduced with soft edges: what is neither colour is nothing."""
     large = np.zeros((96, 80), np.uint8)
@@ -128,7 +136,7 @@ def test_other_colours_and_soft_rims_are_not_labelled(tmp_path):
         (np.full((4, 4), 5), "holds 5, which classes.json does not name"),
         (np.array([[1, 2], [3, 255]]), "holds 255, which"),
         (np.array([[1, 2], [3, 2**40]]), "holds 1.09951e"),
-        (np.array([[1, 2], [3, 2**64 - 1]], np.uint64), "holds 9.0"),
+        (np.array([[1, 2], [3, 2**64 - 1]], np.uint64), "holds 1.84"),
         (np.array([[1, -1]]), "holds negative numbers, such as -1"),
         (np.array([[1.0, 2.5]]), "holds other than whole numbers, such as 2.5"),
         (np.array([[1.0, np.nan]]), "holds other than whole numbers, such as nan"),
@@ -241,6 +249,20 @@ def test_padding_is_not_painted_whatever_the_map_says(tmp_path):
         assert s.painted is None
         assert (s.counted == s.inside).all()
         assert not s.counted[:, :10].any()
+
+
+def test_paint_outside_the_sample_alone_is_refused(tmp_path):
+    root = write_label_maps(tmp_path / "d")
+    image = tifffile.imread(root / IMAGES / "s_05.tif")
+    image[:, :10] = np.nan
+    tifffile.imwrite(root / IMAGES / "s_05.tif", image)
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:20, :8] = 1
+    tifffile.imwrite(root / MASKS / "s_05.tif", labels)
+    what = r"s_05\.tif: all of its paint lies outside the sample"
+    with pytest.raises(InputError, match=what):
+        load_data(root, data_options("blocks", 0.25, reading=READING))
+    assert any("outside the sample" in line for line in check_data(root, READING).problems)
 
 
 def test_one_class_alone_teaches_nothing(tmp_path):

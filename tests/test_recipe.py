@@ -442,9 +442,12 @@ def test_validation_says_how_much_the_classifier_counts_in_the_end(
     asked = []
 
     def best_with_a_half(_, models, *_is_due):
-        confidence = models["supervised"].pixel_classifier.confidence.item()
-        asked.append(confidence)
-        return {"supervised": {"dice": 1 - abs(confidence - 0.5), "iou": None}}
+        scores = {}
+        for name, model in models.items():
+            confidence = model.pixel_classifier.confidence.item()
+            asked.append(confidence)
+            scores[name] = {"dice": 1 - abs(confidence - 0.5), "iou": None}
+        return scores
 
     monkeypatch.setattr(train, "score_models", best_with_a_half)
     train.train_supervised(config, data)
