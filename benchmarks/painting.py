@@ -8,7 +8,7 @@ Each run has four labelled slices for training and four that choose the checkpoi
 strokes, and 50 unlabelled ones (`demo_data.py --classes --scribbles SHARE`; seed of the strokes, the volume and the
 training alike). It trains the recipe `best` as the small version that a CPU gets, with three times its steps: the
 supervised model, its step-matched control, student and teacher; and fits the random forest to the same paint. All are
-scored on test slices that are painted everywhere.
+scored on test slices that are painted everywhere, and the table has what each run recommends beside them.
 
 Rows, one per slice, method and class, and one for the mean over all classes but the matrix, go to
 `runs/study_painting/rows.csv`. What has its rows there is not run again: a stopped study goes on where it was. `--part
@@ -38,6 +38,7 @@ from benchmarks.materials import (  # noqa: E402 - after the path
 from benchmarks.study import every_nth  # noqa: E402
 from config import CPU_PROFILE, Config, make_config  # noqa: E402
 from demo_data import write_class_demo  # noqa: E402
+from evaluation.recommendation import recommend_model  # noqa: E402
 from phantoms.scribbles import GATHERED, SPREAD  # noqa: E402
 from runtime.command_line import Parser, run_command_line  # noqa: E402
 from runtime.files import read_json, write_csv, write_json  # noqa: E402
@@ -66,7 +67,8 @@ PLACE = ["share", "strokes", "seed"]
 MEAN = "mean"  # in the column `class`: over all classes but the background
 SCORES = ["dice", "precision", "recall"]
 KEY = [*PLACE, "method", "stem", "class"]
-COLUMNS = [*KEY, *SCORES]
+COLUMNS = [*KEY, *SCORES, "recommended"]
+RECOMMENDED = "recommended"  # in the table: the model that each run recommends
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def rows_of(place: Place, config: Config) -> pd.DataFrame:
     rows = pd.concat([of_classes, means], ignore_index=True)
 
     names = method_names(config.method)
+    chosen = recommend_model(config.run_folder).name
+    rows["recommended"] = rows["method"].map(lambda method: names.get(method) == chosen)
     rows["method"] = rows["method"].map(lambda method: role_of(method, names))
     commit = read_json(run / "environment.json")["git_commit"] or ""
     return rows.assign(**vars(place), commit=commit[:COMMIT_DIGITS])[[*COLUMNS, "commit"]]
@@ -162,8 +166,11 @@ def write_record(folder: Path) -> None:
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean Dice by share, strokes and method: of each class, and over them, with its range over seeds.
 
-    `of full paint` is that mean, divided by that of the same method with everything painted.
+    `of full paint` is that mean, divided by that of the same method with everything painted. The
+    model that a run recommends, by validation alone, has rows of its own.
     """
+    of_recommended = rows[rows["recommended"]].assign(method=RECOMMENDED)
+    rows = pd.concat([rows, of_recommended], ignore_index=True)
     keys = ["share", "strokes", "method"]
     by_seed = rows.groupby([*keys, "class", "seed"], sort=False)["dice"].mean()
     by_class = by_seed.groupby([*keys, "class"], sort=False).mean().unstack("class")
@@ -187,7 +194,8 @@ def write_summary(folder: Path) -> None:
     summary = summarise(rows)
     write_csv(folder / "summary.csv", summary, float_format="%.4f")
     (folder / "figures").mkdir(exist_ok=True)
-    draw_painting(summary).savefig(folder / "figures" / "painting.png", dpi=FIGURE_DPI)
+    drawn = summary[summary["method"] != RECOMMENDED]
+    draw_painting(drawn).savefig(folder / "figures" / "painting.png", dpi=FIGURE_DPI)
     print(summary.round(3).to_string(index=False))
 
 
