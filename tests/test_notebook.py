@@ -9,7 +9,7 @@ import papermill
 import pytest
 import tifffile
 
-from conftest import ROOT, class_slice, write_label_maps
+from conftest import ROOT, class_slice, write_label_maps, write_split
 from demo_data import write_demo, write_volume
 from runtime.files import read_json
 from slices.options import MASKS
@@ -96,8 +96,16 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_notebook_runs_on_label_maps_that_are_painted_in_part(tmp_path):
     folder = write_label_maps(tmp_path / "data" / "mini", share=0.5)
-    # Little of the matrix is painted, so that probabilities are corrected.
-    for path in (folder / MASKS).iterdir():
+    # Little of the matrix is painted in training slices, so that probabilities are corrected; slices
+    # for validation are painted everywhere, so that how much each class fills is known.
+    split = {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7]}
+    write_split(
+        folder, **{part: [f"s_{i:02d}" for i in numbers] for part, numbers in split.items()}
+    )
+    for i in split["val"]:
+        tifffile.imwrite(folder / MASKS / f"s_{i:02d}.tif", class_slice(i)[1])
+    for i in split["train"]:
+        path = folder / MASKS / f"s_{i:02d}.tif"
         values = tifffile.imread(path)
         is_dropped = (values == 1) & (np.random.default_rng(0).random(values.shape) < 0.9)
         tifffile.imwrite(path, np.where(is_dropped, np.uint8(0), values))

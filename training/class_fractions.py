@@ -215,7 +215,7 @@ def measure_fractions(samples: list[PixelSample], painted: np.ndarray) -> Fracti
     """Return how much of some slices each class fills.
 
     Slices that are painted everywhere say it of themselves, of the others it is estimated; both
-    count by their pixels. The first class, of which nobody paints a fair sample, fills what is left.
+    count by their pixels.
 
     Parameters
     ----------
@@ -240,19 +240,19 @@ def measure_fractions(samples: list[PixelSample], painted: np.ndarray) -> Fracti
         found.append(counts / counts.sum())
         pixels.append(counts.sum())
 
-    fractions, unknown = painted.copy(), []
-    for index in range(1, class_count):
+    fractions = np.zeros(class_count)
+    for index in range(class_count):
         known = [row for row in range(len(found)) if not np.isnan(found[row][index])]
         total = sum(pixels[row] * found[row][index] for row in known)
-        # Slices in which nobody saw a class do not say how rare it is.
-        if total > 0 and painted[index] > 0:
-            fractions[index] = total / sum(pixels[row] for row in known)
-        else:
-            unknown.append(index)
-    fractions[0] = 1 - fractions[1:].sum()
-    if fractions[0] <= 0:
+        fractions[index] = total / max(1, sum(pixels[row] for row in known))
+
+    # Slices in which nobody saw a class do not say how rare it is; nor does a network that never did.
+    is_unknown = (fractions == 0) | (painted == 0)
+    if is_unknown.all():
         return Fractions(painted, painted, tuple(range(class_count)))
-    return Fractions(painted, fractions, tuple(unknown))
+    left = 1 - painted[is_unknown].sum()
+    fractions = np.where(is_unknown, painted, fractions * left / fractions[~is_unknown].sum())
+    return Fractions(painted, fractions, tuple(np.flatnonzero(is_unknown).tolist()))
 
 
 def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.ndarray:
@@ -262,10 +262,10 @@ def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.nd
     the fraction of the class, times the share of its own pixels above it. The smallest ratio of
     both shares is the estimate: there, hardly anything else is above t (best bin estimation: Garg
     et al., 2021, arXiv:2111.00980). Only the paint of the class itself has to be typical of it.
-    Nothing is said of the first class.
 
-    A network that tells classes badly gives ratios that are too large. So a ratio above the share
-    of the paint says nothing, and that share is taken.
+    That finds classes which paint shows too often. It is an upper bound, which says nothing where it
+    lies above the share of the paint, as with a network that tells classes badly. Classes of which
+    that is so share what the others leave, as they share the paint; there is at least one.
 
     Parameters
     ----------
@@ -278,8 +278,8 @@ def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.nd
     among_paint = np.concatenate([sample.painted for sample in samples], axis=1)
     labels = np.concatenate([sample.labels for sample in samples])
 
-    fractions = np.full(len(painted), np.nan)
-    for index in range(1, len(painted)):
+    ratios = np.full(len(painted), np.nan)
+    for index in np.flatnonzero(painted):
         of_all = np.sort(everywhere[index])
         own = np.sort(among_paint[index, labels == index])
         if len(own) < LEAST_PIXELS:
@@ -287,16 +287,33 @@ def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.nd
         thresholds = np.quantile(own, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
         share_of_all = 1 - np.searchsorted(of_all, thresholds) / len(of_all)
         share_of_own = 1 - np.searchsorted(own, thresholds) / len(own)
-        ratio = (share_of_all / share_of_own).min()
-        fractions[index] = min(ratio, painted[index])
-    return fractions
+        ratios[index] = (share_of_all / share_of_own).min()
+
+    is_known = ~np.isnan(ratios)
+    if not is_known.any():
+        return ratios
+    relative = np.divide(ratios, painted, out=np.full(len(painted), -1.0), where=is_known)
+    takes_rest = relative >= 1
+    takes_rest[relative.argmax()] = True
+    rest = 1 - painted[~is_known].sum() - ratios[is_known & ~takes_rest].sum()
+    if rest <= 0:
+        return np.full(len(painted), np.nan)
+    ratios[takes_rest] = rest * painted[takes_rest] / painted[takes_rest].sum()
+    return ratios
 
 
 def lowest(found: list[Fractions]) -> Fractions:
-    """Return of each class but the first the lowest estimate: none of them is too small for want of a good network."""
-    fractions = np.min([one.estimated for one in found], axis=0)
-    fractions[0] = 1 - fractions[1:].sum()
-    return Fractions(found[0].painted, fractions, found[0].unknown)
+    """Return of each class that paint shows too often the lowest estimate, which is an upper bound.
+
+    What that leaves is for the class of which paint shows least.
+    """
+    painted = found[0].painted
+    estimates = np.array([one.estimated for one in found])
+    fractions = estimates.min(axis=0)
+    most = int(np.argmax(fractions / np.maximum(painted, LEAST_FRACTION) * (painted > 0)))
+    others = np.arange(len(painted)) != most
+    fractions[most] = 1 - fractions[others].sum()
+    return Fractions(painted, fractions, found[0].unknown)
 
 
 # --- scores ---------------------------------------------------------------------------------------
