@@ -351,18 +351,29 @@ def table_figures(run: Path) -> Iterator[tuple[str, Figure]]:
 
 def class_figures(run: Path) -> Iterator[tuple[str, Figure]]:
     """Yield name and figure of the tables that a run on label maps of several classes has."""
+    # Of each the file, what draws it, its columns of names, and those of numbers.
     drawings = {
-        "classes": ("test_classes.csv", draw_class_scores, ("method", "stem", "class", "dice")),
-        "confusion": ("confusion.csv", draw_confusion, ("method", "truth", "predicted", "pixels")),
+        "classes": ("test_classes.csv", draw_class_scores, ("method", "stem", "class"), ("dice",)),
+        "confusion": (
+            "confusion.csv",
+            draw_confusion,
+            ("method", "truth", "predicted"),
+            ("pixels",),
+        ),
         "fractions": (
             "phase_fractions.csv",
             draw_fractions,
-            ("class", "predicted", "low", "high", "painted"),
+            ("class",),
+            ("predicted", "low", "high", "painted"),
         ),
     }
-    for name, (file, draw, columns) in drawings.items():
+    for name, (file, draw, names, numbers) in drawings.items():
         if (run / file).exists():
-            table = read_table(run / file, *columns)
+            # A class may be called NA, or 1.2.
+            kinds = dict.fromkeys(names, str)
+            table = read_table(
+                run / file, *names, *numbers, dtype=kinds, keep_default_na=False, na_values=[""]
+            )
             if len(table):
                 yield name, draw(table)
 

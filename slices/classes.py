@@ -43,6 +43,8 @@ PALETTE: tuple[Colour, ...] = (
     (204, 121, 167),
 )
 
+LONGEST_NAME = 40  # letters
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -200,11 +202,21 @@ def classes_of(record: dict, name: str) -> Classes:
 
 
 def check_names(names: list, where: str) -> None:
-    """Raise `InputError` for a name that is no text, is empty, breaks lines, is a number, or stands twice."""
+    """Raise `InputError` for a name that is no word or two, is a number, or stands twice."""
     for name in names:
         if not isinstance(name, str) or not name.strip() or breaks_lines(name):
             raise InputError(
                 f"{where}: {name!r} is no name of a class; expected a word on one line"
+            )
+        if len(name) > LONGEST_NAME:
+            raise InputError(
+                f"{where}: {name[:LONGEST_NAME]!r} … is the name of a class; take one of at most "
+                f"{LONGEST_NAME} letters, so that figures have room for it"
+            )
+        if "$" in name:
+            raise InputError(
+                f"{where}: {name!r}: figures take $ for the beginning of a formula; write the name "
+                "of the class without it"
             )
         if name.isdecimal():
             raise InputError(

@@ -11,6 +11,7 @@ import tifffile
 import torch
 
 import train
+import utils_viz
 from config import Config
 from conftest import TINY, as_options, data_options, fingerprint, run, write_label_maps
 from evaluation.annotate_next import rank_unlabelled
@@ -289,6 +290,17 @@ def test_a_run_on_label_maps_has_its_figures_and_its_page(workplace, scribbled, 
     summary = read_json(config.run_folder / "summary.json")
     pore = summary["by_class"]["random forest"]["pore"]["dice"]["mean"]
     assert f"{pore:.3f}" in page
+
+
+def test_classes_may_be_called_like_what_tables_leave_out_or_like_numbers(workplace, tmp_path):
+    names = {"1": "nan", "2": "NA", "3": "1.2"}
+    folder = write_label_maps(tmp_path / "d", classes=names)
+    config = config_of(folder)
+    run(config)
+    drawn = dict(utils_viz.class_figures(config.run_folder))
+    assert set(drawn) == {"classes", "confusion", "fractions"}
+    labels = [text.get_text() for text in drawn["confusion"].axes[0].get_xticklabels()]
+    assert labels == list(names.values())
 
 
 def test_a_binary_run_on_partial_paint_draws_no_error_where_nothing_is_known(workplace, tmp_path):

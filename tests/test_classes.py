@@ -55,6 +55,8 @@ def test_a_class_is_found_by_name_and_by_value():
         ({"1": "matrix", "2": "a\nb"}, "is no name of a class"),
         ({"1": "matrix", "2": 3}, "3 is no name of a class"),
         ({"1": "matrix", "2": "3"}, "would be taken for a value"),
+        ({"1": "matrix", "2": "$Fe_{$"}, "for the beginning of a formula"),
+        ({"1": "matrix", "2": 50 * "a"}, "take one of at most 40 letters"),
         ({str(i): f"c{i}" for i in range(1, 70)}, "names 69 classes; 64 at most"),
     ],
 )
