@@ -1,7 +1,7 @@
 """Synthetic nano-CT in the real folder layout: labelled slices, larger unlabelled scans, and their truth beside.
 
     python demo_data.py --output data/demo [--seed 0] [--scans 150]
-    python demo_data.py --classes --output data/phases [--scribbles 0.03] [--seed 0] [--scans 150]
+    python demo_data.py --classes --output data/phases [--scribbles 0.03 [--strokes gathered]] [--seed 0] [--scans 150]
     python demo_data.py --volume data/volume.tif [--seed 0] [--slices 1000] [--size 512]
     python demo_data.py --material foam --output data/foam [--seed 0] [--slices 12] [--size 768]
 

@@ -97,7 +97,10 @@ def train_pixel_classifier(config: Config, data: Data) -> None:
     if job.team.leads and not keep_finished(config, phase):
         progress = open_progress(job, {})
         seed_everything(config.seed)
-        models = {phase.name: fitted_network(config, data.train, device, data.class_count)}
+        fitted = fitted_network(
+            config, data.train, device, data.class_count, data.is_painted_in_part
+        )
+        models = {phase.name: fitted}
         progress.step = steps_of_fit()
         progress.keep_best(models, validate_models(job, models, data.val), 0, data.can_choose)
         finish_phase(job, progress, classifier_of(models[phase.name]))
@@ -258,6 +261,7 @@ def open_training(job: Job) -> Training:
                 take_classifier(model, fitted)
     fractions = fractions_of_run(config.run_folder)
     if fractions is not None:
+        # Supervised weights know it; a phase that begins with random ones is told.
         for model in (student, average):
             if model is not None and model.class_offset is not None:
                 model.class_offset.copy_(fractions.offset(model.outputs))

@@ -2,7 +2,8 @@
 
     python benchmarks/painting.py [--data DIR] [--shares 0.01,0.03,0.1,1] [--seeds 0,1,2] [--part 1/2] [--summary]
 
-At 3 % there are runs with the same amount of paint in longer strokes on fewer things, too (`--strokes gathered`).
+At 3 % there are runs with the same amount of paint in longer strokes on fewer things, too (`--strokes gathered` of
+`demo_data.py`).
 
 Each run has four labelled slices for training and four that choose the checkpoint, of which that share is painted with
 strokes, and 50 unlabelled ones (`demo_data.py --classes --scribbles SHARE`; seed of the strokes, the volume and the

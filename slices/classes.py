@@ -202,7 +202,7 @@ def classes_of(record: dict, name: str) -> Classes:
 
 
 def check_names(names: list, where: str) -> None:
-    """Raise `InputError` for a name that is no word or two, is a number, or stands twice."""
+    """Raise `InputError` for a name that is no text on one line, too long, a formula or a number, or stands twice."""
     for name in names:
         if not isinstance(name, str) or not name.strip() or breaks_lines(name):
             raise InputError(

@@ -51,9 +51,6 @@ from slices.reading import (
 from slices.splits import PARTS, make_split
 from slices.windows import Grey, apply_window, find_window, grey_limits, read_grey
 
-# What classes are called where masks are binary.
-BINARY_NAMES = ("background", "foreground")
-
 
 @dataclass(frozen=True)
 class Data:
@@ -82,8 +79,8 @@ class Data:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return BINARY_NAMES if self.classes is None else self.classes.names
+        """The names of the classes of label maps; none where masks are binary."""
+        return () if self.classes is None else self.classes.names
 
     @property
     def labelled(self) -> list[Slice]:

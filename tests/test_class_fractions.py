@@ -29,6 +29,7 @@ from training.class_fractions import (
     sample_pixels,
     score_alike,
     score_samples,
+    share_rest,
     weighted_overlap,
     without_offset,
 )
@@ -105,6 +106,18 @@ def test_fractions_are_estimated_from_what_is_painted_otherwise():
     np.testing.assert_allclose(found.estimated, TRUE, atol=0.02)
     assert found.unknown == ()
     assert found.is_biased
+
+
+def test_what_is_left_goes_to_classes_that_paint_does_not_show_too_often():
+    painted = np.array([0.25, 0.25, 0.3, 0.2])
+    found = share_rest(np.array([1.0, 0.6, 0.1, 0.05]), painted)
+    np.testing.assert_allclose(found, [0.425, 0.425, 0.1, 0.05])
+    # All bounds lie below the paint: then the first one, which comes nearest, is no bound.
+    found = share_rest(np.array([0.2, 0.1, 0.1, 0.05]), painted)
+    np.testing.assert_allclose(found, [0.75, 0.1, 0.1, 0.05])
+    # Of the last one nothing is known.
+    found = share_rest(np.array([1.0, 0.1, 0.1, np.nan]), painted)
+    np.testing.assert_allclose(found, [0.6, 0.1, 0.1, np.nan])
 
 
 def test_it_does_not_matter_which_class_is_the_first():

@@ -227,7 +227,7 @@ def measure_fractions(samples: list[PixelSample], painted: np.ndarray) -> Fracti
     partial = [sample for sample in samples if not sample.is_whole]
     whole = [sample for sample in samples if sample.is_whole]
 
-    # A row for the slices of either kind, weighted by the last column.
+    # A row of fractions for the slices of either kind that there are, and how many pixels these have.
     found, pixels = [], []
     if partial:
         found.append(estimate_fractions(partial, painted))
@@ -264,8 +264,8 @@ def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.nd
     et al., 2021, arXiv:2111.00980). Only the paint of the class itself has to be typical of it.
 
     That finds classes which paint shows too often. It is an upper bound, which says nothing where it
-    lies above the share of the paint, as with a network that tells classes badly. Classes of which
-    that is so share what the others leave, as they share the paint; there is at least one.
+    lies above the share of the paint, as with a network that tells classes badly: these classes
+    share what the others leave (`share_rest`).
 
     Parameters
     ----------
@@ -278,28 +278,58 @@ def estimate_fractions(samples: list[PixelSample], painted: np.ndarray) -> np.nd
     among_paint = np.concatenate([sample.painted for sample in samples], axis=1)
     labels = np.concatenate([sample.labels for sample in samples])
 
-    ratios = np.full(len(painted), np.nan)
+    bounds = np.full(len(painted), np.nan)
     for index in np.flatnonzero(painted):
-        of_all = np.sort(everywhere[index])
-        own = np.sort(among_paint[index, labels == index])
-        if len(own) < LEAST_PIXELS:
-            continue
-        thresholds = np.quantile(own, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
-        share_of_all = 1 - np.searchsorted(of_all, thresholds) / len(of_all)
-        share_of_own = 1 - np.searchsorted(own, thresholds) / len(own)
-        ratios[index] = (share_of_all / share_of_own).min()
+        own = among_paint[index, labels == index]
+        if len(own) >= LEAST_PIXELS:
+            bounds[index] = largest_share(everywhere[index], own)
+    return share_rest(bounds, painted)
 
-    is_known = ~np.isnan(ratios)
+
+def largest_share(of_all: np.ndarray, own: np.ndarray) -> float:
+    """Return how much of all pixels a class fills at most.
+
+    Parameters
+    ----------
+    of_all : (N,) ndarray
+        The probability of the class in all pixels.
+    own : (M,) ndarray
+        In those that are painted with it.
+    """
+    thresholds = np.quantile(own, np.linspace(0, 1 - LEAST_SHARE, THRESHOLDS))
+    share_of_all = 1 - np.searchsorted(np.sort(of_all), thresholds) / len(of_all)
+    share_of_own = 1 - np.searchsorted(np.sort(own), thresholds) / len(own)
+    return float((share_of_all / share_of_own).min())
+
+
+def share_rest(bounds: np.ndarray, painted: np.ndarray) -> np.ndarray:
+    """Return how much each class fills, (K,), of upper bounds for them; NaN where nothing is known.
+
+    Classes whose bound lies below their share of the paint fill as much as it says. The others
+    share what is left, in proportion to their paint. Where no bound lies above, that is the class
+    which comes nearest: not all can be rarer than the paint has them.
+
+    Parameters
+    ----------
+    bounds : (K,) ndarray
+        NaN for classes without one, which are taken to fill their share of the paint.
+    painted : (K,) ndarray
+        How much of the paint each class has.
+    """
+    is_known = ~np.isnan(bounds)
     if not is_known.any():
-        return ratios
-    relative = np.divide(ratios, painted, out=np.full(len(painted), -1.0), where=is_known)
-    takes_rest = relative >= 1
-    takes_rest[relative.argmax()] = True
-    rest = 1 - painted[~is_known].sum() - ratios[is_known & ~takes_rest].sum()
+        return bounds
+    of_paint = np.divide(bounds, painted, out=np.full(len(painted), -1.0), where=is_known)
+    takes_rest = of_paint >= 1
+    takes_rest[of_paint.argmax()] = True
+
+    rest = 1 - painted[~is_known].sum() - bounds[is_known & ~takes_rest].sum()
     if rest <= 0:
         return np.full(len(painted), np.nan)
-    ratios[takes_rest] = rest * painted[takes_rest] / painted[takes_rest].sum()
-    return ratios
+    shares = painted[takes_rest] / painted[takes_rest].sum()
+    fractions = bounds.copy()
+    fractions[takes_rest] = rest * shares
+    return fractions
 
 
 def lowest(found: list[Fractions]) -> Fractions:

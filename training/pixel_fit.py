@@ -132,13 +132,16 @@ def steps_of_fit() -> int:
 
 
 def fitted_network(
-    config: Config, slices: list[Slice], device: torch.device, class_count: int = 2
+    config: Config,
+    slices: list[Slice],
+    device: torch.device,
+    class_count: int = 2,
+    has_offset: bool = False,
 ) -> UNet:
     """Return a network that answers what a pixel classifier says that was fitted to labelled slices.
 
-    All else in it is as random weights have it, and adds nothing.
+    All else in it is as random weights have it, and adds nothing. See `UNet` for `has_offset`.
     """
-    has_offset = any(s.painted is not None for s in slices)
     network = new_network(config, class_count, has_offset).to(device)
     fit_pixel_classifier(classifier_of(network), slices, config, device, class_count)
     for weights in network.head.parameters():

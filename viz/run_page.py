@@ -243,8 +243,7 @@ def describe_results(run: Path) -> list[str]:
 
 def describe_paint(run: Path) -> list[str]:
     """Say where classes have another share of the paint than of the slices, and what was done about it."""
-    fractions = fractions_of_run(run)
-    if fractions is None:
+    if fractions_of_run(run) is None:
         return []
     text = describe_fractions(read_phases(run)["supervised"]["fractions"])
     if not text:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from config import FOREST, OTSU
@@ -265,7 +266,7 @@ def draw_painting(summary: pd.DataFrame) -> Figure:
             rows = of_method.sort_values("share")
             style = {"color": colour_of(method), "label": method, "ls": "-"}
             if strokes != usual:
-                style |= {"label": f"{method}, {strokes} strokes", "ls": "", "mfc": "white"}
+                style |= {"label": None, "ls": "", "mfc": "white"}
             if column == "mean":
                 bars = error_bars(rows["mean"], rows["lowest"], rows["highest"])
                 panel.errorbar(
@@ -283,6 +284,10 @@ def draw_painting(summary: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("full-image Dice on test slices")
     figure.supxlabel("painted pixels of the training slices [%]", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
+    for strokes in summary["strokes"].unique():
+        if strokes != usual:
+            handles.append(Line2D([], [], color=GREY, marker="o", ms=4, ls="", mfc="white"))
+            labels.append(f"hollow: {strokes} strokes")
     figure.legend(
         handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False
     )
